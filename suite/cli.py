@@ -1,0 +1,228 @@
+"""The command line: list, plan, run, status, collect, figures, detect. Heavy imports wait until a verb needs them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+RESULTS = Path("results/local")  # a user's own runs; maintainers write the committed tables with --results results
+COMMITTED = Path(__file__).resolve().parent.parent / "results"
+SEEN = {"cell": ("scheme", "arm", "params", "writers", "depth", "lr"),
+        "both": ("mine_outcome", "mine_crash_step", "mine_final_loss",
+                 "committed_outcome", "committed_crash_step", "committed_final_loss", "agree")}  # fmt: skip
+
+
+def _list_of(kind, what: str, smallest=None):
+    """An argparse type for comma-separated values; refuses empty items, duplicates and too small numbers."""
+
+    def parse(text: str) -> tuple:
+        values = []
+        for item in text.split(","):
+            try:
+                value = kind(item.strip())
+            except ValueError:
+                raise argparse.ArgumentTypeError(f"{item.strip()!r} is not {what}") from None
+            if value == "" or value != value or value in (float("inf"), float("-inf")):
+                raise argparse.ArgumentTypeError(f"{item.strip()!r} is not {what}")
+            if smallest is not None and not smallest(value):
+                raise argparse.ArgumentTypeError(f"{item.strip()} is not {what}")
+            values.append(value)
+        return tuple(dict.fromkeys(values))
+
+    return parse
+
+
+def _shard(text: str) -> tuple[int, int]:
+    i, slash, n = text.partition("/")
+    if not (slash and i.isascii() and n.isascii() and i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not i/n with 1 <= i <= n")
+    return int(i), int(n)
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _selection_flags(parser: argparse.ArgumentParser) -> None:
+    names = _list_of(str, "a name")
+    parser.add_argument("--protocol", default="laptop", metavar="NAME", help="what is fixed (default: laptop)")
+    parser.add_argument("--schemes", type=names, metavar="A,B", help="residual schemes (default: the protocol's)")
+    parser.add_argument("--params", action="append", metavar="[SCHEME:]K=V,...", help="scheme parameters, writers=zero|std included; repeat for more cells")
+    parser.add_argument("--arms", type=names, metavar="A,B", help="controlled, native (default: the protocol's)")
+    parser.add_argument("--depths", type=_list_of(int, "a positive number of blocks", lambda v: v > 0), metavar="N,N")
+    parser.add_argument("--lrs", type=_list_of(float, "a positive learning rate", lambda v: v > 0), metavar="X,X")
+    parser.add_argument("--seeds", type=_list_of(int, "a seed, 0 or more", lambda v: v >= 0), metavar="N,N")
+    parser.add_argument("--data", metavar="SOURCE", help="digits, imagefolder:DIR, parquet:FILE or a hub name; options as SOURCE,size=32,colour=grey,label=COLUMN")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file that registers schemes; it is executed")
+    parser.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="take every N-th run from the I-th")
+    _results_flag(parser)
+
+
+def _results_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help=f"where tables live (default: {RESULTS})")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; frozen by a test."""
+    top = argparse.ArgumentParser(prog="python -m suite", description="ScreamBench: residual schemes in very deep transformers.")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    add = verbs.add_parser
+    add("list", help="protocols and schemes").add_argument("--plugin", action="append", default=[], metavar="FILE")
+    _selection_flags(add("plan", help="the runs of a selection, and which are done"))
+    run = add("run", help="train what is not done yet")
+    _selection_flags(run)
+    run.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one per usable core)")
+    run.add_argument("--features", choices=("digits", "inception"), default="digits", help="network behind FID (default: digits)")
+    run.add_argument("--retry-failed", action="store_true", help="also repeat runs that ended in oom, timeout or error")
+    status = add("status", help="how many runs of each protocol are done, by outcome")
+    _results_flag(status)
+    collect = add("collect", help="your cells beside the committed ones")
+    collect.add_argument("--protocol", metavar="NAME", help="one protocol (default: all)")
+    _results_flag(collect)
+    figures = add("figures", help="draw every figure its tables allow")
+    figures.add_argument("--out", type=Path, metavar="DIR", help="default: paper_figures/out for results, DIR/figures otherwise")
+    _results_flag(figures)
+    detect = add("detect", help="what became of a run, from a CSV with columns step,loss")
+    detect.add_argument("file", type=Path)
+    detect.add_argument("--constant-loss", type=float, metavar="X", help="loss of the best constant predictor, if known")
+    return top
+
+
+def _list(args) -> int:
+    from suite import registry
+    from suite.protocol import PROTOCOLS
+
+    for plugin in args.plugin:
+        registry.load_plugin(plugin)
+    print("protocols")
+    for p in PROTOCOLS.values():
+        print(f"  {p.name:10} v{p.version}  {p.purpose}")
+    print("schemes")
+    for name in registry.names():
+        for arm in registry.ARMS:
+            if name in registry.names(arm):
+                entry = registry.get(name, arm)
+                print(f"  {name:10} {arm:10}  {entry.paper:16}  {registry.format_params(entry, {}) or '-'}")
+    return 0
+
+
+def _plan_of(args):
+    from suite.plan import Selection, make_plan
+
+    wanted = ("protocol", "schemes", "arms", "depths", "lrs", "seeds", "data", "shard")
+    params = tuple(args.params) if args.params else None
+    return make_plan(Selection(plugins=tuple(args.plugin), params=params, **{k: getattr(args, k) for k in wanted}))
+
+
+def _plan(args) -> int:
+    from suite.tables import Store
+
+    runs = _plan_of(args)
+    store = Store(args.results / args.protocol)
+    done, failed = store.done_ids(), store.failed_ids()
+    for run in runs:
+        state = "done" if run.run_id in done else "failed" if run.run_id in failed else "to do"
+        print(f"{run.run_id}  {state:6}  {run.label()}")
+    print(f"{len(runs)} runs, {sum(r.run_id in done for r in runs)} done")
+    return 0
+
+
+def _run(args) -> int:
+    from suite import environment
+
+    runs = _plan_of(args)
+    if runs and runs[0].protocol.compiled and not runs[0].compiled:
+        print("no C++ compiler found: blocks run eager, about half as fast (and under run ids of their own)", file=sys.stderr)
+    from suite.sweep import Sweep
+
+    sweep = Sweep(
+        runs, args.results.resolve(), workers=args.workers or environment.usable_cores(), features=args.features,
+        plugins=args.plugin, retry=args.retry_failed,
+    )  # fmt: skip
+    print(f"{len(runs)} runs: {sweep.skipped} done before, {sweep.total} to do", file=sys.stderr)
+    try:
+        sweep.run()
+    except KeyboardInterrupt:
+        print("\nstopped; everything finished is kept, and the same command goes on from the last checkpoints", file=sys.stderr)
+        return 130
+    for run, reason in sweep.broken:
+        print(f"broken: {run.label()}: {reason}", file=sys.stderr)
+    if sweep.old_failures:
+        print(f"{sweep.old_failures} runs broke before; --retry-failed repeats them", file=sys.stderr)
+    return 1 if sweep.broken or sweep.old_failures else 0
+
+
+def _protocol_folders(results: Path) -> list[Path]:
+    return sorted(p.parent for p in results.glob("*/runs.csv"))
+
+
+def _status(args) -> int:
+    from collections import Counter
+
+    from suite.tables import Store
+
+    folders = _protocol_folders(args.results)
+    if not folders:
+        print(f"{args.results}: no results yet; start with: python -m suite run")
+    for folder in folders:
+        counts = Counter(row["outcome"] or row["status"] for row in Store(folder).runs())
+        print(f"{folder.name:10} {sum(counts.values()):4} runs: " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
+    return 0
+
+
+def _collect(args) -> int:
+    from suite.protocol import PROTOCOLS
+    from suite.tables import check_folder, compare, format_table
+
+    if args.protocol and args.protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {args.protocol!r}; known: {', '.join(PROTOCOLS)}")
+    folders = [f for f in _protocol_folders(args.results) if args.protocol in (None, f.name)]
+    if not folders:
+        print(f"{args.results}: no results to collect; start with: python -m suite run", file=sys.stderr)
+        return 2
+    problems = []
+    for folder in folders:
+        print(f"{folder.name}: yours ({folder}) beside the committed runs ({COMMITTED.name}/{folder.name})")
+        print(format_table(compare(folder, COMMITTED / folder.name), SEEN["cell"] + SEEN["both"]))
+        problems += check_folder(folder)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _figures(args) -> int:
+    from paper_figures.draw import draw_all
+
+    out = args.out or (COMMITTED.parent / "paper_figures" / "out" if args.results.resolve() == COMMITTED else args.results / "figures")
+    return draw_all(args.results, out)
+
+
+def _detect(args) -> int:
+    from suite.crash import detect
+
+    print(json.dumps(detect(args.file, args.constant_loss)))
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; a mistake of the user is one line on standard error and exit status 2."""
+    args = parser().parse_args(argv)
+    verbs = {"list": _list, "plan": _plan, "run": _run, "status": _status, "collect": _collect, "figures": _figures, "detect": _detect}
+    try:
+        return verbs[args.verb](args)
+    except (ValueError, FileNotFoundError, PermissionError) as error:  # the suite's own errors are ValueErrors
+        print(f"error: {str(error).splitlines()[0] if str(error) else type(error).__name__}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except RuntimeError as error:
+        from suite.sweep import SweepError
+
+        if not isinstance(error, SweepError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1

@@ -1,0 +1,110 @@
+"""Where a run was made: versions, processor, compiler, commit. Columns of runs.csv; never part of a run id."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@cache
+def compiler() -> str:
+    """First line of the C++ compiler's version, or "" where there is none (blocks then run eager)."""
+    command = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if not command:
+        return ""
+    try:
+        text = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return text.splitlines()[0].strip() if text.strip() else ""
+
+
+@cache
+def commit() -> str:
+    """Short commit of this checkout, "-dirty" where its code differs from it, "" outside git. Results never make it dirty."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=20)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+        dirty = head and git("status", "--porcelain", "--", "suite", "baselines", "requirements.lock")
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return head + ("-dirty" if dirty else "")
+
+
+@cache
+def cpu_model() -> str:
+    """Processor name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores this process may use: affinity and cgroup quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return cores
+
+
+def package(name: str) -> str:
+    """Installed version of a package, "" where absent."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def provenance() -> dict[str, object]:
+    """The provenance columns that do not depend on the run."""
+    import torch
+
+    return {
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "accelerate": package("accelerate"),
+        "cpu_model": cpu_model(),
+        "cpu_isa": torch.backends.cpu.get_cpu_capability(),
+        "compiler": compiler(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def reset_peak_memory() -> None:
+    """Forget this process's peak, where the system lets us; a worker takes many runs."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def peak_memory_mib() -> float | None:
+    """Peak resident memory in MiB since the last reset, None where unknown."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return None

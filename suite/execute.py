@@ -1,0 +1,133 @@
+"""From a run to its record: train (or resume), judge, measure quality, lay out the rows of every table."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from suite import data as data_module
+from suite import environment, quality
+from suite.data import Data, DataError
+from suite.features import QualityError, extractor
+from suite.protocol import Run
+from suite.train import Report, Trainer
+
+GRID_ROWS = 4  # samples per class in the picture of a run
+
+load_data = cache(data_module.load)  # a worker takes many runs of the same data
+
+
+def work_folder(results: Path, run_id: str) -> Path:
+    """Where a run's checkpoints and finished record wait until its rows are in the tables."""
+    return results / ".work" / run_id
+
+
+def execute(run: Run, results: Path, features: str, report: Report | None = None) -> dict:
+    """Train and measure one run; returns its record for `tables.Store.add`. Resumes from the newest whole checkpoint."""
+    data = load_data(run.data)
+    if data.digest != run.data_digest:
+        raise DataError(f"--data {run.data}: its digest is now {data.digest}, the plan was made for {run.data_digest}")
+    environment.reset_peak_memory()
+    trainer = Trainer(run, data, work_folder(results, run.run_id))
+    trainer.restore()
+    trainer.train(report)
+    if not trainer.accelerator.is_main_process:
+        return {}
+    quality_rows = _quality(trainer, results, features) if run.protocol.fid_samples else []
+    hardware = torch.cuda.get_device_name() if trainer.device.type == "cuda" else environment.cpu_model()
+    peak = environment.peak_memory_mib()
+    return {
+        "run": _run_row(trainer),
+        "curve": [{"step": s, "loss": loss, "grad_norm": norm} for s, loss, norm in trainer.curve],
+        "evals": [{"step": s, "heldout_loss": loss} for s, loss in trainer.evals],
+        "quality": quality_rows,
+        "throughput": [
+            {"phase": phase, "count": trainer.counts[phase], "seconds": seconds,
+             "ms_each": 1e3 * seconds / max(1, trainer.counts[phase]), "peak_mib": peak, "hardware": hardware}
+            for phase, seconds in trainer.seconds.items()
+        ],
+    }  # fmt: skip
+
+
+def _run_row(trainer: Trainer) -> dict:
+    run, p, dit, verdict = trainer.run, trainer.run.protocol, trainer.dit, trainer.judge()
+    norms = [norm for _, _, norm in trainer.curve]
+    return {
+        **identity(run),
+        "data_digest": run.data_digest, "width": p.width, "image_tokens": dit.segments[0],
+        "caption_tokens": dit.segments[1], "batch": p.batch, "horizon": p.horizon, "window": p.window,
+        "n_params": sum(parameter.numel() for parameter in dit.parameters()), "status": "done",
+        "outcome": verdict.outcome, "crash_step": verdict.crash_step,
+        "confirmed": None if verdict.crash_step is None else verdict.confirmed, "last_step": trainer.curve[-1][0],
+        "constant_loss": trainer.constant_loss, "best_loss": verdict.best_loss, "final_loss": verdict.final_loss,
+        "heldout_loss": trainer.evals[-1][1] if trainer.evals else None, "max_grad_norm": _max(norms),
+        "spikes": verdict.spikes, "compiled": run.compiled, "dtype": p.dtype, "device": trainer.device.type,
+        "code_digest": run.code_digest, **environment.provenance(),
+    }  # fmt: skip
+
+
+def _max(norms: list[float]) -> float:
+    return next((n for n in norms if not math.isfinite(n)), max(norms))
+
+
+def identity(run: Run) -> dict:
+    """The columns of runs.csv that even a run that broke has."""
+    return {
+        "run_id": run.run_id, "protocol": run.protocol.name, "protocol_version": run.protocol.version,
+        "scheme": run.scheme, "arm": run.arm, "params": run.params, "writers": run.writers, "depth": run.depth,
+        "lr": run.lr, "seed": run.seed, "data": run.data,
+    }  # fmt: skip
+
+
+def _quality(trainer: Trainer, results: Path, features: str) -> list[dict]:
+    """The score row of the finished run and the real-against-real floor; a picture of samples even where it crashed."""
+    run, p, data = trainer.run, trainer.run.protocol, trainer.data
+    crashed = trainer.judge().outcome != "survived"
+    row = {"step": trainer.step, "fid_status": "crashed", "nfe": p.nfe, "guidance": p.guidance}
+    floor = []
+    # a crashed run gets its picture alone, and a run whose weights hold nan gets samples of nan, drawn as such
+    n = min(p.fid_samples, GRID_ROWS * data.classes) if crashed else p.fid_samples
+    with trainer.timed("sample", n):
+        samples, labels = trainer.sample(n)
+    grid = samples[: GRID_ROWS * data.classes]
+    path = results / p.name / "samples" / f"{run.scheme}-L{run.depth}-{run.run_id}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    quality.sample_grid(grid, labels[: len(grid)], path)
+    if not crashed:
+        net, real = extractor(features), data.pixels(data.images_NCHW[data.train])
+        row |= {"fid_status": "unavailable"}
+        try:
+            net.check_shape(real)
+        except QualityError:
+            return [row]  # the digit features know digits only; the picture stands alone
+        with trainer.timed("score"):
+            row |= quality.scores(samples, real.clamp(0, 1), net)
+            floor = [{"run_id": "real", **_floor(data, features, p.fid_samples)}]
+    return [row, *floor]
+
+
+_floors: dict[tuple, dict] = {}
+
+
+def _floor(data: Data, features: str, n: int) -> dict:
+    key = (data.digest, features, n)
+    if key not in _floors:
+        real = data.pixels(data.images_NCHW[data.train]).clamp(0, 1)
+        _floors[key] = quality.real_floor(real, n, extractor(features), labels=data.labels_N[data.train])
+    return _floors[key]
+
+
+def save_record(record: dict, path: Path) -> None:
+    """Write a finished record beside its checkpoints, whole or not at all."""
+    aside = path.with_suffix(f".{os.getpid()}")
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(record, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)

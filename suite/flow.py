@@ -1,0 +1,96 @@
+"""Rectified flow: path, velocity target, batches as a pure function of (seed, step), Euler sampler with guidance.
+
+Shapes: B batch, C channels, H, W pixels, S caption tokens, D width. Source: arXiv:2605.06169, Eq. 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """z_t and what it is made of: z_t = (1 - t) x0 + t x1, x1 ~ N(0, I); target v = x0 - x1 points from noise to data."""
+
+    z_BCHW: Tensor
+    target_BCHW: Tensor
+    t_B: Tensor
+    caption_B: Tensor  # row of the caption table
+
+
+def generator(*key: object) -> torch.Generator:
+    """A CPU generator keyed by names and numbers, so that no stream depends on how often another was drawn from."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def caption_table(classes: int, tokens: int, width: int) -> Tensor:
+    """(classes + 1, S, D) frozen N(0, 1) captions in place of the paper's frozen text encoder; last row = empty caption."""
+    return torch.randn(classes + 1, tokens, width, generator=generator("captions"))
+
+
+def make_batch(x0_BCHW: Tensor, labels_B: Tensor, empty: int, drop: float, noise: torch.Generator) -> Batch:
+    """Draw noise, t ~ U(0, 1) and dropped captions from `noise`, in this order."""
+    x1_BCHW = torch.randn(x0_BCHW.shape, generator=noise)
+    t_B = torch.rand(len(x0_BCHW), generator=noise)
+    dropped_B = torch.rand(len(x0_BCHW), generator=noise) < drop
+    t_B111 = t_B[:, None, None, None]
+    z_BCHW = (1 - t_B111) * x0_BCHW + t_B111 * x1_BCHW
+    return Batch(z_BCHW, x0_BCHW - x1_BCHW, t_B, torch.where(dropped_B, empty, labels_B))
+
+
+class Batches:
+    """The training stream: shuffled passes over the data, each batch a pure function of (seed, step)."""
+
+    def __init__(self, images_NCHW: Tensor, labels_N: Tensor, classes: int, batch: int, drop: float, seed: int) -> None:
+        self.images, self.labels, self.classes = images_NCHW, labels_N, classes
+        self.batch, self.drop, self.seed = batch, drop, seed
+        self._pass: tuple[int, Tensor] | None = None  # the last permutation made, a cache
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if self._pass is None or self._pass[0] != epoch:
+            order = torch.randperm(len(self.images), generator=generator(self.seed, "order", epoch))
+            self._pass = (epoch, order)
+        return self._pass[1]
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of optimiser step `step`, counted from 1."""
+        start, n = (step - 1) * self.batch, len(self.images)
+        rows = torch.stack([self._permutation(i // n)[i % n] for i in range(start, start + self.batch)])
+        return make_batch(self.images[rows], self.labels[rows], self.classes, self.drop, generator(self.seed, "noise", step))
+
+
+@torch.inference_mode()
+def sample(
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    captions_BSD: Tensor,
+    empty_SD: Tensor,
+    shape: tuple[int, int, int],
+    *,
+    nfe: int,
+    guidance: float,
+    noise: torch.Generator,
+    chunk: int,
+) -> Tensor:
+    """Euler from t = 1 (noise) to 0 with classifier-free guidance: v = v_empty + w (v_caption - v_empty).
+
+    velocity(z, captions) is called with 2 * chunk rows: guided and unguided halves in one forward. Returns (B, C, H, W).
+    Noise is drawn for all samples at once, so results do not depend on `chunk`. Steps are uniform in t (no time shift).
+    """
+    z_all = torch.randn(len(captions_BSD), *shape, generator=noise).to(captions_BSD.device)
+    done = []
+    for z, cap in zip(z_all.split(chunk), captions_BSD.split(chunk), strict=True):
+        rows = len(z)
+        if rows < chunk:  # keep the shape, so that nothing recompiles
+            z = torch.cat([z, z.new_zeros(chunk - rows, *shape)])
+            cap = torch.cat([cap, cap.new_zeros(chunk - rows, *cap.shape[1:])])
+        both = torch.cat([cap, empty_SD.expand_as(cap)])
+        for _ in range(nfe):
+            v_caption, v_empty = velocity(torch.cat([z, z]), both).chunk(2)
+            z = z + (v_empty + guidance * (v_caption - v_empty)) / nfe
+        done.append(z[:rows])
+    return torch.cat(done).float()

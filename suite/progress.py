@@ -1,0 +1,72 @@
+"""What a person sees while a sweep runs: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+from suite.protocol import Run
+
+
+class Progress:
+    """One bar a worker with step, loss and rate on a terminal; a line at the begin and end of each run elsewhere."""
+
+    def __init__(self, workers: int) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.bars: dict[str, object] = {}
+        self.free = list(range(workers))
+        self.guard = threading.RLock()
+        self.start = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self.guard:
+            for bar in self.bars.values():
+                bar.close()
+            self.bars.clear()
+
+    def say(self, text: str) -> None:
+        """One line, above the bars if there are any."""
+        with self.guard:
+            if self.terminal:
+                from tqdm import tqdm
+
+                tqdm.write(text, file=sys.stderr)
+            else:
+                print(text, file=sys.stderr, flush=True)
+
+    def begin(self, run: Run) -> None:
+        with self.guard:
+            if not self.terminal:
+                return
+            from tqdm import tqdm
+
+            total = run.protocol.horizon + run.protocol.window
+            position = self.free.pop(0) if self.free else 0
+            self.bars[run.run_id] = tqdm(
+                total=total, desc=run.label(), unit="step", position=position, leave=False, file=sys.stderr, dynamic_ncols=True
+            )
+
+    def step(self, run: Run, step: int, loss: float) -> None:
+        with self.guard:
+            bar = self.bars.get(run.run_id)
+            if bar is not None:
+                bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+                bar.update(step - bar.n)
+
+    def end(self, run: Run, row: dict, finished: int, total: int) -> None:
+        """Close the run's bar and say what came of it."""
+        with self.guard:
+            bar = self.bars.pop(run.run_id, None)
+            if bar is not None:
+                self.free.append(-bar.pos)
+                bar.close()
+        if row["status"] == "done":
+            where = f" at step {row['crash_step']}" if row["crash_step"] else ""
+            text = f"{row['outcome']}{where}, loss {row['final_loss']:.3f}"
+        else:
+            text = f"{row['status']}: {row['reason']}"
+        self.say(f"[{finished}/{total}, {time.monotonic() - self.start:4.0f} s] {run.label()}: {text}")

@@ -1,0 +1,88 @@
+"""The scheme contract: how a branch joins the trunk.
+
+Shapes: B batch, T tokens (image tokens first, then caption tokens), D width.
+x is the trunk, f what a branch adds to it, z their merge before the norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+EPS = 1e-6  # Table 3 of arXiv:2605.06169 (the released code has 1e-5)
+
+
+class Context(NamedTuple):
+    """What a scheme may look at besides x and f; everything that changes over a run is a tensor, so nothing recompiles.
+
+    segments: token counts per segment in sequence order, (image, caption).
+    site: "attn" or "ffn", the merge of the block this is.
+    step: optimiser step, 0-dim float tensor, for schemes with a schedule.
+    """
+
+    segments: tuple[int, ...]
+    site: str
+    step: Tensor
+
+
+class Site(NamedTuple):
+    """Where a scheme instance lives, given to its constructor. block counts from 0; depth is the number of blocks."""
+
+    width: int
+    depth: int
+    block: int
+    site: str
+
+
+def rms_norm(x_BTD: Tensor, eps: float = EPS) -> Tensor:
+    """Non-affine RMSNorm over the last axis (arXiv:2605.06169, Table 3). Shape in = shape out."""
+    return x_BTD * torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + eps)
+
+
+def token_mean(x_BTD: Tensor, segments: tuple[int, ...]) -> Tensor:
+    """J x: every token replaced by the mean of its segment (Eq. 3 and 43). An empty segment is allowed."""
+    parts_BtD = torch.split(x_BTD, [n for n in segments if n], dim=1)
+    return torch.cat([p_BtD.mean(1, keepdim=True).expand_as(p_BtD) for p_BtD in parts_BtD], dim=1)
+
+
+def centered(x_BTD: Tensor, segments: tuple[int, ...]) -> Tensor:
+    """P x = x - J x (Eq. 3)."""
+    return x_BTD - token_mean(x_BTD, segments)
+
+
+class Residual(nn.Module):
+    """Base of every scheme: post-norm, ``rms_norm(merge(x, branch(x), ctx))``.
+
+    Most schemes override `merge` alone; pre-norm ones override `forward`, multi-stream ones `open` and `fold` too.
+    Keyword arguments of the constructor are the scheme's parameters: they become the `params` column. Numbers that
+    depend on depth must be buffers, not Python attributes (a Python number read in `forward` recompiles every block).
+    Every parameter a scheme owns is a gate: never decayed.
+    """
+
+    shared = False  # True: one instance serves both merges of a block (ReZero)
+    zero_writers = ""  # why zero-initialised writers are illegal; empty = legal
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+
+    def merge(self, x_BTD: Tensor, f_BTD: Tensor, ctx: Context) -> Tensor:
+        """z from trunk and branch output, all (B, T, D)."""
+        raise NotImplementedError(f"{type(self).__name__} overrides neither merge nor forward")
+
+    def forward(self, x_BTD: Tensor, branch: Callable[[Tensor], Tensor], ctx: Context) -> Tensor:
+        return rms_norm(self.merge(x_BTD, branch(x_BTD), ctx))
+
+    def open(self, x_BTD: Tensor) -> Tensor:
+        """Called once on the first block's input; a multi-stream scheme opens its streams here."""
+        return x_BTD
+
+    def fold(self, x_BTD: Tensor) -> Tensor:
+        """Called once on the last block's output; folds streams, or adds the final norm that pre-norm needs."""
+        return x_BTD
+
+    @torch.no_grad()
+    def init_weights(self, site: str, weights: dict[str, Tensor]) -> None:
+        """Rescale the freshly drawn weights of this site in place: q, k, v, o (attention) or w13, w2 (FFN)."""

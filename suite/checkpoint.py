@@ -13,9 +13,14 @@ import shutil
 import warnings
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 KEEP = 5  # enough to replay a window of 30 steps before a crash that took 50 + 10 steps to confirm, at one every 50 steps
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint was passed over; training goes on from an older one, or from the start."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -27,50 +32,77 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def save(folder: Path, step: int, run_id: str, tensors: dict[str, Tensor]) -> None:
-    """Write `folder/step-<step>` atomically and drop all but the newest KEEP."""
+def save(
+    folder: Path, step: int, run_id: str, tensors: dict[str, Tensor], log: dict, keep_from: int | None = None
+) -> None:
+    """Write `folder/step-<step>` atomically and drop all but the newest KEEP, and the last one up to step `keep_from`.
+
+    log is any JSON value and comes back from `load` beside the tensors. One process at a time may hold a folder.
+    """
     from safetensors.torch import save as to_bytes
 
     target, aside = folder / f"step-{step:08d}", folder / f".step-{step:08d}.{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(aside, ignore_errors=True)
+    for left in folder.glob(".step-*"):  # by a process that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
     aside.mkdir()
     data = to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-    manifest = {"run_id": run_id, "step": step, "sha256": hashlib.sha256(data).hexdigest()}
-    for name, content in (("state.safetensors", data), ("manifest.json", json.dumps(manifest).encode())):
-        with open(aside / name, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+    notes = json.dumps(log).encode()
+    digests = {"sha256": hashlib.sha256(data).hexdigest(), "log_sha256": hashlib.sha256(notes).hexdigest()}
+    manifest = json.dumps({"run_id": run_id, "step": step, "torch": torch.__version__} | digests).encode()
+    try:
+        for name, content in (("state.safetensors", data), ("log.json", notes), ("manifest.json", manifest)):
+            with open(aside / name, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError:  # a full disk: give back what half a checkpoint takes
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     shutil.rmtree(target, ignore_errors=True)
     os.replace(aside, target)
     sync_folder(folder)
-    for old in _complete(folder)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+    older = _complete(folder)[:-KEEP]
+    pinned = [path for path in older if keep_from is not None and _step(path) <= keep_from][-1:]
+    for old in older:
+        if old not in pinned:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _complete(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
-def load(folder: Path, run_id: str, at_most: int | None = None) -> tuple[int, dict[str, Tensor]] | None:
+def load(folder: Path, run_id: str, at_most: int | None = None) -> tuple[int, dict[str, Tensor], dict] | None:
     """The newest whole checkpoint of this run (of step `at_most` or earlier), or None.
 
-    A damaged one, or one of another run, is passed over with a warning and the next older one is tried.
+    A damaged one, one of another run or of another torch version (which would go on with other bits) is passed over with a
+    warning, and the next older one is tried.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
     for path in reversed(_complete(folder)):
         try:
             manifest = json.loads((path / "manifest.json").read_text())
+            if path.name != f"step-{manifest['step']:08d}":
+                raise ValueError(f"its manifest says step {manifest['step']}")
             if at_most is not None and manifest["step"] > at_most:
                 continue
             if manifest["run_id"] != run_id:
                 raise ValueError(f"belongs to run {manifest['run_id']}")
-            data = (path / "state.safetensors").read_bytes()
-            if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
+            if manifest["torch"] != torch.__version__:
+                raise ValueError(f"was made by torch {manifest['torch']}, this is {torch.__version__}")
+            data, notes = (path / "state.safetensors").read_bytes(), (path / "log.json").read_bytes()
+            found = [hashlib.sha256(part).hexdigest() for part in (data, notes)]
+            if found != [manifest["sha256"], manifest["log_sha256"]]:
                 raise ValueError("does not match its digest")
-            return manifest["step"], from_bytes(data)
-        except (OSError, ValueError, KeyError) as error:
-            warnings.warn(f"checkpoint {path.name} of run {run_id} is passed over: {error}", stacklevel=2)
+            return manifest["step"], from_bytes(data), json.loads(notes)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            what = f"its manifest lacks {error}" if isinstance(error, KeyError) else error
+            warnings.warn(f"checkpoint {path.name} of run {run_id} is passed over: {what}", CheckpointWarning, stacklevel=2)
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,8 @@ def load(source: str = "digits") -> Data:
             pixels, labels = _digits()
         return _standardise("digits", pixels[:, None].astype(np.float32) / 16, labels, 10)
     name, *options = source.split(",")
+    if name in ("", "digits"):
+        raise DataError(f"--data {source!r}: {'digits takes no options' if name else 'names no source'}; try digits or imagefolder:DIR")
     option = dict(o.partition("=")[::2] for o in options)
     if unknown := set(option) - {"size", "colour", "label", "split"}:
         raise DataError(f"--data {source}: unknown option {sorted(unknown)[0]!r}; known: size, colour, label, split")
@@ -97,8 +100,10 @@ def load(source: str = "digits") -> Data:
     table = _open(name, option.get("split", "train"))
     image_column, label_column = _columns(name, table, option.get("label"))
     pixels = _images(name, table, image_column, option)
-    names = np.asarray(table[label_column])
-    classes, labels = np.unique(names, return_inverse=True)
+    names = list(table[label_column])
+    if kind := next((type(label).__name__ for label in names if not isinstance(label, int | str)), ""):
+        raise DataError(f"--data {name}: label column {label_column!r} holds {kind}, not numbers or names of classes")
+    classes, labels = np.unique(np.asarray(names), return_inverse=True)
     return _standardise(source, pixels, labels, len(classes))
 
 
@@ -113,16 +118,24 @@ def _open(name: str, split: str):
         if kind == "imagefolder" and colon:
             if not Path(path).is_dir():
                 raise DataError(f"--data {name}: no folder {path}")
-            return datasets.load_dataset("imagefolder", data_dir=path, split=split)
+            return _local("imagefolder", split, data_dir=path)
         if kind == "parquet" and colon:
             if not Path(path).is_file():
                 raise DataError(f"--data {name}: no file {path}")
-            return datasets.load_dataset("parquet", data_files=path, split=split)
+            return _local("parquet", split, data_files=path)
         return datasets.load_dataset(name, split=split)
     except DataError:
         raise
     except Exception as error:  # the library raises many kinds; each becomes one line
         raise DataError(f"--data {name}: cannot be loaded: {_first_line(error)}") from error
+
+
+def _local(kind: str, split: str, **where: str):
+    """Files of the user, read into memory: no stale copy of them stays in a cache, nothing is written beside results."""
+    import datasets
+
+    with tempfile.TemporaryDirectory() as cache:
+        return datasets.load_dataset(kind, split=split, cache_dir=cache, keep_in_memory=True, **where)
 
 
 def _first_line(error: Exception) -> str:
@@ -152,11 +165,14 @@ def _images(name: str, table, column: str, option: dict[str, str]) -> np.ndarray
     for row, item in enumerate(raw):
         try:
             image = Image.open(io.BytesIO(item["bytes"]) if item["bytes"] else item["path"])
-            mode = mode or ("L" if image.mode in ("1", "L", "I", "F", "I;16") else "RGB")
+            if image.mode[0] in "IF":  # Pillow would clip these to 255 without a word
+                raise ValueError(f"mode {image.mode} has more than 8 bits a channel; convert it first")
+            mode = mode or ("L" if image.mode in ("1", "L", "LA") else "RGB")
             size = size or min(image.size)
             fitted = ImageOps.fit(image.convert(mode), (size, size), method=Image.Resampling.BICUBIC)
         except Exception as error:
-            raise DataError(f"--data {name}: image {item['path'] or f'in row {row}'} cannot be read: {_first_line(error)}") from error
+            where = (item or {}).get("path") or f"in row {row}"
+            raise DataError(f"--data {name}: image {where} cannot be read: {_first_line(error)}") from error
         pixels.append(np.asarray(fitted, dtype=np.float32).reshape(size, size, -1).transpose(2, 0, 1) / 255)
     return np.stack(pixels)
 
@@ -173,7 +189,7 @@ def _standardise(name: str, pixels_NCHW: np.ndarray, labels: np.ndarray, classes
     mean = pixels_NCHW[train].mean((0, 2, 3), dtype=np.float64).astype(np.float32)[:, None, None]
     std = pixels_NCHW[train].std((0, 2, 3), dtype=np.float64).astype(np.float32)[:, None, None]
     if not (std > 0).all():
-        raise DataError(f"--data {name}: every image is the same")
+        raise DataError(f"--data {name}: every image is the same, or has an empty channel")
     images = np.ascontiguousarray((pixels_NCHW - mean) / std, dtype=np.float32)
     sha = hashlib.sha256(repr(images.shape).encode())
     for part in (images, labels.astype("<i8"), train.astype("<i8")):

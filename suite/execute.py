@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 
 from suite import data as data_module
-from suite import environment, quality
+from suite import environment, quality, registry
+from suite.auditor import Auditor, recovered, signature
 from suite.data import Data, DataError
 from suite.features import QualityError, extractor
+from suite.probe import probe
 from suite.protocol import Run
+from suite.sidepass import final_state
 from suite.train import Report, Trainer
 
 GRID_ROWS = 4  # samples per class in the picture of a run
@@ -32,20 +35,37 @@ def execute(run: Run, results: Path, features: str, report: Report | None = None
     data = load_data(run.data)
     if data.digest != run.data_digest:
         raise DataError(f"--data {run.data}: its digest is now {data.digest}, the plan was made for {run.data_digest}")
+    if registry.get(run.scheme, run.arm).code_digest != run.code_digest:
+        raise registry.RegistryError(f"scheme {run.scheme}: its code has changed since the plan was made; plan again")
     environment.reset_peak_memory()
     trainer = Trainer(run, data, work_folder(results, run.run_id))
     trainer.restore()
-    trainer.train(report)
+    p, auditor = run.protocol, None
+    if p.audit_every:
+        auditor = Auditor(trainer)
+    trainer.train(report, auditor and auditor.before_update, partial(_checkpoint_quality, trainer, features))
     if not trainer.accelerator.is_main_process:
         return {}
-    quality_rows = _quality(trainer, results, features) if run.protocol.fid_samples else []
+    verdict = trainer.judge()
+    quality_rows = _quality(trainer, results, features) if p.fid_samples else []
+    probe_rows = []
+    if p.probe and verdict.crash_step is None:
+        with trainer.timed("probe"):
+            probe_rows = probe(trainer)
+    row = _run_row(trainer)  # before the replay, which leaves the trainer inside its window
+    if auditor and verdict.crash_step is not None:
+        row["reason"] = auditor.replay(verdict)
+        row["mms_signature"] = signature(trainer.log["audit"], verdict, deep_from=run.depth // 2)
     hardware = torch.cuda.get_device_name() if trainer.device.type == "cuda" else environment.cpu_model()
     peak = environment.peak_memory_mib()
     return {
-        "run": _run_row(trainer),
+        "run": row,
         "curve": [{"step": s, "loss": loss, "grad_norm": norm} for s, loss, norm in trainer.curve],
         "evals": [{"step": s, "heldout_loss": loss} for s, loss in trainer.evals],
-        "quality": quality_rows,
+        "quality": trainer.log.get("quality", []) + quality_rows,
+        "audit": trainer.log.get("audit", []),
+        "spikes": recovered(trainer.log.get("spikes", []), verdict, p.window),
+        "probe": probe_rows,
         "throughput": [
             {"phase": phase, "count": trainer.counts[phase], "seconds": seconds,
              "ms_each": 1e3 * seconds / max(1, trainer.counts[phase]), "peak_mib": peak, "hardware": hardware}
@@ -62,7 +82,7 @@ def _run_row(trainer: Trainer) -> dict:
         "data_digest": run.data_digest, "width": p.width, "image_tokens": dit.segments[0],
         "caption_tokens": dit.segments[1], "batch": p.batch, "horizon": p.horizon, "window": p.window,
         "n_params": sum(parameter.numel() for parameter in dit.parameters()), "status": "done",
-        "outcome": verdict.outcome, "crash_step": verdict.crash_step,
+        "outcome": verdict.outcome, "state": None if verdict.crash_step is None else final_state(trainer), "crash_step": verdict.crash_step,
         "confirmed": None if verdict.crash_step is None else verdict.confirmed, "last_step": trainer.curve[-1][0],
         "constant_loss": trainer.constant_loss, "best_loss": verdict.best_loss, "final_loss": verdict.final_loss,
         "heldout_loss": trainer.evals[-1][1] if trainer.evals else None, "max_grad_norm": _max(norms),
@@ -87,7 +107,7 @@ def identity(run: Run) -> dict:
 def _quality(trainer: Trainer, results: Path, features: str) -> list[dict]:
     """The score row of the finished run and the real-against-real floor; a picture of samples even where it crashed."""
     run, p, data = trainer.run, trainer.run.protocol, trainer.data
-    crashed = trainer.judge().outcome != "survived"
+    crashed = trainer.judge().crash_step is not None
     row = {"step": trainer.step, "fid_status": "crashed", "nfe": p.nfe, "guidance": p.guidance}
     floor = []
     # a crashed run gets its picture alone, and a run whose weights hold nan gets samples of nan, drawn as such
@@ -99,16 +119,32 @@ def _quality(trainer: Trainer, results: Path, features: str) -> list[dict]:
     path.parent.mkdir(parents=True, exist_ok=True)
     quality.sample_grid(grid, labels[: len(grid)], path)
     if not crashed:
-        net, real = extractor(features), data.pixels(data.images_NCHW[data.train])
-        row |= {"fid_status": "unavailable"}
-        try:
-            net.check_shape(real)
-        except QualityError:
-            return [row]  # the digit features know digits only; the picture stands alone
-        with trainer.timed("score"):
-            row |= quality.scores(samples, real.clamp(0, 1), net)
+        row |= _scores(trainer, samples, features)
+        if row["fid_status"] != "unavailable":
             floor = [{"run_id": "real", **_floor(data, features, p.fid_samples)}]
     return [row, *floor]
+
+
+def _scores(trainer: Trainer, samples, features: str) -> dict:
+    """FID and its kin of samples against the training images; status `unavailable` where the features do not fit the data."""
+    data, net = trainer.data, extractor(features)
+    real = data.pixels(data.images_NCHW[data.train]).clamp(0, 1)
+    try:
+        net.check_shape(real)
+    except QualityError:
+        return {"fid_status": "unavailable"}  # the digit features know digits only; the picture stands alone
+    with trainer.timed("score"):
+        return quality.scores(samples, real, net)
+
+
+def _checkpoint_quality(trainer: Trainer, features: str, step: int) -> None:
+    """Score the run at the protocol's quality steps (Table 1 and Figure 5); a crash is known only later, see `_quality`."""
+    p = trainer.run.protocol
+    if step in p.quality_at:
+        with trainer.timed("sample", p.fid_samples):
+            samples, _ = trainer.sample(p.fid_samples)
+        row = {"step": step, "nfe": p.nfe, "guidance": p.guidance} | _scores(trainer, samples, features)
+        trainer.log.setdefault("quality", []).append(row)
 
 
 _floors: dict[tuple, dict] = {}

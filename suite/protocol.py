@@ -65,7 +65,7 @@ class Protocol:
     # plan
     cells: tuple[Cell, ...] = field(default=tuple(Cell(s) for s in SCHEMES))
     depths: tuple[int, ...] = (25, 50, 100)
-    lrs: tuple[float, ...] = (3e-3,)  # calibrated once: plain collapses at depth 100 within the horizon, MV-Split learns
+    lrs: tuple[float, ...] = (4e-3,)  # calibrated once: plain collapses at depth 100, not at 50 (3e-3: not in 400 steps)
     seeds: tuple[int, ...] = (0,)
     data: str = "digits"
 
@@ -81,6 +81,22 @@ def _presets() -> dict[str, Protocol]:
         "the five schemes at one hot learning rate: the collapse and the fate of the others, in minutes",
         fid_samples=256,
     )
+    anatomy = Protocol(
+        "anatomy",
+        1,
+        "plain against the stabilisers through the collapse and 500 steps beyond it, with the audit",
+        horizon=3000,
+        after_crash=500,
+        audit_every=25,
+        audit_full=("plain", "mvsplit"),
+        quality_at=(600, 1200, 1800, 2400, 3000),
+        fid_samples=256,
+        probe=True,
+        depths=(100,),
+        lrs=(3.5e-3,),
+        seeds=(0, 1, 2),
+        cells=(*(Cell(s) for s in ("plain", "mvsplit", "layerscale", "rezero", "deepnorm")), Cell("mvsplit", params="sites=attn")),
+    )
     return {
         p.name: p
         for p in (
@@ -89,6 +105,17 @@ def _presets() -> dict[str, Protocol]:
                 checkpoint_every=4, fid_samples=64, nfe=2, compiled=False, depths=(2, 3), lrs=(1e-3,), batch=8,
             ),
             laptop,
+            anatomy,
+            replace(
+                anatomy, name="anatomy64", purpose="the same with 64 image tokens, which leave more room for amplification",
+                patch=1, horizon=1000, quality_at=(), probe=False, fid_samples=0, audit_full=(), depths=(100,),
+                cells=(Cell("plain"), Cell("mvsplit")),
+            ),
+            Protocol(
+                "stdinit", 1, "App. B: 128 blocks, standard init, no gates: collapsed from the start, as a front over depth",
+                final="std", horizon=690, after_crash=690, audit_every=10, audit_layers=16, lrs=(1e-3,), depths=(128,),
+                cells=(Cell("plain", writers="std"), Cell("mvsplit", writers="std")),
+            ),
             Protocol(
                 "paper", 1, "Table 3 of arXiv:2605.06169 exactly, for 8 to 16 H100", width=1024, heads=8, ffn=3072,
                 patch=1, caption_tokens=256, batch=1024, warmup=1000, horizon=100_000, window=1000, heldout_every=5000,

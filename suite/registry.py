@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import math
 import pkgutil
 import re
 import sys
@@ -47,6 +48,10 @@ def register(name: str, *, arm: str = "controlled", paper: str = ""):
         raise RegistryError(f"scheme {name}: arm {arm!r} is not one of {', '.join(ARMS)}")
 
     def enter(cls: type) -> type:
+        from suite.residual import Residual
+
+        if not (isinstance(cls, type) and issubclass(cls, Residual)):
+            raise RegistryError(f"scheme {name}: {getattr(cls, '__name__', cls)} is not a class derived from suite.residual.Residual")
         if (name, arm) in _entries:
             other = _entries[name, arm].cls
             raise RegistryError(
@@ -56,6 +61,8 @@ def register(name: str, *, arm: str = "controlled", paper: str = ""):
         if bad := [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]:
             raise RegistryError(f"scheme {name}: parameter {bad[0]} needs a default value")
         defaults = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+        if odd := [key for key, value in defaults.items() if not isinstance(value, bool | int | float | str)]:
+            raise RegistryError(f"scheme {name}: the default of {odd[0]} is not a number, text, True or False")
         digest = code_digest(Path(sys.modules[cls.__module__].__file__))
         _entries[name, arm] = Entry(name, arm, paper, cls, defaults, digest)
         return cls
@@ -104,17 +111,20 @@ def load_plugin(path: str | Path) -> None:
         raise RegistryError(f"--plugin {path}: not a Python file (its name must end in .py)")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is written beside a user's file
     try:
         spec.loader.exec_module(module)
         if set(_entries) == before:
             raise RegistryError("registers no scheme; decorate a Residual class with @register(name)")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         for key in set(_entries) - before:
             del _entries[key]
         where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         what = str(error) if isinstance(error, RegistryError) else f"{type(error).__name__}: {error}"
         raise RegistryError(f"--plugin {path.name}{where}: {what}") from error
+    finally:
+        sys.dont_write_bytecode = writes
 
 
 def names(arm: str | None = None) -> list[str]:
@@ -150,6 +160,11 @@ def parse_params(entry: Entry, text: str) -> dict[str, object]:
             values[key] = {"true": True, "false": False}[raw.lower()] if kind is bool else kind(raw)
         except (ValueError, KeyError):
             raise RegistryError(f"scheme {entry.name}: {key}={raw!r} is not a {kind.__name__}") from None
+        value = values[key]
+        if kind is float and (not math.isfinite(value) or value != float(f"{value:g}")):
+            raise RegistryError(f"scheme {entry.name}: {key}={raw} is not a finite number of at most six significant digits")
+        if kind is str and not raw.isprintable():
+            raise RegistryError(f"scheme {entry.name}: {key}={raw!r} holds characters that cannot be printed")
     return values
 
 

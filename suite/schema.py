@@ -142,7 +142,7 @@ QUALITY = (
 THROUGHPUT = (
     RUN_ID,
     _text("phase", "part of the run that was timed", required=True,
-          enum=("train", "compile", "heldout", "sample", "score", "audit")),
+          enum=("train", "compile", "heldout", "sample", "score", "audit", "replay", "probe")),
     _integer("count", "1", "steps or evaluations in the phase"),
     _number("seconds", "wall-clock time of the phase", "s"),
     _number("ms_each", "mean wall-clock time of one step or evaluation", "ms"),

@@ -18,16 +18,20 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from suite import checkpoint, crash, environment, flow, registry
+from suite import checkpoint, crash, flow, registry
 from suite.backbone import DiT
 from suite.data import Data
 from suite.optim import FlatParameters
 from suite.protocol import Run
 
 EVAL_ROWS = 64  # rows of every forward outside training: one shape, so that inference compiles once
+REPLAY_BEFORE = 30  # steps before a crash that the audit replays
 JUDGE_EVERY = 10  # steps between looks at the curve for the early stop
 
+ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")  # of torch.optim.AdamW
+
 Report = Callable[[int, float], None]
+Observer = Callable[[int], None]  # called with the step; may read the trainer and extend its log
 
 
 def build_model(run: Run, channels: int, image_size: int) -> DiT:
@@ -61,12 +65,19 @@ class Trainer:
         self.constant_loss = data.constant_loss(p.patch)
         self.last = p.horizon + p.window
         self.step, self.curve, self.evals = 0, [], []  # curve rows (step, loss, grad_norm), evals rows (step, loss)
+        self.log: dict[str, list[dict]] = {}  # rows of further tables, gathered by observers; checkpointed with the rest
+        self.keep_from: int | None = None  # a checkpoint at or before this step must stay, for a replay
         self.seconds: dict[str, float] = defaultdict(float)
         self.counts: dict[str, int] = defaultdict(int)
         if run.compiled:
             torch._dynamo.config.fail_on_recompile_limit_hit = True  # never fall back to eager without a word
             for block in self.dit.blocks:
                 block.compile(fullgraph=True, dynamic=False)
+
+    @property
+    def second_moment(self) -> Tensor | None:
+        """Adam's v over the flat buffer, before this step's update; None at the first step."""
+        return self.flat.second_moment(self.optimizer)
 
     @contextmanager
     def timed(self, phase: str, count: int = 1):
@@ -101,8 +112,11 @@ class Trainer:
             group["lr"] = self.run.lr * min(1.0, step / self.run.protocol.warmup)
         self.optimizer.step()
 
-    def advance(self, before_update: Callable[[int], None] | None = None) -> bool:
-        """One optimiser step; False, with the update withheld, if the loss or a gradient is not finite."""
+    def advance(self, before_update: Observer | None = None) -> bool:
+        """One optimiser step; False, with the update withheld, if the loss or a gradient is not finite.
+
+        before_update sees the step's clipped gradients, and the weights that they were taken at.
+        """
         step = self.step + 1
         with self.timed("compile" if not self.counts["compile"] else "train"):
             loss, norm = self.forward_backward(step)
@@ -158,22 +172,22 @@ class Trainer:
         tensors["evals"] = torch.tensor(self.evals, dtype=torch.float64).reshape(-1, 2)
         for group, leaf in self.flat.leaves.items():
             state = self.optimizer.state[leaf]
-            tensors |= {f"{group}.{key}": state[key] for key in ("exp_avg", "exp_avg_sq", "step")}
-        checkpoint.save(self.folder, self.step, self.run.run_id, tensors)
+            tensors |= {f"{group}.{key}": state[key] for key in ADAM_STATE if state}
+        checkpoint.save(self.folder, self.step, self.run.run_id, tensors, self.log, self.keep_from)
 
     def restore(self, at_most: int | None = None) -> bool:
         """Go back to the newest whole checkpoint (of step `at_most` or earlier); False if there is none."""
         found = checkpoint.load(self.folder, self.run.run_id, at_most)
         if found is None:
             return False
-        self.step, tensors = found
+        self.step, tensors, self.log = found
         self.flat.values.copy_(tensors["values"])
         for group, leaf in self.flat.leaves.items():
             state = self.optimizer.state[leaf]
-            for key in ("exp_avg", "exp_avg_sq", "step"):
-                old = tensors[f"{group}.{key}"]
-                state[key] = old.to(self.device) if key != "step" or self.device.type == "cuda" else old
-        self.curve = [(int(s), loss, norm) for s, loss, norm in tensors["curve"].tolist()]
+            state.clear()
+            if self.step:
+                state.update({key: tensors[f"{group}.{key}"].to(self.device) for key in ADAM_STATE})
+        self.curve = [(int(s), loss, norm) for s, loss, norm in tensors["curve"].reshape(-1, 3).tolist()]
         self.evals = [(int(s), loss) for s, loss in tensors["evals"].tolist()]
         return True
 
@@ -194,11 +208,17 @@ class Trainer:
         if not self.curve or self.step % JUDGE_EVERY:
             return False
         verdict = self.judge()
+        if verdict.confirmed:
+            self.keep_from = verdict.crash_step - REPLAY_BEFORE - 1
         return verdict.confirmed and self.step >= verdict.crash_step + self.run.protocol.after_crash
 
-    def train(self, report: Report | None = None, before_update: Callable[[int], None] | None = None) -> None:
+    def train(
+        self, report: Report | None = None, before_update: Observer | None = None, after_update: Observer | None = None
+    ) -> None:
         """Train to the end from wherever the run is: fresh, or restored from a checkpoint."""
         p = self.run.protocol
+        if p.audit_every and self.step == 0:
+            self.save()  # a crash in the first steps is replayed from here
         while not self.finished():
             alive = self.advance(before_update)
             if report:
@@ -208,5 +228,7 @@ class Trainer:
             if self.step % p.heldout_every == 0 or self.step == self.last:
                 with self.timed("heldout"):
                     self.evals.append((self.step, self.heldout_loss()))
+            if after_update is not None:
+                after_update(self.step)
             if self.step % p.checkpoint_every == 0:
                 self.save()

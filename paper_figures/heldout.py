@@ -1,0 +1,112 @@
+"""Held-out loss and sample quality (FID) at the end of training, by depth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from paper_figures.rows import caption, load_runs
+from paper_figures.style import NEUTRAL, crash_handle, legend, line_of, page, scheme_handles, scheme_look, skip
+from suite.tables import REAL, read
+
+NAME = "heldout"
+TITLE = "Held-out loss and sample quality by depth"
+INPUTS = ("runs", "quality")
+PROTOCOLS = None
+
+
+def draw(folder: Path, protocol: str):
+    runs = load_runs(folder)
+    runs, floor, features = _with_fid(runs, read(folder, "quality"))
+    if runs["heldout_loss"].isna().all() and runs["fid"].isna().all():
+        return skip(folder, NAME, "no run has a held-out loss or a FID")
+    lrs, depths = sorted(set(runs["lr"])), sorted(set(runs["depth"]))
+    panels = ["heldout_loss"] + ["fid"] * bool(runs["fid"].notna().any())
+    width = max(6.5, 0.6 + len(panels) * (1.3 + 0.95 * len(depths)))
+    notes = _notes(runs, features, "fid" in panels)
+    figure, body = page(width, 1.0 + 3.0 * len(lrs), TITLE if "fid" in panels else "Held-out loss by depth",
+                        caption(runs, *notes))
+    axes = body.subplots(len(lrs), len(panels), sharey="col", squeeze=False)
+    for i, lr in enumerate(lrs):
+        for ax, metric in zip(axes[i], panels):
+            at = runs[runs["lr"] == lr]
+            title = {"heldout_loss": "held-out loss", "fid": "FID of samples"}[metric]
+            _panel(ax, at, runs.drop_duplicates("label"), metric, depths)
+            ax.set_ylabel({"heldout_loss": "held-out loss (last)", "fid": f"FID ({features}, log scale)"}[metric])
+            ax.child_axes[0].set_title(title + (f", learning rate {lr:g}" if len(lrs) > 1 else ""))
+            if metric == "fid":
+                _log_scale(ax)
+                if floor == floor:
+                    ax.axhline(floor, color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1)
+    handles = scheme_handles(runs, markers=True) + [crash_handle()] * bool(runs["crashed"].any())
+    if "fid" in panels and floor == floor:
+        handles.append(Line2D([], [], color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1, label="real against real (FID)"))
+    legend(body, handles, width)
+    return figure
+
+
+def _with_fid(runs, quality):
+    """Runs with the last `fid` each has; the real-against-real floor; and the one feature network that both are of."""
+    scored = quality[quality["fid"].notna()]
+    of_runs = scored[scored["run_id"].isin(runs["run_id"])]
+    features = of_runs["fid_features"].mode()[0] if len(of_runs) else ""
+    scored = scored[scored["fid_features"] == features].sort_values("step")
+    last = scored.groupby("run_id")[["fid", "fid_n"]].last()
+    floor = last["fid"].get(REAL, float("nan"))
+    return runs.join(last, on="run_id"), floor, features
+
+
+def _panel(ax, runs, looks, metric, depths) -> None:
+    """One marker per run, a line through the means, and a strip on the top edge for runs that crashed and have no value."""
+    strip = ax.inset_axes([0, 1.0, 1, 0.11], sharex=ax)
+    strip.set(ylim=(0, 1), facecolor="#f1f1f1")
+    strip.set_yticks([0.5], ["crashed"])
+    strip.tick_params(length=0, labelbottom=False)
+    strip.grid(False)
+    for side in ("bottom", "left"):
+        strip.spines[side].set_visible(False)
+    for i, look in enumerate(looks.itertuples()):
+        mine = runs[runs["label"] == look.label]
+        colour, marker = scheme_look(look.scheme)
+        shift = (i - (len(looks) - 1) / 2) * 0.7 / max(5, len(looks))
+        x = {depth: k + shift for k, depth in enumerate(depths)}
+        alive = mine[~mine["crashed"] & mine[metric].notna()]
+        ax.plot(alive["depth"].map(x), alive[metric], linestyle="", marker=marker, color=colour, markersize=6.5,
+                markeredgecolor="white", markeredgewidth=0.6, zorder=4)
+        means = alive.groupby("depth")[metric].mean()
+        ax.plot([x[depth] for depth in means.index], means, linewidth=1.2, alpha=0.7, zorder=3, **line_of(look))
+        for depth, group in mine.groupby("depth"):
+            crashed, seen = int(group["crashed"].sum()), int((group["status"] == "done").sum())
+            if not crashed:
+                continue
+            strip.plot(x[depth], 0.5, "X", color=colour, markersize=9, markeredgecolor="white", zorder=5)
+            if seen > 1:
+                strip.text(x[depth], 1.08, f"{crashed}/{seen}", ha="center", va="bottom", fontsize=7, color=NEUTRAL)
+    ax.set_xticks(range(len(depths)), [f"{depth}" for depth in depths])
+    ax.set(xlim=(-0.5, len(depths) - 0.5), xlabel="depth (blocks)")
+
+
+def _log_scale(ax) -> None:
+    """Logarithmic where no value forbids it, with plain numbers on the ticks."""
+    low = min((line.get_ydata().min() for line in ax.lines if len(line.get_ydata())), default=0)
+    if low <= 0:
+        return
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _notes(runs, features: str, fid: bool) -> list[str]:
+    notes = ["Lines join the means of runs that did not crash; a crashed run has no value, only its mark on the top edge."]
+    if not fid:
+        return notes
+    n = "/".join(f"{n}" for n in sorted(set(runs["fid_n"].dropna())))
+    if features.startswith("digits"):
+        notes.append(f"FID is on a small digit classifier's 16 features with n={n} samples and is not Inception's FID.")
+    else:
+        notes.append(f"FID is on the features {features} with n={n} samples; do not compare it across networks or n.")
+    return notes

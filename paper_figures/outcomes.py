@@ -1,0 +1,95 @@
+"""What became of each run: a grid of scheme against depth, one panel per learning rate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.patches import Rectangle
+
+from paper_figures.rows import caption, load_runs
+from paper_figures.style import OUTCOMES, legend, outcome_handles, outcome_patch, page, scheme_look, skip
+
+NAME = "outcomes"
+TITLE = "Outcome by scheme and depth"
+INPUTS = ("runs",)
+PROTOCOLS = None
+PER_LINE = 3  # panels beside each other
+
+
+def draw(folder: Path, protocol: str):
+    runs = load_runs(folder)
+    if runs.empty:
+        return skip(folder, NAME, "no run yet")
+    lrs, labels, depths = sorted(set(runs["lr"])), runs["label"].drop_duplicates(), sorted(set(runs["depth"]))
+    columns = min(len(lrs), max(1, PER_LINE if len(depths) < 5 else PER_LINE - 1))
+    lines = -(-len(lrs) // columns)
+    widest = max(len(label) for label in labels)
+    width = max(6.5, 0.4 + 0.085 * widest + columns * (0.3 + 1.15 * len(depths)))
+    height = 1.0 + lines * (0.65 + 0.52 * len(labels))
+    figure, body = page(width, height, TITLE, caption(runs, note(runs)))
+    axes = body.subplots(lines, columns, sharey=True, squeeze=False).flat
+    for ax, lr in zip(axes, lrs):
+        draw_grid(ax, runs[runs["lr"] == lr], depths, runs.drop_duplicates("label"))
+        ax.set_title(f"learning rate {lr:g}")
+    for ax in list(axes)[len(lrs):]:
+        ax.axis("off")
+    legend(body, outcome_handles(runs["result"]), width)
+    return figure
+
+
+def draw_grid(ax, runs, depths, rows) -> None:
+    """Cells of scheme (`rows`: one run of each label, from the top) and depth; each split by the shares of its outcomes."""
+    for y, row in enumerate(rows.itertuples()):
+        for x, depth in enumerate(depths):
+            cell = runs[(runs["label"] == row.label) & (runs["depth"] == depth)]
+            left = x - 0.48
+            for result, n in sorted(Counter(cell["result"]).items(), key=lambda item: list(OUTCOMES).index(item[0])):
+                part = 0.96 * n / len(cell)
+                ax.add_patch(Rectangle((left, y - 0.46), part, 0.92, **outcome_patch(result)))
+                left += part
+            first, second = cell_text(cell)
+            if not second:
+                ax.text(x, y, first, ha="center", va="center", fontsize=9, color="black" if len(cell) else "#888888")
+                continue
+            ax.text(x, y - 0.03, first, ha="center", va="bottom", fontsize=9)
+            ax.text(x, y + 0.06, second, ha="center", va="top", fontsize=8)
+    ax.set(xlim=(-0.5, len(depths) - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel="depth (blocks)")
+    ax.set_xticks(range(len(depths)), [f"{depth}" for depth in depths])
+    ax.set_yticks(range(len(rows)), list(rows["label"]))
+    for tick, scheme in zip(ax.get_yticklabels(), rows["scheme"]):
+        tick.set(color=scheme_look(scheme)[0], fontweight="bold")
+    ax.tick_params(length=0)
+    ax.grid(False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def cell_text(cell: pd.DataFrame) -> tuple[str, str]:
+    """Two lines for the runs of a cell; shares are of the runs that have an outcome."""
+    if cell.empty:
+        return "not run", ""
+    counts, done = Counter(cell["result"]), cell[cell["status"] == "done"]
+    steps, loss = done["crash_step"].dropna(), done["final_loss"].median()
+    detail = "" if pd.isna(loss) else f"loss {loss:.2f}"
+    if len(steps):
+        detail = f"step {steps.min()}" + (f"–{steps.max()}" if steps.max() > steps.min() else "")
+    if len(cell) == 1:
+        result = cell["result"].iloc[0]
+        return ("collapsed", "at init") if result == "collapsed_at_init" else (OUTCOMES[result][0], detail)
+    failed = ", ".join(f"{n} {name}" for name, n in counts.items() if name in set(cell["status"]))
+    if done.empty:
+        return failed, ""
+    kinds = set(done["result"])
+    result = kinds.pop() if len(kinds) == 1 else "survived"
+    if result == "collapsed_at_init":
+        detail = "at init"
+    return f"{counts[result]}/{len(done)} {OUTCOMES[result][0].removesuffix(' at init')}", failed or detail
+
+
+def note(runs) -> str:
+    """What the second line of a cell is."""
+    many = runs.duplicated(["label", "depth", "lr"]).any()
+    text = "In a cell: the step of the crash, or the final training loss (running median)."
+    return text + (" Cells of several runs are split by the shares of their outcomes; losses are medians." if many else "")

@@ -1,0 +1,112 @@
+"""What the figures have in common before drawing: the runs to show, their labels, and the facts of a caption."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+
+from paper_figures.style import OUTCOMES, scheme_order
+from suite.tables import read
+
+CRASHED = ("collapsed", "degraded", "collapsed_at_init", "nonfinite")
+VARIANT = ["arm", "params", "writers", "data", "compiled"]  # what may differ between runs of one scheme, depth, LR and seed
+
+
+def load_runs(folder: Path) -> pd.DataFrame:
+    """The runs of the newest protocol version, schemes in the project's order.
+
+    Further columns: `result` (the outcome, or the status of an attempt that had none), `crashed`, `label` (the scheme,
+    with what tells its variants apart) and `variant` (its number within the scheme; 0 is the main one).
+    """
+    runs = read(folder, "runs")
+    newest = runs["protocol_version"].max()
+    older = int((runs["protocol_version"] != newest).sum())
+    runs = runs[runs["protocol_version"] == newest].copy()
+    known = runs["compiled"].dropna()  # a run that broke has none
+    runs["compiled"] = runs["compiled"].fillna(known.mode()[0] if len(known) else True).astype(bool)
+    runs["result"] = runs["outcome"].where(runs["status"] == "done", runs["status"])
+    runs["crashed"] = runs["outcome"].isin(CRASHED)
+    names = {}
+    for scheme, group in runs.groupby("scheme"):
+        counts = Counter(group[VARIANT].itertuples(index=False, name=None))
+        variants = sorted(counts, key=lambda variant: (-counts[variant], variant))
+        for number, variant in enumerate(variants):
+            names[scheme, *variant] = number, _label(scheme, variant, variants)
+    keys = [names[key] for key in runs[["scheme", *VARIANT]].itertuples(index=False, name=None)]
+    runs["variant"], runs["label"] = [key[0] for key in keys], [key[1] for key in keys]
+    runs["order"] = runs["scheme"].map(scheme_order)
+    runs = runs.sort_values(["order", "variant", "depth", "lr", "seed", "run_id"]).reset_index(drop=True)
+    runs.attrs["older"] = older
+    return runs
+
+
+def _label(scheme: str, variant: tuple, variants: list[tuple]) -> str:
+    """The scheme and whatever of the variant is not the same in all its variants (of the same arm, for parameters)."""
+    arm, params, writers, data, compiled = variant
+    differ = [len(set(column)) > 1 for column in zip(*variants)]
+    siblings = [set(other[1].split(",")) for other in variants if other[0] == arm]
+    words = [word for word in params.split(",") if not all(word in sibling for sibling in siblings)]
+    words += ["native"] * (arm == "native" and differ[0]) + [f"{writers} writers"] * differ[2]
+    words += [data] * differ[3] + ["eager"] * (differ[4] and not compiled)
+    return " ".join([scheme, *words])
+
+
+def main_lr(runs: pd.DataFrame) -> float:
+    """The learning rate with the most runs, the largest of several."""
+    return max(Counter(runs["lr"]).items(), key=lambda item: (item[1], item[0]))[0]
+
+
+def curves_of(folder: Path, runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The curve of each run that has one; infinities become NaN."""
+    curves = read(folder, "curves").replace([float("inf"), -float("inf")], float("nan"))
+    return {run_id: curve for run_id, curve in curves[curves["run_id"].isin(runs["run_id"])].groupby("run_id")}
+
+
+def caption(runs: pd.DataFrame, *notes: str) -> str:
+    """Where a figure's numbers come from: protocol, runs, data, learning rates, horizon and commits; then the notes."""
+    failed = Counter(runs.loc[runs["status"] != "done", "status"])
+    facts = [
+        f"Protocol {runs['protocol'].iloc[0]} v{runs['protocol_version'].iloc[0]}: {_count(len(runs), 'run')}",
+        f"{_listed(runs['seed'], 'seed')}",
+        f"data {', '.join(sorted(set(runs['data']) - {''})) or 'not stated'}",
+        _listed(runs["lr"], "learning rate"),
+        _listed(runs["horizon"].dropna(), "horizon") + " steps",
+        _commits(runs["commit"]),
+    ]
+    sentences = ["; ".join(facts) + "."]
+    if failed:
+        what = ", ".join(f"{n} {name}" for name, n in sorted(failed.items()))
+        sentences.append(f"Attempts without an outcome: {what}.")
+    if older := runs.attrs.get("older"):
+        sentences.append(f"{_count(older, 'run')} of older protocol versions left out.")
+    return " ".join([*sentences, *notes])
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' if n != 1 else ''}"
+
+
+def _listed(values, what: str) -> str:
+    """"seeds 0, 1, 2", or the ends and the number of a long list."""
+    values = sorted(set(values))
+    if not values:
+        return f"{what} unknown"
+    if len(values) > 5:
+        return f"{len(values)} {what}s {values[0]:g} to {values[-1]:g}"
+    return f"{what}{'s' if len(values) > 1 else ''} {', '.join(f'{value:g}' for value in values)}"
+
+
+def _commits(column) -> str:
+    names = sorted({re.sub(r"^([0-9a-f]{9})[0-9a-f]+", r"\1", name) for name in column if name})
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"commit{'s' if len(names) > 1 else ''} {', '.join(names[:3]) or 'unknown'}{more}"
+
+
+def short_outcome(row) -> str:
+    """"collapsed at step 151" for a run: its result in words, with the step where there is one."""
+    words = OUTCOMES[row.result][0]
+    at = row.crashed and row.result != "collapsed_at_init" and pd.notna(row.crash_step)
+    return f"{words} at step {row.crash_step}" if at else words

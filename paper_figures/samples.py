@@ -1,0 +1,52 @@
+"""What the models draw at the end of training: sample grids side by side, depth by scheme."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.image import imread
+
+from paper_figures.rows import caption, load_runs, main_lr, short_outcome
+from paper_figures.style import page, scheme_look, skip
+
+NAME = "samples"
+TITLE = "Samples at the end of training"
+INPUTS = ("runs",)
+PROTOCOLS = None
+CELL = 1.9  # inches, width of one grid
+
+
+def draw(folder: Path, protocol: str):
+    runs = load_runs(folder)
+    runs = runs[(runs["variant"] == 0) & (runs["lr"] == main_lr(runs))]
+    runs = runs.sort_values("seed", kind="stable").drop_duplicates(["scheme", "depth"]).sort_index()
+    pictures = {row.run_id: folder / "samples" / f"{row.scheme}-L{row.depth}-{row.run_id}.png" for row in runs.itertuples()}
+    images = {run_id: imread(path) for run_id, path in pictures.items() if path.exists()}
+    if not images:
+        return skip(folder, NAME, "no picture in samples/")
+    schemes, depths = list(runs["scheme"].drop_duplicates()), sorted(set(runs["depth"]))
+    tall = max(image.shape[0] / image.shape[1] for image in images.values())
+    width = max(5.0, 0.5 + (CELL + 0.1) * len(schemes))
+    notes = "One row of a grid per class, one column per sample, first seed of each cell; magenta marks nan or inf."
+    figure, body = page(width, 0.7 + len(depths) * (CELL * tall + 0.35), TITLE, caption(runs, notes))
+    axes = body.subplots(len(depths), len(schemes), squeeze=False)
+    cells = {(row.scheme, row.depth): row for row in runs.itertuples()}
+    for i, depth in enumerate(depths):
+        for j, scheme in enumerate(schemes):
+            ax, row = axes[i, j], cells.get((scheme, depth))
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+            for spine in ax.spines.values():
+                spine.set_visible(False)
+            if row is not None and row.run_id in images:
+                ax.imshow(images[row.run_id])
+            else:
+                ax.set(xlim=(0, 1), ylim=(0, 1), aspect=tall)
+                ax.text(0.5, 0.5, "not run" if row is None else "no samples", ha="center", color="#888888")
+            ax.set_title(short_outcome(row) if row is not None else "", fontsize=9)
+            if i == 0:
+                ax.annotate(scheme, (0.5, 1), (0, 20), xycoords="axes fraction", textcoords="offset points", ha="center",
+                            fontsize=11, fontweight="bold", color=scheme_look(scheme)[0])
+            if j == 0:
+                ax.set_ylabel(f"depth {depth}", fontsize=11)
+    return figure

@@ -1,0 +1,157 @@
+"""How every figure looks: colours and markers, the page with its caption, and saving the same bytes every time."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import sys
+import textwrap
+from pathlib import Path
+
+import matplotlib as mpl
+import seaborn as sns
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.textpath import text_to_path
+
+from suite.protocol import SCHEMES
+
+RC = {
+    **sns.axes_style("ticks"), "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "font.size": 10,
+    "font.family": ["DejaVu Sans"], "axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9,
+    "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False, "axes.linewidth": 0.8, "hatch.linewidth": 0.5,
+    "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False, "figure.dpi": 150,
+    "image.interpolation": "nearest",
+}  # fmt: skip
+PALETTE = sns.color_palette("colorblind").as_hex()
+PROJECT = dict(zip(("plain", "layerscale", "rezero", "deepnorm", "mvsplit"), zip((3, 1, 2, 4, 0), "oDs^P")))
+OTHERS, OTHER_MARKERS = (9, 5, 7, 8, 6), "v<>*hp"  # what the five leave of the palette, for schemes of plugins
+LINES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)))  # variants of one scheme; the first is its main one
+NEUTRAL = "#444444"
+
+OUTCOMES = {  # name in the tables: words, base colour, share of colour, hatch
+    "survived": ("survived", PALETTE[2], 0.35, ""),
+    "collapsed": ("collapsed", PALETTE[3], 0.50, "//"),
+    "degraded": ("degraded", PALETTE[1], 0.40, "\\\\"),
+    "collapsed_at_init": ("collapsed at init", PALETTE[4], 0.45, "xx"),
+    "nonfinite": ("nonfinite", PALETTE[0], 0.40, ".."),
+    "too_short": ("too short", PALETTE[8], 0.35, "--"),
+    "oom": ("oom", PALETTE[7], 0.55, "++"),
+    "timeout": ("timeout", PALETTE[7], 0.55, "||"),
+    "error": ("error", PALETTE[7], 0.55, "oo"),
+}
+
+
+def scheme_look(scheme: str) -> tuple[str, str]:
+    """Colour and marker of a scheme: fixed for the five, and for any other a function of its name alone."""
+    if scheme in PROJECT:
+        index, marker = PROJECT[scheme]
+        return PALETTE[index], marker
+    number = int(hashlib.sha256(scheme.encode()).hexdigest(), 16)
+    return PALETTE[OTHERS[number % len(OTHERS)]], OTHER_MARKERS[number // len(OTHERS) % len(OTHER_MARKERS)]
+
+
+def scheme_order(scheme: str) -> tuple:
+    """Sorting key: the five in the project's order, then the others by name."""
+    return (SCHEMES.index(scheme) if scheme in SCHEMES else len(SCHEMES), scheme)
+
+
+def line_of(row) -> dict:
+    """Keywords of a line for a row of `rows.load_runs`: colour by scheme, dashes by variant."""
+    return {"color": scheme_look(row.scheme)[0], "linestyle": LINES[row.variant % len(LINES)]}
+
+
+def outcome_patch(outcome: str, **where) -> dict:
+    """Keywords of a patch for an outcome: a tint that black text stands out on, and a hatch for those who see no hue."""
+    _, colour, share, hatch = OUTCOMES[outcome]
+    tint = tuple(1 - share * (1 - channel) for channel in to_rgb(colour))
+    edge = tuple(1 - min(1, share * 1.6) * (1 - channel) for channel in to_rgb(colour))
+    return {"facecolor": tint, "edgecolor": edge, "hatch": hatch, "linewidth": 0, **where}
+
+
+def outcome_handles(outcomes) -> list[Patch]:
+    """Legend entries of the outcomes that occur."""
+    return [Patch(label=OUTCOMES[name][0], **outcome_patch(name)) for name in OUTCOMES if name in set(outcomes)]
+
+
+def scheme_handles(runs, markers: bool) -> list[Line2D]:
+    """One legend entry per scheme and variant that occurs, in the order of the rows."""
+    rows = runs.drop_duplicates("label").itertuples()
+    return [Line2D([], [], linewidth=1.8, label=row.label, marker=scheme_look(row.scheme)[1] if markers else None,
+                   **line_of(row)) for row in rows]
+
+
+def crash_handle() -> Line2D:
+    """The legend entry of a crash mark."""
+    return Line2D([], [], linestyle="", marker="X", markersize=9, color=NEUTRAL, markeredgecolor="white", label="crash")
+
+
+def legend(body, handles, width: float) -> None:
+    """One legend below all panels, in as many columns as fit the page."""
+    longest = max((_width(handle.get_label(), 9) for handle in handles), default=1) + 0.65
+    columns = max(1, min(len(handles), int((width - 0.3) / longest)))
+    columns = math.ceil(len(handles) / math.ceil(len(handles) / columns))  # rows of even length
+    body.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=2.2, columnspacing=1.2)
+
+
+def page(width: float, height: float, title: str, caption: str):
+    """(figure, body): a body of that size in inches under a title, and below it a caption that takes the room it needs."""
+    lines = wrap(caption, width - 0.3, 8)
+    foot_height = 0.14 * len(lines) + 0.16
+    figure = Figure(figsize=(width, height + foot_height), layout="constrained", facecolor="white")
+    body, foot = figure.subfigures(2, 1, height_ratios=(height, foot_height))
+    foot.text(0.15 / width, 1, "\n".join(lines), va="top", fontsize=8, color=NEUTRAL, linespacing=1.2)
+    body.suptitle("\n".join(wrap(title, width - 0.3, 12)), x=0.15 / width, ha="left", fontsize=12, fontweight="bold")
+    return figure, body
+
+
+def caption_of(figure) -> str:
+    """The caption of a page on one line."""
+    return " ".join(figure.subfigs[-1].texts[0].get_text().split())
+
+
+def _width(text: str, size: float) -> float:
+    """Width of one line of text in inches (bold is wider; none of the wrapped texts fills its line to the last letter)."""
+    return text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0] / 72
+
+
+def wrap(text: str, width: float, size: float) -> list[str]:
+    """Lines of text of that font size, none wider than `width` inches; words too long for a line are cut."""
+    letters = int(width * 72 / (0.4 * size))
+    while letters > 1:
+        lines = textwrap.wrap(text, letters, break_on_hyphens=False) or [""]
+        if all(_width(line, size) * (1.12 if size > 10 else 1) <= width for line in lines):
+            break
+        letters -= 1
+    return lines
+
+
+def skip(folder: Path, name: str, why: str) -> None:
+    """Say in one line why a figure is not drawn; returns None, which is what `draw` then returns."""
+    print(f"{folder.name}-{name}: not drawn: {why}", file=sys.stderr)
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write STEM.png (150 dpi) and STEM.pdf without dates and versions; a file that would not change is left alone."""
+    bare = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+    files = []
+    for kind, metadata in bare.items():
+        buffer, path = io.BytesIO(), stem.with_name(f"{stem.name}.{kind}")
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+        if not path.exists() or path.read_bytes() != buffer.getvalue():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            aside.write_bytes(buffer.getvalue())
+            aside.replace(path)
+        files.append(path)
+    return files
+
+
+def context():
+    """Matplotlib's own defaults and ours, whatever the user's matplotlibrc says."""
+    return mpl.style.context(["default", RC])

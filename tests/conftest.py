@@ -1,0 +1,25 @@
+"""Shared by every test file: one thread, and a model small enough to be checked by explicit loops."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from suite import registry
+from suite.backbone import DiT
+
+torch.set_num_threads(1)
+TINY = {"width": 16, "heads": 2, "ffn": 24, "depth": 2, "patch": 2, "channels": 2, "image_size": 4, "caption_tokens": 3}
+
+
+@pytest.fixture
+def tiny_model():
+    """Factory of drawn models: tiny_model("mvsplit", params="beta=0.5", depth=3). Every weight is nonzero by default."""
+
+    def make(scheme="plain", arm="controlled", params="", *, seed=0, writers="std", final="std", **sizes):
+        entry = registry.get(scheme, arm)
+        model = DiT(**TINY | sizes, scheme=partial(entry.cls, **registry.parse_params(entry, params)))
+        model.init_weights(seed, std=0.64, writers=writers, final=final)
+        return model
+
+    return make

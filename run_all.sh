@@ -15,7 +15,9 @@ find_python() {
             echo "$candidate"; return
         fi
     done
-    fail "needs Python 3.11 or newer (found: $(python3 --version 2>&1)); install one or name it: PYTHON=/path/to/python ./run_all.sh"
+    local found
+    found=$("${PYTHON:-python3}" --version 2>&1 | head -n 1) || true
+    fail "needs Python 3.11 or newer (found: $found); install one or name it: PYTHON=/path/to/python ./run_all.sh"
 }
 
 setup() {
@@ -51,12 +53,25 @@ for ((i = 0; i < ${#scan[@]}; i++)); do
 done
 
 python=$(find_python) || exit 1
-"$python" - "$protocol" <<'PY' || exit 2
+case "${1:-}" in
+    test | figures) ;;
+    -h | --help)
+        sed -n '2,6s/^# \{0,1\}//p' "$0"
+        "$python" -m suite run --help
+        exit
+        ;;
+    "" | --*)  # every flag is checked before the set-up, which takes minutes
+        "$python" - "$protocol" "$@" <<'PY' || exit 2
 import sys
+from suite.cli import parser
 from suite.protocol import PROTOCOLS
+parser().parse_args(["run", *sys.argv[2:]])
 if sys.argv[1] not in PROTOCOLS:
     sys.exit(f"run_all.sh: unknown protocol {sys.argv[1]!r}; known: {', '.join(PROTOCOLS)}")
 PY
+        ;;
+    *) fail "unknown word '$1'; use test, figures, or flags of python -m suite run" 2 ;;
+esac
 setup "$python"
 suite() { .venv/bin/python -m suite "$@"; }
 
@@ -70,13 +85,6 @@ case "${1:-}" in
         suite figures "$@"
         exit
         ;;
-    -h | --help)
-        sed -n '2,6s/^# \{0,1\}//p' "$0"
-        suite run --help
-        exit
-        ;;
-    "" | --*) ;;
-    *) fail "unknown word '$1'; use test, figures, or flags of python -m suite run" 2 ;;
 esac
 
 status=0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -25,13 +24,14 @@ def draw(folder: Path, protocol: str):
         return skip(folder, NAME, "no run has a held-out loss or a FID")
     lrs, depths = sorted(set(runs["lr"])), sorted(set(runs["depth"]))
     panels = ["heldout_loss"] + ["fid"] * bool(runs["fid"].notna().any())
-    width = max(6.5, 0.6 + len(panels) * (1.3 + 0.95 * len(depths)))
+    per_depth = max(0.95, 0.22 * runs["label"].nunique())
+    width = min(13.0, max(6.5, 0.6 + len(panels) * (1.3 + per_depth * len(depths))))
     notes = _notes(runs, features, "fid" in panels)
     figure, body = page(width, 1.0 + 3.0 * len(lrs), TITLE if "fid" in panels else "Held-out loss by depth",
                         caption(runs, *notes))
     axes = body.subplots(len(lrs), len(panels), sharey="col", squeeze=False)
     for i, lr in enumerate(lrs):
-        for ax, metric in zip(axes[i], panels):
+        for ax, metric in zip(axes[i], panels, strict=True):
             at = runs[runs["lr"] == lr]
             title = {"heldout_loss": "held-out loss", "fid": "FID of samples"}[metric]
             _panel(ax, at, runs.drop_duplicates("label"), metric, depths)
@@ -43,7 +43,8 @@ def draw(folder: Path, protocol: str):
                     ax.axhline(floor, color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1)
     handles = scheme_handles(runs, markers=True) + [crash_handle()] * bool(runs["crashed"].any())
     if "fid" in panels and floor == floor:
-        handles.append(Line2D([], [], color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1, label="real against real (FID)"))
+        label = "real against real (FID)"
+        handles.append(Line2D([], [], color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1, label=label))
     legend(body, handles, width)
     return figure
 
@@ -60,7 +61,7 @@ def _with_fid(runs, quality):
 
 
 def _panel(ax, runs, looks, metric, depths) -> None:
-    """One marker per run, a line through the means, and a strip on the top edge for runs that crashed and have no value."""
+    """One marker per run, a line through the means, and on the top edge a strip for runs that crashed."""
     strip = ax.inset_axes([0, 1.0, 1, 0.11], sharex=ax)
     strip.set(ylim=(0, 1), facecolor="#f1f1f1")
     strip.set_yticks([0.5], ["crashed"])
@@ -71,7 +72,7 @@ def _panel(ax, runs, looks, metric, depths) -> None:
     for i, look in enumerate(looks.itertuples()):
         mine = runs[runs["label"] == look.label]
         colour, marker = scheme_look(look.scheme)
-        shift = (i - (len(looks) - 1) / 2) * 0.7 / max(5, len(looks))
+        shift = (i - (len(looks) - 1) / 2) * 0.6 / max(5, len(looks))
         x = {depth: k + shift for k, depth in enumerate(depths)}
         alive = mine[~mine["crashed"] & mine[metric].notna()]
         ax.plot(alive["depth"].map(x), alive[metric], linestyle="", marker=marker, color=colour, markersize=6.5,
@@ -82,9 +83,8 @@ def _panel(ax, runs, looks, metric, depths) -> None:
             crashed, seen = int(group["crashed"].sum()), int((group["status"] == "done").sum())
             if not crashed:
                 continue
-            strip.plot(x[depth], 0.5, "X", color=colour, markersize=9, markeredgecolor="white", zorder=5)
-            if seen > 1:
-                strip.text(x[depth], 1.08, f"{crashed}/{seen}", ha="center", va="bottom", fontsize=7, color=NEUTRAL)
+            strip.plot(x[depth], 0.5, "X", color=colour, alpha=1.0 if crashed == seen else 0.5, markersize=9,
+                       markeredgecolor="white", zorder=5)
     ax.set_xticks(range(len(depths)), [f"{depth}" for depth in depths])
     ax.set(xlim=(-0.5, len(depths) - 0.5), xlabel="depth (blocks)")
 
@@ -101,7 +101,9 @@ def _log_scale(ax) -> None:
 
 
 def _notes(runs, features: str, fid: bool) -> list[str]:
-    notes = ["Lines join the means of runs that did not crash; a crashed run has no value, only its mark on the top edge."]
+    notes = ["Lines join the means of runs that did not crash; a crashed run has only a mark on the top edge."]
+    if runs[runs["status"] == "done"].groupby(["label", "depth", "lr"])["crashed"].nunique().gt(1).any():
+        notes.append("A pale mark: some of the seeds crashed.")
     if not fid:
         return notes
     n = "/".join(f"{n}" for n in sorted(set(runs["fid_n"].dropna())))

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from paper_figures.rows import caption, curves_of, load_runs
-from paper_figures.style import NEUTRAL, crash_handle, legend, line_of, page, scheme_handles, scheme_look, skip
+from paper_figures.style import NEUTRAL, crash_handle, legend, line_of, page, scheme_handles, skip
 
 NAME = "loss_curves"
 TITLE = "Training loss by depth and scheme"
@@ -47,7 +47,8 @@ def draw_curves(ax, runs, curves, limits) -> None:
     for row in runs.itertuples():
         curve, look = curves[row.run_id], line_of(row)
         median = curve["loss"].rolling(MEDIAN, center=True, min_periods=1).median()
-        ax.plot(curve["step"], curve["loss"], color=look["color"], linewidth=0.5, alpha=faint, zorder=2, rasterized=True)
+        raw = {"color": look["color"], "linewidth": 0.5, "alpha": faint, "rasterized": True}  # or the pdf grows large
+        ax.plot(curve["step"], curve["loss"], zorder=2, **raw)
         ax.plot(curve["step"], median, linewidth=1.5 if len(runs) < 12 else 1.0, zorder=3, **look)
         if row.crashed and row.crash_step == row.crash_step:
             before = median[(curve["step"] <= row.crash_step).to_numpy()].dropna()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from paper_figures.rows import caption, load_runs
 from paper_figures.style import OUTCOMES, legend, outcome_handles, outcome_patch, page, scheme_look, skip
@@ -29,18 +30,18 @@ def draw(folder: Path, protocol: str):
     width = max(6.5, 0.4 + 0.085 * widest + columns * (0.3 + 1.15 * len(depths)))
     height = 1.0 + lines * (0.65 + 0.52 * len(labels))
     figure, body = page(width, height, TITLE, caption(runs, note(runs)))
-    axes = body.subplots(lines, columns, sharey=True, squeeze=False).flat
-    for ax, lr in zip(axes, lrs):
+    axes = body.subplots(lines, columns, sharey=True, squeeze=False).flatten()
+    for ax, lr in zip(axes[:len(lrs)], lrs, strict=True):
         draw_grid(ax, runs[runs["lr"] == lr], depths, runs.drop_duplicates("label"))
         ax.set_title(f"learning rate {lr:g}")
-    for ax in list(axes)[len(lrs):]:
+    for ax in axes[len(lrs):]:
         ax.axis("off")
     legend(body, outcome_handles(runs["result"]), width)
     return figure
 
 
 def draw_grid(ax, runs, depths, rows) -> None:
-    """Cells of scheme (`rows`: one run of each label, from the top) and depth; each split by the shares of its outcomes."""
+    """Cells of label (`rows`: a run of each, from the top) and depth, each split by the shares of its outcomes."""
     for y, row in enumerate(rows.itertuples()):
         for x, depth in enumerate(depths):
             cell = runs[(runs["label"] == row.label) & (runs["depth"] == depth)]
@@ -50,15 +51,17 @@ def draw_grid(ax, runs, depths, rows) -> None:
                 ax.add_patch(Rectangle((left, y - 0.46), part, 0.92, **outcome_patch(result)))
                 left += part
             first, second = cell_text(cell)
+            words = {"ha": "center", "color": "black" if len(cell) else "#888888",
+                     "path_effects": [withStroke(linewidth=2, foreground="white", alpha=0.6)]}
             if not second:
-                ax.text(x, y, first, ha="center", va="center", fontsize=9, color="black" if len(cell) else "#888888")
+                ax.text(x, y, first, va="center", fontsize=9, **words)
                 continue
-            ax.text(x, y - 0.03, first, ha="center", va="bottom", fontsize=9)
-            ax.text(x, y + 0.06, second, ha="center", va="top", fontsize=8)
+            ax.text(x, y - 0.03, first, va="bottom", fontsize=9, **words)
+            ax.text(x, y + 0.06, second, va="top", fontsize=8, **words)
     ax.set(xlim=(-0.5, len(depths) - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel="depth (blocks)")
     ax.set_xticks(range(len(depths)), [f"{depth}" for depth in depths])
     ax.set_yticks(range(len(rows)), list(rows["label"]))
-    for tick, scheme in zip(ax.get_yticklabels(), rows["scheme"]):
+    for tick, scheme in zip(ax.get_yticklabels(), rows["scheme"], strict=False):  # inner panels have none
         tick.set(color=scheme_look(scheme)[0], fontweight="bold")
     ax.tick_params(length=0)
     ax.grid(False)
@@ -92,4 +95,4 @@ def note(runs) -> str:
     """What the second line of a cell is."""
     many = runs.duplicated(["label", "depth", "lr"]).any()
     text = "In a cell: the step of the crash, or the final training loss (running median)."
-    return text + (" Cells of several runs are split by the shares of their outcomes; losses are medians." if many else "")
+    return text + " Cells of several runs are split by the shares of their outcomes; losses are medians." * bool(many)

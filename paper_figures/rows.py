@@ -12,7 +12,7 @@ from paper_figures.style import OUTCOMES, scheme_order
 from suite.tables import read
 
 CRASHED = ("collapsed", "degraded", "collapsed_at_init", "nonfinite")
-VARIANT = ["arm", "params", "writers", "data", "compiled"]  # what may differ between runs of one scheme, depth, LR and seed
+VARIANT = ["arm", "params", "writers", "data", "compiled"]  # what tells the variants of a scheme apart
 
 
 def load_runs(folder: Path) -> pd.DataFrame:
@@ -46,7 +46,7 @@ def load_runs(folder: Path) -> pd.DataFrame:
 def _label(scheme: str, variant: tuple, variants: list[tuple]) -> str:
     """The scheme and whatever of the variant is not the same in all its variants (of the same arm, for parameters)."""
     arm, params, writers, data, compiled = variant
-    differ = [len(set(column)) > 1 for column in zip(*variants)]
+    differ = [len(set(column)) > 1 for column in zip(*variants, strict=True)]
     siblings = [set(other[1].split(",")) for other in variants if other[0] == arm]
     words = [word for word in params.split(",") if not all(word in sibling for sibling in siblings)]
     words += ["native"] * (arm == "native" and differ[0]) + [f"{writers} writers"] * differ[2]

@@ -13,22 +13,24 @@ NAME = "samples"
 TITLE = "Samples at the end of training"
 INPUTS = ("runs",)
 PROTOCOLS = None
-CELL = 1.9  # inches, width of one grid
+TALL = 2.7  # inches, height of one grid
+NARROW = 1.45  # inches, room for the words above it
 
 
 def draw(folder: Path, protocol: str):
     runs = load_runs(folder)
     runs = runs[(runs["variant"] == 0) & (runs["lr"] == main_lr(runs))]
     runs = runs.sort_values("seed", kind="stable").drop_duplicates(["scheme", "depth"]).sort_index()
-    pictures = {row.run_id: folder / "samples" / f"{row.scheme}-L{row.depth}-{row.run_id}.png" for row in runs.itertuples()}
-    images = {run_id: imread(path) for run_id, path in pictures.items() if path.exists()}
+    pictures = {row.run_id: folder / "samples" / f"{row.scheme}-L{row.depth}-{row.run_id}.png"
+                for row in runs.itertuples()}
+    images = {run_id: _trimmed(imread(path)) for run_id, path in pictures.items() if path.exists()}
     if not images:
         return skip(folder, NAME, "no picture in samples/")
     schemes, depths = list(runs["scheme"].drop_duplicates()), sorted(set(runs["depth"]))
-    tall = max(image.shape[0] / image.shape[1] for image in images.values())
-    width = max(5.0, 0.5 + (CELL + 0.1) * len(schemes))
+    aspect = max(image.shape[0] / image.shape[1] for image in images.values())
+    width = max(5.0, 0.5 + (max(NARROW, TALL / aspect) + 0.1) * len(schemes))
     notes = "One row of a grid per class, one column per sample, first seed of each cell; magenta marks nan or inf."
-    figure, body = page(width, 0.7 + len(depths) * (CELL * tall + 0.35), TITLE, caption(runs, notes))
+    figure, body = page(width, 0.7 + len(depths) * (TALL + 0.35), TITLE, caption(runs, notes))
     axes = body.subplots(len(depths), len(schemes), squeeze=False)
     cells = {(row.scheme, row.depth): row for row in runs.itertuples()}
     for i, depth in enumerate(depths):
@@ -39,14 +41,21 @@ def draw(folder: Path, protocol: str):
             for spine in ax.spines.values():
                 spine.set_visible(False)
             if row is not None and row.run_id in images:
-                ax.imshow(images[row.run_id])
+                ax.imshow(images[row.run_id], cmap="gray")
             else:
-                ax.set(xlim=(0, 1), ylim=(0, 1), aspect=tall)
+                ax.set(xlim=(0, 1), ylim=(0, 1), aspect=aspect)
                 ax.text(0.5, 0.5, "not run" if row is None else "no samples", ha="center", color="#888888")
             ax.set_title(short_outcome(row) if row is not None else "", fontsize=9)
             if i == 0:
-                ax.annotate(scheme, (0.5, 1), (0, 20), xycoords="axes fraction", textcoords="offset points", ha="center",
-                            fontsize=11, fontweight="bold", color=scheme_look(scheme)[0])
+                ax.annotate(scheme, (0.5, 1), (0, 20), xycoords="axes fraction", textcoords="offset points",
+                            ha="center", fontsize=11, fontweight="bold", color=scheme_look(scheme)[0])
             if j == 0:
                 ax.set_ylabel(f"depth {depth}", fontsize=11)
     return figure
+
+
+def _trimmed(image):
+    """A grid without the empty room to the right of and below its samples; the corner shows the colour of nothing."""
+    used = (image != image[:1, :1]).reshape(*image.shape[:2], -1).any(2)
+    rows, columns = (used.any(axis).nonzero()[0] for axis in (1, 0))
+    return image[: rows[-1] + 3, : columns[-1] + 3] if len(rows) else image

@@ -18,6 +18,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.textpath import text_to_path
+from matplotlib.transforms import Bbox
 
 from suite.protocol import SCHEMES
 
@@ -29,9 +30,12 @@ RC = {
     "image.interpolation": "nearest",
 }  # fmt: skip
 PALETTE = sns.color_palette("colorblind").as_hex()
-PROJECT = dict(zip(("plain", "layerscale", "rezero", "deepnorm", "mvsplit"), zip((3, 1, 2, 4, 0), "oDs^P")))
-OTHERS, OTHER_MARKERS = (9, 5, 7, 8, 6), "v<>*hp"  # what the five leave of the palette, for schemes of plugins
-LINES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)))  # variants of one scheme; the first is its main one
+PROJECT = {  # vermilion, orange, green, pink, blue
+    "plain": (PALETTE[3], "o"), "layerscale": (PALETTE[1], "D"), "rezero": (PALETTE[2], "s"),
+    "deepnorm": (PALETTE[4], "^"), "mvsplit": (PALETTE[0], "v"),
+}  # fmt: skip
+OTHERS, OTHER_MARKERS = (PALETTE[9], "#222222", "#6f3a9c", "#77770a", "#6b3e12"), "<>*hp"  # for schemes of plugins
+LINES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)))  # variants of a scheme, its main one first
 NEUTRAL = "#444444"
 
 OUTCOMES = {  # name in the tables: words, base colour, share of colour, hatch
@@ -50,10 +54,9 @@ OUTCOMES = {  # name in the tables: words, base colour, share of colour, hatch
 def scheme_look(scheme: str) -> tuple[str, str]:
     """Colour and marker of a scheme: fixed for the five, and for any other a function of its name alone."""
     if scheme in PROJECT:
-        index, marker = PROJECT[scheme]
-        return PALETTE[index], marker
+        return PROJECT[scheme]
     number = int(hashlib.sha256(scheme.encode()).hexdigest(), 16)
-    return PALETTE[OTHERS[number % len(OTHERS)]], OTHER_MARKERS[number // len(OTHERS) % len(OTHER_MARKERS)]
+    return OTHERS[number % len(OTHERS)], OTHER_MARKERS[number // len(OTHERS) % len(OTHER_MARKERS)]
 
 
 def scheme_order(scheme: str) -> tuple:
@@ -67,7 +70,7 @@ def line_of(row) -> dict:
 
 
 def outcome_patch(outcome: str, **where) -> dict:
-    """Keywords of a patch for an outcome: a tint that black text stands out on, and a hatch for those who see no hue."""
+    """Keywords of a patch for an outcome: a tint under black text, and a hatch for those who see no hue."""
     _, colour, share, hatch = OUTCOMES[outcome]
     tint = tuple(1 - share * (1 - channel) for channel in to_rgb(colour))
     edge = tuple(1 - min(1, share * 1.6) * (1 - channel) for channel in to_rgb(colour))
@@ -100,10 +103,11 @@ def legend(body, handles, width: float) -> None:
 
 
 def page(width: float, height: float, title: str, caption: str):
-    """(figure, body): a body of that size in inches under a title, and below it a caption that takes the room it needs."""
+    """(figure, body): a body of that size in inches with a title, and below it a caption that takes what it needs."""
     lines = wrap(caption, width - 0.3, 8)
-    foot_height = 0.14 * len(lines) + 0.16
+    foot_height = 0.14 * len(lines) + 0.1
     figure = Figure(figsize=(width, height + foot_height), layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.05)
     body, foot = figure.subfigures(2, 1, height_ratios=(height, foot_height))
     foot.text(0.15 / width, 1, "\n".join(lines), va="top", fontsize=8, color=NEUTRAL, linespacing=1.2)
     body.suptitle("\n".join(wrap(title, width - 0.3, 12)), x=0.15 / width, ha="left", fontsize=12, fontweight="bold")
@@ -116,7 +120,7 @@ def caption_of(figure) -> str:
 
 
 def _width(text: str, size: float) -> float:
-    """Width of one line of text in inches (bold is wider; none of the wrapped texts fills its line to the last letter)."""
+    """Width of one line of text in inches, unhinted and not bold."""
     return text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0] / 72
 
 
@@ -125,7 +129,7 @@ def wrap(text: str, width: float, size: float) -> list[str]:
     letters = int(width * 72 / (0.4 * size))
     while letters > 1:
         lines = textwrap.wrap(text, letters, break_on_hyphens=False) or [""]
-        if all(_width(line, size) * (1.12 if size > 10 else 1) <= width for line in lines):
+        if all(_width(line, size) * (1.15 if size > 10 else 1.04) <= width for line in lines):  # titles are bold
             break
         letters -= 1
     return lines
@@ -136,8 +140,19 @@ def skip(folder: Path, name: str, why: str) -> None:
     print(f"{folder.name}-{name}: not drawn: {why}", file=sys.stderr)
 
 
+def _settle(figure: Figure) -> None:
+    """Lay the page out once and round the result: the last bits of the solver's answer differ between processes."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for part in figure.subfigs:
+        part.bbox_relative.p0, part.bbox_relative.p1 = part.bbox_relative.get_points().round(5)
+    for ax in figure.axes:
+        ax.set_position(Bbox(ax.get_position(original=True).get_points().round(5)))
+
+
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write STEM.png (150 dpi) and STEM.pdf without dates and versions; a file that would not change is left alone."""
+    _settle(figure)
     bare = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     files = []
     for kind, metadata in bare.items():

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from suite.crash import Verdict
 from suite.sidepass import anchor_layers, audit_step
+from suite.signature import SIGNATURE_FALL, SIGNATURE_LATE, SIGNATURE_SPIKE, both, fall, over, rise
 from suite.train import REPLAY_BEFORE, Trainer
 
-REPLAY_AFTER = 30  # steps; the transition takes about ten in the paper's published trace
+REPLAY_AFTER = SIGNATURE_LATE  # steps; the transition takes about ten in the paper's published trace
 FULL_EVERY = 4  # a run audited at full depth looks at all layers at every fourth stride; they cost 8 times the anchors
 SPIKE_FACTOR = 4.0  # over the running median; the paper's "adaptive threshold" has no formula, its spikes are 3 to 100 times
 SPIKE_MEMORY = 100  # steps in that median
 SPIKE_FAMILIES = 15  # Figures 9 and 10
-SIGNATURE_SPIKE = 5.0  # times g_mean's median before; the paper prints 61 and 155, our T allows fewer (design.md section 2)
-SIGNATURE_FALL = 100.0  # times below its median before for the Q and K gradients; the paper says four orders of magnitude
 
 
 def spike_threshold(norms: list[float]) -> float | None:
@@ -33,7 +30,6 @@ class Auditor:
         self.trainer = trainer
         self.anchors = anchor_layers(depth, p.audit_layers)
         self.full = trainer.run.scheme in p.audit_full and trainer.run.seed == p.seeds[0]
-        self.above = False
 
     def before_update(self, step: int) -> None:
         """Audit at the stride, and take the families of a gradient norm that crosses its threshold upwards."""
@@ -124,17 +120,10 @@ def signature(rows: list[dict], verdict: Verdict, deep_from: int) -> bool | None
     deep = [r for r in rows if r["window"] and r["site"] == "attn" and r["segment"] == "all" and r["layer"] >= deep_from]
     if crash is None or not deep:
         return None
+    steps = sorted({r["step"] for r in deep})
 
-    def middle(metric: str, inside) -> dict[int, float]:
-        steps = sorted({r["step"] for r in deep if inside(r["step"])})
-        return {s: float(np.median([r[metric] for r in deep if r["step"] == s])) for s in steps}
+    def middle(metric: str) -> list[float]:
+        return [float(np.median([r[metric] for r in deep if r["step"] == s])) for s in steps]
 
-    before, after = partial(middle, inside=lambda s: s < crash - 10), partial(middle, inside=lambda s: s >= crash - 10)
-    if not before("g_mean") or not after("g_mean"):
-        return None
-    spiked = max(after("g_mean").values()) > SIGNATURE_SPIKE * np.median(list(before("g_mean").values()))
-    fell = all(
-        min(after(metric).values()) * SIGNATURE_FALL < np.median(list(before(metric).values())) for metric in ("q_grad", "k_grad")
-    )
-    return bool(spiked and fell)
-
+    spiked = over(rise(steps, middle("g_mean"), crash), SIGNATURE_SPIKE)
+    return both(spiked, *(over(fall(steps, middle(metric), crash), SIGNATURE_FALL) for metric in ("q_grad", "k_grad")))

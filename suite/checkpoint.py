@@ -74,7 +74,7 @@ def _step(path: Path) -> int:
 
 
 def _complete(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))
+    return sorted(folder.glob("step-" + 8 * "[0-9]"))
 
 
 def load(folder: Path, run_id: str, at_most: int | None = None) -> tuple[int, dict[str, Tensor], dict] | None:

@@ -1,10 +1,13 @@
-"""The command line: list, plan, run, status, collect, figures, detect. Heavy imports wait until a verb needs them."""
+"""The command line: list, plan, run, status, collect, figures, verify, report, detect. Heavy imports wait until a verb needs them."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 RESULTS = Path("results/local")  # a user's own runs; maintainers write the committed tables with --results results
@@ -12,6 +15,17 @@ COMMITTED = Path(__file__).resolve().parent.parent / "results"
 SEEN = {"cell": ("scheme", "arm", "params", "writers", "depth", "lr"),
         "both": ("mine_outcome", "mine_crash_step", "mine_final_loss",
                  "committed_outcome", "committed_crash_step", "committed_final_loss", "agree")}  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """Whole flags only, and a mistake is one line."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs, allow_abbrev=False)
+
+    def error(self, message: str):
+        line = " ".join(message.split())
+        self.exit(2, f"error: {line} (see: {self.prog} --help)\n")
 
 
 def _list_of(kind, what: str, smallest=None):
@@ -47,28 +61,45 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _text(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty value")
+    return text
+
+
+def _folder(text: str) -> Path:
+    path = Path(_text(text))
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a file, not a folder")
+    return path
+
+
+def _rate(value: float) -> bool:
+    return value > 0 and value == float(f"{value:g}")  # the tables hold six digits
+
+
 def _selection_flags(parser: argparse.ArgumentParser) -> None:
     names = _list_of(str, "a name")
     parser.add_argument("--protocol", default="laptop", metavar="NAME", help="what is fixed (default: laptop)")
     parser.add_argument("--schemes", type=names, metavar="A,B", help="residual schemes (default: the protocol's)")
-    parser.add_argument("--params", action="append", metavar="[SCHEME:]K=V,...", help="scheme parameters, writers=zero|std included; repeat for more cells")
+    parser.add_argument("--params", type=_text, action="append", metavar="[SCHEME:]K=V,...", help="scheme parameters, writers=zero|std included; repeat for more cells")
     parser.add_argument("--arms", type=names, metavar="A,B", help="controlled, native (default: the protocol's)")
-    parser.add_argument("--depths", type=_list_of(int, "a positive number of blocks", lambda v: v > 0), metavar="N,N")
-    parser.add_argument("--lrs", type=_list_of(float, "a positive learning rate", lambda v: v > 0), metavar="X,X")
-    parser.add_argument("--seeds", type=_list_of(int, "a seed, 0 or more", lambda v: v >= 0), metavar="N,N")
-    parser.add_argument("--data", metavar="SOURCE", help="digits, imagefolder:DIR, parquet:FILE or a hub name; options as SOURCE,size=32,colour=grey,label=COLUMN")
+    parser.add_argument("--depths", type=_list_of(int, "a number of blocks, 1 to 100000", lambda v: 0 < v <= 100_000), metavar="N,N")
+    parser.add_argument("--lrs", type=_list_of(float, "a positive learning rate of at most six digits", _rate), metavar="X,X")
+    parser.add_argument("--seeds", type=_list_of(int, "a seed, 0 to 2147483647", lambda v: 0 <= v < 2**31), metavar="N,N")
+    parser.add_argument("--data", type=_text, metavar="SOURCE", help="digits, imagefolder:DIR, parquet:FILE or a hub name; options as SOURCE,size=32,colour=grey,label=COLUMN")
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file that registers schemes; it is executed")
     parser.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="take every N-th run from the I-th")
     _results_flag(parser)
 
 
 def _results_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help=f"where tables live (default: {RESULTS})")
+    parser.add_argument("--results", type=_folder, default=RESULTS, metavar="DIR", help=f"where tables live (default: {RESULTS})")
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line; frozen by a test."""
-    top = argparse.ArgumentParser(prog="python -m suite", description="ScreamBench: residual schemes in very deep transformers.")
+    top = Parser(prog="python -m suite", description="ScreamBench: residual schemes in very deep transformers.")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     add = verbs.add_parser
     add("list", help="protocols and schemes").add_argument("--plugin", action="append", default=[], metavar="FILE")
@@ -86,6 +117,13 @@ def parser() -> argparse.ArgumentParser:
     figures = add("figures", help="draw every figure its tables allow")
     figures.add_argument("--out", type=Path, metavar="DIR", help="default: paper_figures/out for results, DIR/figures otherwise")
     _results_flag(figures)
+    verify = add("verify", help="recompute what can be recomputed from the tables; exit status 1 where something differs")
+    verify.add_argument("--rerun", type=_positive, metavar="K", help="also train K randomly chosen committed runs again")
+    verify.add_argument("--seed", type=_list_of(int, "a seed"), default=(0,), metavar="N", help="which K (default: 0)")
+    verify.add_argument("--results", type=_folder, default=COMMITTED, metavar="DIR", help="default: the committed tables")
+    report = add("report", help="the outcome table of the laptop protocol, in Markdown")
+    report.add_argument("--write", action="store_true", help="put it into README.md")
+    report.add_argument("--results", type=_folder, default=COMMITTED, metavar="DIR", help="default: the committed tables")
     detect = add("detect", help="what became of a run, from a CSV with columns step,loss")
     detect.add_argument("file", type=Path)
     detect.add_argument("--constant-loss", type=float, metavar="X", help="loss of the best constant predictor, if known")
@@ -134,18 +172,30 @@ def _plan(args) -> int:
 def _run(args) -> int:
     from suite import environment
 
-    runs = _plan_of(args)
+    runs, cores = _plan_of(args), environment.usable_cores()
+    if args.features == "inception":
+        from suite.features import extractor
+
+        extractor(args.features)  # refused now rather than after the first training
+    if args.workers and args.workers > cores:
+        print(f"--workers {args.workers}: only {cores} cores may be used, so {cores} workers", file=sys.stderr)
     if runs and runs[0].protocol.compiled and not runs[0].compiled:
         print("no C++ compiler found: blocks run eager, about half as fast (and under run ids of their own)", file=sys.stderr)
+    from suite.distributed import launched, run_distributed
+
+    if launched():
+        return run_distributed(runs, args.results.resolve(), args.features)
     from suite.sweep import Sweep
 
     sweep = Sweep(
-        runs, args.results.resolve(), workers=args.workers or environment.usable_cores(), features=args.features,
+        runs, args.results.resolve(), workers=min(args.workers or cores, cores), features=args.features,
         plugins=args.plugin, retry=args.retry_failed,
     )  # fmt: skip
+    (args.results / ".work").mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused here
     print(f"{len(runs)} runs: {sweep.skipped} done before, {sweep.total} to do", file=sys.stderr)
     try:
-        sweep.run()
+        with _interruptible():
+            sweep.run()
     except KeyboardInterrupt:
         print("\nstopped; everything finished is kept, and the same command goes on from the last checkpoints", file=sys.stderr)
         return 130
@@ -201,6 +251,32 @@ def _figures(args) -> int:
     return draw_all(args.results, out)
 
 
+def _verify(args) -> int:
+    from suite import environment
+    from suite.tables import format_table
+    from suite.verify import rerun, verify
+
+    checked, problems = verify(args.results)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"{args.results}: {checked} runs checked, {len(problems)} problems")
+    if not args.rerun:
+        return 1 if problems or not checked else 0
+    rows = rerun(args.results, args.rerun, args.seed[0], environment.usable_cores())
+    print(format_table(rows, ("run", "compared", "agrees", "why")))
+    return 0 if not problems and all(row["agrees"] for row in rows) else 1
+
+
+def _report(args) -> int:
+    from suite.report import outcome_table, write_readme
+
+    if args.write:
+        write_readme(args.results)
+    else:
+        print(outcome_table(args.results / "laptop"))
+    return 0
+
+
 def _detect(args) -> int:
     from suite.crash import detect
 
@@ -208,17 +284,38 @@ def _detect(args) -> int:
     return 0
 
 
+def leave(*_: object) -> None:
+    """Ctrl-C before anything was begun: libraries that are being imported turn a KeyboardInterrupt into errors of their own."""
+    os.write(2, b"\nstopped\n")
+    os._exit(130)
+
+
+@contextmanager
+def _interruptible():
+    """Where there is something to stop in order, Ctrl-C is a KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is not leave:  # not started by __main__, or ignored (`nohup`)
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, leave)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; a mistake of the user is one line on standard error and exit status 2."""
     args = parser().parse_args(argv)
-    verbs = {"list": _list, "plan": _plan, "run": _run, "status": _status, "collect": _collect, "figures": _figures, "detect": _detect}
+    verbs = {"list": _list, "plan": _plan, "run": _run, "status": _status, "collect": _collect, "figures": _figures,
+             "verify": _verify, "report": _report, "detect": _detect}  # fmt: skip
     try:
         return verbs[args.verb](args)
-    except (ValueError, FileNotFoundError, PermissionError) as error:  # the suite's own errors are ValueErrors
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError) as error:  # the suite's own errors are ValueErrors
         print(f"error: {str(error).splitlines()[0] if str(error) else type(error).__name__}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     except RuntimeError as error:
         from suite.sweep import SweepError
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from suite.foreign_log import Log, LogError, read_log
+from suite.signature import foreign_signature
 
 __all__ = ["OUTCOMES", "LogError", "Verdict", "detect", "judge", "judge_foreign", "short_median"]
 
@@ -194,16 +195,19 @@ def _judge_unknown(steps, loss, window, grad_norm, min_points) -> Verdict:
 
 
 def detect(path: str | Path, constant_loss: float | None = None) -> dict:
-    """Judge the CSV log at `path` (columns step,loss; grad_norm used, others ignored): a dict that goes straight to JSON.
+    """Judge the CSV log at `path`: a dict that goes straight to JSON.
 
-    Keys: those of `Verdict`, and `notes` (a list of sentences). Raises LogError where the log cannot be read, ValueError
-    where `constant_loss` makes no sense.
+    Columns step,loss; grad_norm, g_mean, g_ctr, tcs, q_grad, k_grad are used where the log has them, others ignored. Keys:
+    those of `Verdict`, `mms_signature` (whether the crash carries the paper's gradient event: true, false, or null where
+    the log cannot tell; see `suite.signature`) and `notes` (a list of sentences). Raises LogError where the log cannot be
+    read, ValueError where `constant_loss` makes no sense.
     """
     log: Log = read_log(path)
     verdict, notes = judge_foreign(log.steps, log.loss, constant_loss=constant_loss, grad_norm=log.grad_norm)
     if not log.ends_with_newline:
         notes.append("the last line has no line end: it may be cut off inside a number")
-    return {**asdict(verdict), "notes": notes}
+    found, reasons = foreign_signature(log.metrics, log.steps, verdict.crash_step)
+    return {**asdict(verdict), "mms_signature": found, "notes": notes + reasons}
 
 
 def _checked(steps, loss, grad_norm, window, horizon):

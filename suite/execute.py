@@ -20,7 +20,7 @@ from suite.protocol import Run
 from suite.sidepass import final_state
 from suite.train import Report, Trainer
 
-GRID_ROWS = 4  # samples per class in the picture of a run
+GRID_ROWS = 8  # samples per class in the picture of a run
 
 load_data = cache(data_module.load)  # a worker takes many runs of the same data
 
@@ -87,6 +87,7 @@ def _run_row(trainer: Trainer) -> dict:
         "constant_loss": trainer.constant_loss, "best_loss": verdict.best_loss, "final_loss": verdict.final_loss,
         "heldout_loss": trainer.evals[-1][1] if trainer.evals else None, "max_grad_norm": _max(norms),
         "spikes": verdict.spikes, "compiled": run.compiled, "dtype": p.dtype, "device": trainer.device.type,
+        "processes": trainer.accelerator.num_processes,
         "code_digest": run.code_digest, **environment.provenance(),
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Read somebody else's loss curve: a CSV with columns `step,loss` and, if it likes, others.
+"""Read somebody else's loss curve: a CSV with columns `step,loss` and, if it likes, `grad_norm` and audit metrics.
 
 Every mistake a user can make raises `LogError` with one line that names the file, the line and what to do.
 """
@@ -10,6 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from suite.signature import COLUMNS
+
+OPTIONAL = ("grad_norm", *COLUMNS)
+
 
 class LogError(ValueError):
     """A log that cannot be judged; the message is one line for the user: file, line, remedy."""
@@ -19,13 +23,15 @@ class LogError(ValueError):
 class Log:
     """One curve. `steps` int64, strictly increasing, >= 0; `loss` and `grad_norm` float64, nan and inf kept as written.
 
-    `grad_norm` is None where the log has no such column, and 0 in rows where its cell is empty (not measured).
+    `grad_norm` is None where the log has no such column, and 0 in rows where its cell is empty (not measured). `metrics`
+    holds the optional columns that the log has, grad_norm among them, with nan where a cell is empty.
     `ends_with_newline` is False where the last line may have been cut inside a number.
     """
 
     steps: np.ndarray
     loss: np.ndarray
     grad_norm: np.ndarray | None
+    metrics: dict[str, np.ndarray]
     ends_with_newline: bool
 
 
@@ -46,15 +52,16 @@ def read_log(path: str | Path) -> Log:
     if not rows:
         raise LogError(f"{path}: empty; write a header step,loss and one row a point")
     names = [name.strip() for name in rows[0][1]]
-    for name in ("step", "loss", "grad_norm"):
-        if names.count(name) != 1 and (name != "grad_norm" or name in names):
+    for name in ("step", "loss", *OPTIONAL):
+        if names.count(name) != 1 and (name not in OPTIONAL or name in names):
             problem = "twice" if name in names else "not"
+            remedy = f"keep one {name}" if name in OPTIONAL else "name the columns step,loss"
             raise LogError(f"{path}, line {rows[0][0]}: column {name!r} is {problem} in the header "
-                           f"({', '.join(names)[:80]}); name the columns step,loss")
+                           f"({', '.join(names)[:80]}); {remedy}")
     if len(rows) == 1:
         raise LogError(f"{path}: a header and no rows; write one row a point")
-    columns = {name: names.index(name) for name in ("step", "loss", "grad_norm") if name in names}
-    steps, loss, grad_norm = [], [], []
+    columns = {name: names.index(name) for name in ("step", "loss", *OPTIONAL) if name in names}
+    steps, loss, metrics = [], [], {name: [] for name in OPTIONAL if name in columns}
     for line, cells in rows[1:]:
         where = f"{path}, line {line}"
         if len(cells) != len(names):
@@ -69,11 +76,13 @@ def read_log(path: str | Path) -> Log:
                            "(after a restart: the last)")
         steps.append(int(step))
         loss.append(_number(cells[columns["loss"]], "loss", where))
-        if "grad_norm" in columns:
-            cell = cells[columns["grad_norm"]]
-            grad_norm.append(_number(cell, "grad_norm", where) if cell.strip() else 0.0)
-    return Log(np.array(steps, np.int64), np.array(loss), np.array(grad_norm) if grad_norm else None,
-               text.endswith(("\n", "\r")))
+        for name, values in metrics.items():
+            cell = cells[columns[name]]
+            values.append(_number(cell, name, where) if cell.strip() else None)
+    norm = metrics.get("grad_norm")
+    return Log(
+        np.array(steps, np.int64), np.array(loss), None if norm is None else np.array([0.0 if v is None else v for v in norm]),
+        {name: np.array(values, float) for name, values in metrics.items()}, text.endswith(("\n", "\r")))
 
 
 def _number(cell: str, column: str, where: str) -> float:

@@ -1,7 +1,8 @@
 """All parameters in one flat buffer under fused AdamW.
 
 At depth 1000 the default per-tensor AdamW costs as much as several blocks; over one buffer it is a few kernels, and
-bitwise equal to per-tensor fused AdamW. Groups lie one after the other in the buffer, so each is a slice.
+bitwise equal to per-tensor fused AdamW (but for the last elements of a tensor that fills no whole number of vector
+registers, such as ReZero's scalar: one rounding). Groups lie one after the other in the buffer, so each is a slice.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ def make_plan(selection: Selection) -> list[Run]:
     for plugin in selection.plugins:
         registry.load_plugin(Path(plugin))
     cells = [_resolve(cell) for cell in _cells(protocol, selection)]
-    source = selection.data or protocol.data
-    digest = _digest(source)
+    source = protocol.data if selection.data is None else selection.data
+    digest = _digest(source, protocol)
     compiled = protocol.compiled and bool(environment.compiler())
     depths, lrs, seeds = (
         selection.depths or protocol.depths, selection.lrs or protocol.lrs, selection.seeds or protocol.seeds
@@ -75,17 +75,22 @@ def _cells(protocol: Protocol, selection: Selection) -> list[Cell]:
         if not selection.schemes:  # not every scheme has a native arm
             cells = [c for c in cells if c.scheme in registry.names(c.arm)]
     if selection.params:
-        cells = [c for text in selection.params for c in _with_params(cells, text)]
+        named = {text.rpartition(":")[0] for text in selection.params}
+        others = [] if "" in named else [c for c in cells if c.scheme not in named]
+        cells = others + [c for text in selection.params for c in _with_params(cells, text)]
     if not cells:
         raise SelectionError(f"--arms {','.join(selection.arms or ())}: no scheme of {protocol.name} has that arm")
     return list(dict.fromkeys(cells))
 
 
 def _with_params(cells: list[Cell], text: str) -> list[Cell]:
-    """Cells with `[scheme:]name=value,...` in place of their params; `writers` is a parameter of every scheme."""
+    """The named scheme's cells (or all) with `[scheme:]name=value,...` in place of their params; `writers` is a parameter of every scheme."""
     scheme, colon, rest = text.rpartition(":")
     items = [item.strip() for item in rest.split(",") if item.strip()]
     writers = [item.partition("=")[2] for item in items if item.startswith("writers=")]
+    if not items or len(writers) > 1 or "" in writers:
+        what = "names no parameter" if not items else "writers is given twice" if len(writers) > 1 else "writers is empty"
+        raise SelectionError(f"--params {text!r}: {what}")
     own = ",".join(item for item in items if not item.startswith("writers="))
     if colon and scheme not in {c.scheme for c in cells}:
         raise SelectionError(f"--params {text}: scheme {scheme!r} is not selected; name it with --schemes")
@@ -128,11 +133,17 @@ def _try_out(scheme: str, arm: str, params: str, depth: int) -> None:
         raise SelectionError(f"scheme {scheme} ({arm}): the merge of finite tensors holds nan or inf")
 
 
-def _digest(source: str) -> str:
+def _digest(source: str, protocol: Protocol) -> str:
     if source == "digits":
         from suite.data import DIGITS_DIGEST
 
         return DIGITS_DIGEST
     from suite.execute import load_data
 
-    return load_data(source).digest
+    data = load_data(source)
+    if (size := data.images_NCHW.shape[-1]) % protocol.patch:
+        raise SelectionError(
+            f"--data {source}: images of {size} x {size} do not divide into patches of {protocol.patch}; add ,size="
+            f"{max(1, size // protocol.patch) * protocol.patch}"
+        )
+    return data.digest

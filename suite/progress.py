@@ -65,8 +65,9 @@ class Progress:
                 self.free.append(-bar.pos)
                 bar.close()
         if row["status"] == "done":
-            where = f" at step {row['crash_step']}" if row["crash_step"] else ""
-            text = f"{row['outcome']}{where}, loss {row['final_loss']:.3f}"
+            where = "" if row["crash_step"] is None else f" at step {row['crash_step']}"
+            loss = "" if row["final_loss"] is None else f", loss {row['final_loss']:.3f}"  # none: nan at the first step
+            text = f"{row['outcome']}{where}{loss}"
         else:
             text = f"{row['status']}: {row['reason']}"
         self.say(f"[{finished}/{total}, {time.monotonic() - self.start:4.0f} s] {run.label()}: {text}")

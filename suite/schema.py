@@ -101,6 +101,7 @@ RUNS = (
     _text("dtype", "floating-point type of weights and activations"),
     _text("device", "device type the run trained on: cpu or cuda"),
     _integer("threads", "1", "compute threads of the process (changes rounding)"),
+    _integer("processes", "1", "data-parallel processes the run trained in (changes rounding)"),
     _text("code_digest", "digest of the scheme's code without comments and docstrings"),
     _text("commit", "commit of this repository, with -dirty where the tree had changes"),
     _text("python", "Python version"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -14,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from suite import environment
 from suite.execute import identity, work_folder
@@ -37,24 +39,31 @@ class Worker:
         self.process: subprocess.Popen | None = None
         self.log = results / ".work" / f"worker-{os.getpid()}-{id(self)}.log"
         self.cache = results / ".work" / "compile-cache"
+        self.guard, self.ended = threading.Lock(), False
 
-    def start(self) -> subprocess.Popen:
+    def start(self) -> subprocess.Popen | None:
+        """A fresh process; None if the worker has been stopped meanwhile."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
         env = os.environ | threads | {"TORCHINDUCTOR_CACHE_DIR": str(self.cache), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(environment.ROOT), env.get("PYTHONPATH")]))
         env["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "suite.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                text=True, encoding="utf-8", env=env, start_new_session=True,  # Ctrl-C reaches the parent alone
-            )  # fmt: skip
+        with self.guard:
+            if self.ended:
+                return None
+            self._close()
+            with open(self.log, "wb") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "suite.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                    text=True, encoding="utf-8", env=env, start_new_session=True,  # Ctrl-C reaches the parent alone
+                )  # fmt: skip
         return self.process
 
     def run(self, run: Run, progress: Progress) -> dict:
         """Train one run; returns its last event, made up here if the worker died or hung."""
         process = self.process if self.process and self.process.poll() is None else self.start()
-        timer = threading.Timer(STALL, process.kill)
+        if process is None:
+            return {"event": "stopped"}
         hung = threading.Event()
 
         def kill() -> None:
@@ -64,61 +73,107 @@ class Worker:
         try:
             process.stdin.write(json.dumps(self.job | {"run": run.to_json()}) + "\n")
             process.stdin.flush()
-            while True:
-                timer = threading.Timer(STALL, kill)
-                timer.daemon = True
-                timer.start()
-                line = process.stdout.readline()
-                timer.cancel()
-                if not line:
-                    break
-                event = json.loads(line)
-                if event["event"] != "step":
+            while event := self._event(process, kill):
+                if event["event"] == "step":
+                    progress.step(run, event["step"], event["loss"])
+                elif event["event"] == "note":
+                    progress.say(f"{run.label()}: {event['text']}")
+                else:
                     return event
-                progress.step(run, event["step"], event["loss"])
         except BrokenPipeError:
             pass
+        except ValueError:  # a pipe that `stop` closed, or a line cut short by the worker's death
+            process.kill()
+        code, words = process.wait(), self._last_words()
+        if hung.is_set():
+            return {"event": "failed", "status": "timeout", "reason": f"no progress for {STALL} s", "trace": words}
+        if code == -signal.SIGKILL:
+            reason = "worker was killed (signal 9), as the system does when memory runs out"
+            return {"event": "failed", "status": "oom", "reason": reason, "trace": words}
+        name = f"signal {_signal_name(-code)}" if code < 0 else f"exit status {code}"
+        last = f": {words.splitlines()[-1]}" if code > 0 and words else ""
+        return {"event": "failed", "status": "error", "reason": f"worker died ({name}){last}", "trace": words}
+
+    def _event(self, process: subprocess.Popen, kill) -> dict | None:
+        """The next event, None at the end of the pipe; a worker that says nothing for too long is killed."""
+        timer = threading.Timer(STALL, kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            line = process.stdout.readline()
         finally:
             timer.cancel()
-        code = process.wait()
-        if hung.is_set():
-            return {"event": "failed", "status": "timeout", "reason": f"no progress for {STALL} s"}
-        if code == -signal.SIGKILL:
-            return {"event": "failed", "status": "oom", "reason": "worker was killed (signal 9), as the system does when memory runs out"}
-        name = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        return {"event": "failed", "status": "error", "reason": f"worker died ({name})"}
+        return json.loads(line) if line else None
+
+    def _last_words(self) -> str:
+        """The end of what the process wrote on standard error."""
+        try:
+            return self.log.read_bytes()[-4000:].decode(errors="replace").strip()
+        except OSError:
+            return ""
+
+    def _close(self) -> None:
+        """Close the pipes to a process that has ended, or that ends when its input closes."""
+        for pipe in (self.process.stdin, self.process.stdout) if self.process else ():
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                pass
 
     def stop(self, force: bool = False) -> None:
-        """End the process: at once, or by closing its input."""
+        """End the process for good: at once, or by closing its input."""
+        with self.guard:
+            self.ended = True
         if self.process is None:
             return
         if force:
             self.process.kill()
-        try:
-            self.process.stdin.close()
-        except BrokenPipeError:
-            pass
+        else:
+            self._close()
         self.process.wait()
         self.log.unlink(missing_ok=True)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return str(number)
 
 
 class Claim:
     """An exclusive hold on one run across sweeps; the system drops it when its owner dies."""
 
     def __init__(self, results: Path, run_id: str) -> None:
-        path = work_folder(results, run_id) / ".lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "w")
+        self.path = work_folder(results, run_id) / ".lock"
+        self.file: IO[str] | None = None
 
     def take(self) -> bool:
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            return False
+        """Whether the hold is ours now; False if another process, or another Claim of this one, has it."""
+        while True:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                file = open(self.path, "w")
+            except FileNotFoundError:  # a former owner has just cleared the folder away
+                continue
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(file.fileno()).st_ino == os.stat(self.path).st_ino:
+                    self.file = file
+                    return True
+            except BlockingIOError:
+                file.close()
+                return False
+            except FileNotFoundError:
+                pass
+            file.close()  # a hold on a file that is no longer there holds nothing: try again
 
-    def drop(self) -> None:
-        self.file.close()
+    def drop(self, clear: bool = False) -> None:
+        """Let go; `clear` removes the run's working folder first."""
+        if clear:
+            shutil.rmtree(self.path.parent, ignore_errors=True)
+        if self.file is not None:
+            self.file.close()
 
 
 class Sweep:
@@ -135,13 +190,16 @@ class Sweep:
         self.todo = deque(sorted(self.todo, key=lambda r: -r.depth))  # the longest first, so that the end is not one run
         self.total = len(self.todo)
         self.workers = max(1, min(workers, self.total))
+        self.failed_before = failed
         self.old_failures = 0 if retry else sum(r.run_id in failed for r in runs)
+        self.done_before = [run.run_id for run in runs if run.run_id in done]
         self.broken: list[tuple[Run, str]] = []
         self.finished = 0
         self.fatal: queue.Queue[BaseException] = queue.Queue()
         self.stop = threading.Event()
         self.guard = threading.Lock()
         self.waiting: set[str] = set()
+        self.progress: Progress
 
     def next_run(self) -> tuple[Run, Claim] | None:
         """A run that nobody else holds, with a hold on it; waits while every one left is held by another sweep."""
@@ -155,7 +213,6 @@ class Sweep:
                     if claim.take():
                         self.todo.remove(run)
                         return run, claim
-                    claim.drop()
                     if run.run_id not in self.waiting:
                         self.waiting.add(run.run_id)
                         self.progress.say(f"{run.label()}: another sweep holds it; taking others, then waiting")
@@ -167,33 +224,49 @@ class Sweep:
         try:
             while (taken := self.next_run()) is not None:
                 run, claim = taken
+                finished = False
                 try:
-                    self.one(run, worker)
+                    status = self.done_elsewhere(run) or self.one(run, worker)
+                    finished = status == "done"
                 finally:
-                    claim.drop()
+                    claim.drop(clear=finished)
         except BaseException as error:
             self.fatal.put(error)
             self.stop.set()
 
-    def one(self, run: Run, worker: Worker) -> None:
-        """Train one run unless another sweep has meanwhile; put its rows, or its failure, into the tables."""
-        store, folder = self.stores[run.protocol.name], work_folder(self.results, run.run_id)
-        if run.run_id in self.waiting and run.run_id in store.done_ids():
+    def done_elsewhere(self, run: Run) -> str:
+        """The status of a run that another sweep has finished since this one made its plan, else ""."""
+        store = self.stores[run.protocol.name]
+        row = next((row for row in store.runs() if row["run_id"] == run.run_id), None)
+        if row is None:
+            return ""
+        broken = row["status"] != "done" and run.run_id not in self.failed_before
+        if not broken and run.run_id not in store.done_ids():
+            return ""
+        with self.guard:
             self.finished += 1
-            return
-        ready = folder / "record.json"
-        record = _read_record(ready, run.run_id)
+            if broken:
+                self.broken.append((run, f"{row['status']}: {row['reason']}"))
+            self.progress.say(f"[{self.finished}/{self.total}] {run.label()}: another sweep has done it")
+        return row["status"]
+
+    def one(self, run: Run, worker: Worker) -> str:
+        """Train one run and put its rows, or its failure, into the tables; its status, "" if the sweep was stopped."""
+        store, folder = self.stores[run.protocol.name], work_folder(self.results, run.run_id)
+        record = _read_record(folder / "record.json", run.run_id)
         if record is None:
             self.progress.begin(run)
             event = worker.run(run, self.progress)
             if self.stop.is_set():
-                return
-            record = _read_record(ready, run.run_id) if event["event"] == "done" else None
+                return ""
+            if event.get("status") == "disk":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.results))
+            record = _read_record(folder / "record.json", run.run_id)  # also that of a worker killed after it wrote it
             if record is None:
                 reason = event.get("reason", "worker left no record")
                 record = {"run": identity(run) | {"status": event.get("status", "error"), "reason": reason}}
                 if event.get("trace"):
-                    (folder / "error.txt").write_text(event["trace"])
+                    (folder / "error.txt").write_text(event["trace"], encoding="utf-8")
         with store.lock():
             store.add(record)
         row = record["run"]
@@ -202,20 +275,18 @@ class Sweep:
             if row["status"] != "done":
                 self.broken.append((run, f"{row['status']}: {row['reason']}"))
         self.progress.end(run, row, self.finished, self.total)
-        if row["status"] == "done":
-            shutil.rmtree(folder, ignore_errors=True)
+        return row["status"]
 
     def run(self) -> None:
         """Work through the plan; raises KeyboardInterrupt or SweepError after stopping every worker."""
-        if not self.todo:
-            return
-        workers = [Worker(self.results, self.features, self.plugins) for _ in range(self.workers)]
+        self.tidy()
+        workers = [Worker(self.results, self.features, self.plugins) for _ in range(self.workers)] if self.todo else []
+        threads = [threading.Thread(target=self.work, args=(w,), daemon=True) for w in workers]
         with Progress(self.workers) as self.progress:
-            threads = [threading.Thread(target=self.work, args=(w,), daemon=True) for w in workers]
-            for thread in threads:
-                thread.start()
             try:
-                while any(thread.is_alive() for thread in threads):
+                for thread in threads:
+                    thread.start()
+                while any(thread.is_alive() for thread in threads) and not self.stop.is_set():
                     for thread in threads:
                         thread.join(0.1)
             except KeyboardInterrupt:
@@ -224,17 +295,44 @@ class Sweep:
             finally:
                 for worker in workers:
                     worker.stop(force=self.stop.is_set())
+                for thread in threads:
+                    if thread.is_alive():
+                        thread.join(1)  # it may be putting a finished run into the tables
         if not self.fatal.empty():
             error = self.fatal.get()
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                full = f"the disk under {self.results} is full; make room and call again: everything finished is kept"
+                raise SweepError(full) from error
             if isinstance(error, OSError | TableError):
                 raise SweepError(str(error)) from error
             raise error
+
+    def tidy(self) -> None:
+        """Clear away what a killed sweep left: logs of workers of dead parents, working folders of runs that are done."""
+        work = self.results / ".work"
+        for log in work.glob("worker-*-*.log"):
+            pid = log.name.split("-")[1]
+            if pid.isdigit() and not _alive(int(pid)):
+                log.unlink(missing_ok=True)
+        for run_id in self.done_before:
+            if (work / run_id).exists() and (claim := Claim(self.results, run_id)).take():
+                claim.drop(clear=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _read_record(path: Path, run_id: str) -> dict | None:
     """A finished run's record left by a worker, or None."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return record if record["run"]["run_id"] == run_id else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return record if record["run"]["run_id"] == run_id else None

@@ -1,17 +1,20 @@
 """A worker process: takes runs one a line on standard input, answers one JSON line per event on standard output.
 
-Events: {"event": "step", "step", "loss"}, {"event": "done"}, {"event": "failed", "status", "reason", "trace"}. The record
-itself goes through a file, so that it outlives the worker and its parent. The worker ends when its input closes.
+Events: {"event": "step", "step", "loss"}, {"event": "note", "text"}, {"event": "done"}, {"event": "failed", "status",
+"reason", "trace"}; status "disk" says that the disk is full, which is not the run's own fault. The record itself goes
+through a file, so that it outlives the worker and its parent. The worker ends when its input closes.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import threading
 import time
 import traceback
+import warnings
 from pathlib import Path
 from queue import Queue
 
@@ -38,9 +41,20 @@ def main() -> None:
             os._exit(0)
 
     from suite import registry
+    from suite.checkpoint import CheckpointWarning
     from suite.execute import execute, save_record, work_folder
     from suite.protocol import Run
 
+    show = warnings.showwarning
+
+    def forward(message, category, *rest) -> None:
+        """What a person should know goes to the parent, what libraries grumble about to the log."""
+        if issubclass(category, CheckpointWarning):
+            say(event="note", text=str(message))
+        else:
+            show(message, category, *rest)
+
+    warnings.showwarning = forward
     last_graph = None
     while True:
         job = jobs.get()
@@ -64,9 +78,17 @@ def main() -> None:
             save_record(record, work_folder(results, run.run_id) / "record.json")
             say(event="done")
         except Exception as error:  # any failure is the run's own: it becomes a row, and the sweep goes on
-            memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
             reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-            say(event="failed", status="oom" if memory else "error", reason=reason, trace=traceback.format_exc())
+            say(event="failed", status=status_of(error), reason=reason, trace=traceback.format_exc())
+
+
+def status_of(error: Exception) -> str:
+    """`oom`, `disk` or `error`; libraries wrap the errors of the system in their own, so the words count too."""
+    words = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words:
+        return "oom"
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "disk" if full or os.strerror(errno.ENOSPC).lower() in words else "error"
 
 
 if __name__ == "__main__":

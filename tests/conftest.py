@@ -14,7 +14,7 @@ TINY = {"width": 16, "heads": 2, "ffn": 24, "depth": 2, "patch": 2, "channels": 
 
 @pytest.fixture
 def tiny_model():
-    """Factory of drawn models: tiny_model("mvsplit", params="beta=0.5", depth=3). Every weight is nonzero by default."""
+    """Factory of drawn models: tiny_model("mvsplit", params="beta=0.5", depth=3). No weight is 0."""
 
     def make(scheme="plain", arm="controlled", params="", *, seed=0, writers="std", final="std", **sizes):
         entry = registry.get(scheme, arm)

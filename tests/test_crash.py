@@ -341,7 +341,7 @@ def test_detect_gives_plain_json(tmp_path):
     found = detect(write(tmp_path, "step,loss,g_mean,tcs\n" + rows))
     assert (found["outcome"], found["crash_step"], found["confirmed"]) == ("collapsed", 26430, True)
     assert set(found) == {"outcome", "crash_step", "confirmed", "best_loss", "final_loss", "threshold", "spikes", "steps",
-                          "notes"}
+                          "mms_signature", "notes"}
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 

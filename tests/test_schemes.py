@@ -1,4 +1,4 @@
-"""Residual schemes: what every one must do, what each paper says of its own, and what a user's plugin file may get wrong.
+"""Residual schemes: what every one must do, what each paper says of its own, what a plugin file may get wrong.
 
 T tokens, D width. Projectors are explicit T x T matrices here, so nothing is checked against `token_mean` itself.
 """
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from suite import registry
 from suite.cli import main
@@ -72,7 +71,8 @@ def backward(model, seed=5):
     return out.detach()
 
 
-# --- the contract, for every scheme in the registry ---------------------------------------------------------------------
+# --- the contract, for every scheme in the registry -------------------------------------------------------------------
+
 
 @every_scheme
 @pytest.mark.parametrize("site", ["attn", "ffn"])
@@ -135,7 +135,9 @@ def test_state_dict_holds_every_tensor_once_and_restores_the_model(name, arm, ti
     state = model.state_dict()
     places = [t.untyped_storage().data_ptr() for t in state.values()]
     assert len(places) == len(set(places))
-    assert len(state) == len(list(model.parameters())) + sum(1 for _ in model.buffers()) - 2  # rope and step are not saved
+    assert (
+        len(state) == len(list(model.parameters())) + sum(1 for _ in model.buffers()) - 2
+    )  # rope and step are not saved
     other = tiny_model(name, arm, depth=3, seed=8)
     image, caption = inputs(model)
     with torch.no_grad():
@@ -211,7 +213,8 @@ def test_plan_gives_each_scheme_its_legal_default_writers(name, arm):
     assert run.writers == ("std" if arm == "native" or registry.get(name, arm).cls.zero_writers else "zero")
 
 
-# --- plain, LayerScale --------------------------------------------------------------------------------------------------
+# --- plain, LayerScale ------------------------------------------------------------------------------------------------
+
 
 def test_plain_is_the_norm_of_the_sum():
     x, f = normal(2, 7, 8), normal(2, 7, 8, seed=1)
@@ -225,7 +228,9 @@ def test_neutral_parameters_are_plain_bit_for_bit(name, params, tiny_model):
     ours, plain = tiny_model(name, params=params, depth=3), tiny_model("plain", depth=3)
     image, caption = inputs(ours)
     assert torch.equal(ours(image, caption), plain(image, caption))
-    assert not torch.equal(tiny_model(name, depth=3)(image, caption), plain(image, caption))  # the defaults are not neutral
+    assert not torch.equal(
+        tiny_model(name, depth=3)(image, caption), plain(image, caption)
+    )  # the defaults are not neutral
 
 
 def test_layerscale_scales_channels_and_their_gradients():
@@ -235,7 +240,9 @@ def test_layerscale_scales_channels_and_their_gradients():
     z = scheme.merge(x, f, context())
     z.backward(g)
     gate = scheme.gate_lambda.detach()
-    torch.testing.assert_close(z.detach(), torch.stack([x[..., d] + gate[d] * f[..., d].detach() for d in range(8)], -1))
+    torch.testing.assert_close(
+        z.detach(), torch.stack([x[..., d] + gate[d] * f[..., d].detach() for d in range(8)], -1)
+    )
     torch.testing.assert_close(f.grad, gate * g)
     torch.testing.assert_close(scheme.gate_lambda.grad, (f.detach() * g).sum((0, 1)))
     assert torch.equal(build("layerscale").gate_lambda, torch.full((8,), 0.01))
@@ -274,10 +281,13 @@ def test_native_layerscale_is_cait_pre_norm_with_a_final_norm(tiny_model):
     assert sum("final_norm" in n for n, _ in model.named_parameters()) == 2
 
 
-# --- DeepNorm -----------------------------------------------------------------------------------------------------------
+# --- DeepNorm ---------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("arm", registry.ARMS)
-@pytest.mark.parametrize(("blocks", "alpha", "beta"), [(100, 3.7606, 0.1880), (400, 5.3183, 0.1330), (1000, 6.6874, 0.1057)])
+@pytest.mark.parametrize(
+    ("blocks", "alpha", "beta"), [(100, 3.7606, 0.1880), (400, 5.3183, 0.1330), (1000, 6.6874, 0.1057)]
+)
 def test_deepnorm_constants_of_the_published_table(arm, blocks, alpha, beta):
     scheme = build("deepnorm", arm, depth=blocks)
     x, f = normal(1, 7, 8), normal(1, 7, 8, seed=1)
@@ -314,17 +324,22 @@ def test_deepnorm_scales_exactly_v_o_w13_w2_by_beta(tiny_model):
 def test_native_deepnorm_is_affine_layernorm_with_xavier_gains(tiny_model):
     scheme = build("deepnorm", "native", depth=100)
     x, f = normal(2, 7, 8), normal(2, 7, 8, seed=1)
-    torch.testing.assert_close(scheme(x, lambda _: f, context()).double(), layer_norm(200**0.25 * x + f, 1e-5), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        scheme(x, lambda _: f, context()).double(), layer_norm(200**0.25 * x + f, 1e-5), rtol=1e-5, atol=1e-5
+    )
     assert {n for n, _ in scheme.named_parameters()} == {"norm.weight", "norm.bias"}
     beta = (8 * 2) ** -0.25
     for writers in ("std", "zero"):
         block = tiny_model("deepnorm", "native", width=64, writers=writers).blocks[0]
         for key, w in block.weights("attn").items():
             gain = 1 if key in "qk" else beta
-            assert w.std().item() == pytest.approx(0 if (key, writers) == ("o", "zero") else gain * 64**-0.5, rel=1e-4), key
+            assert w.std().item() == pytest.approx(
+                0 if (key, writers) == ("o", "zero") else gain * 64**-0.5, rel=1e-4
+            ), key
 
 
-# --- ReZero -------------------------------------------------------------------------------------------------------------
+# --- ReZero -----------------------------------------------------------------------------------------------------------
+
 
 def test_rezero_starts_as_the_identity_with_one_scalar_a_block(tiny_model):
     for arm in registry.ARMS:
@@ -369,7 +384,9 @@ def test_rezero_scalar_is_shared_by_both_merges_of_a_block(tiny_model):
 def test_rezero_refuses_zero_writers_which_would_be_dead_for_ever(arm, tiny_model):
     with pytest.raises(SelectionError, match="rezero refuses zero writers.*zero gradient"):
         make_plan(Selection(protocol="smoke", schemes=("rezero",), arms=(arm,), params=("rezero:writers=zero",)))
-    (run,) = make_plan(Selection(protocol="smoke", schemes=("rezero",), arms=(arm,), params=("rezero:writers=std",), depths=(2,)))
+    (run,) = make_plan(
+        Selection(protocol="smoke", schemes=("rezero",), arms=(arm,), params=("rezero:writers=std",), depths=(2,))
+    )
     assert run.writers == "std"
     dead, alive = (tiny_model("rezero", arm) for _ in range(2))
     for block in dead.blocks:  # native writers are rescaled by their own std, so they are zeroed after the draw
@@ -384,7 +401,8 @@ def test_rezero_refuses_zero_writers_which_would_be_dead_for_ever(arm, tiny_mode
     assert dead.embed.weight.grad.abs().max() > 1e-6  # the loss itself does reach the trunk
 
 
-# --- MV-Split: the paper's equations --------------------------------------------------------------------------------------
+# --- MV-Split: the paper's equations ----------------------------------------------------------------------------------
+
 
 def mvsplit_case(segments, seed=0):
     """A float64 scheme with random gates, and x, f, g = dL/dZ or dL/d output, (2, T, 8)."""
@@ -440,7 +458,9 @@ def test_mvsplit_backward_is_the_closed_form_of_eq_50_to_54(segments):
         }
     autograd = {"x": x.grad, "f": f.grad, "alpha": scheme.gate_alpha.grad, "beta": scheme.gate_beta.grad}
     for key, expected in closed.items():
-        torch.testing.assert_close(autograd[key], expected, rtol=1e-9, atol=1e-12 * g.abs().max().item() / scale, msg=key)
+        torch.testing.assert_close(
+            autograd[key], expected, rtol=1e-9, atol=1e-12 * g.abs().max().item() / scale, msg=key
+        )
 
 
 @pytest.mark.parametrize("segments", [(7,), (4, 3), (4, 1)], ids=str)
@@ -501,7 +521,7 @@ def test_mvsplit_merge_and_block_are_equivariant_to_token_order_within_a_segment
 
 
 def writer_modes(model, monkeypatch):
-    """(family, |mean part|, |whole|) of dL/dW of every writer by Eq. 5, per segment and global, from a real backward."""
+    """(|mean part|, |whole|) of every writer's gradient by Eq. 5, per segment and global, from a real backward."""
     seen = []
     for block in model.blocks:
         for inner, outer, weight in (("heads_out", "attention", block.wo), ("ffn_hidden", "ffn", block.w2)):
@@ -516,7 +536,9 @@ def writer_modes(model, monkeypatch):
 
             for attribute, key in ((inner, "y"), (outer, "f")):
                 call = getattr(block, attribute)
-                monkeypatch.setattr(block, attribute, lambda *a, c=call, r=record, k=key: keep(*a, call=c, record=r, key=k))
+                monkeypatch.setattr(
+                    block, attribute, lambda *a, c=call, r=record, k=key: keep(*a, call=c, record=r, key=k)
+                )
     backward(model)
     parts = []
     for record in seen:
@@ -524,7 +546,10 @@ def writer_modes(model, monkeypatch):
         whole = torch.einsum("btd,bte->de", d, y)
         torch.testing.assert_close(whole, record["weight"].grad)  # what was caught is the writer's own gradient
         slices = [slice(0, 4), slice(4, 7), slice(0, 7)]
-        means = [sum((s.stop - s.start) * torch.outer(d[b, s].mean(0), y[b, s].mean(0)) for b in range(len(d))).norm() for s in slices]
+        means = [
+            sum((s.stop - s.start) * torch.outer(d[b, s].mean(0), y[b, s].mean(0)) for b in range(len(d))).norm()
+            for s in slices
+        ]
         parts.append((max(means), whole.norm()))
     return parts
 
@@ -532,7 +557,11 @@ def writer_modes(model, monkeypatch):
 def test_mvsplit_writers_have_no_mean_mode_gradient_at_alpha_zero(tiny_model, monkeypatch):
     for mean, whole in writer_modes(tiny_model("mvsplit", depth=3).double(), monkeypatch):
         assert whole > 1e-4 and mean < 1e-12 * whole
-    for other in (tiny_model("plain", depth=3), tiny_model("layerscale", params="init=1", depth=3), tiny_model("mvsplit", params="alpha=0.5", depth=3)):
+    for other in (
+        tiny_model("plain", depth=3),
+        tiny_model("layerscale", params="init=1", depth=3),
+        tiny_model("mvsplit", params="alpha=0.5", depth=3),
+    ):
         for mean, whole in writer_modes(other.double(), monkeypatch):
             assert mean > 1e-3 * whole  # the control: others have one
 
@@ -567,7 +596,7 @@ def test_mvsplit_on_one_site_is_plain_on_the_other():
         make_plan(Selection(protocol="smoke", schemes=("mvsplit",), params=("sites=none",)))
 
 
-# --- plugins through the command line -----------------------------------------------------------------------------------
+# --- plugins through the command line ---------------------------------------------------------------------------------
 
 PLUGIN = """
 from suite.registry import register
@@ -623,7 +652,11 @@ BAD = {  # file -> what the line must name
     "syntax": ("x = 1\ndef f(:\n    pass\n", "plain", ["f.py", "line 2", "SyntaxError"]),
     "import": ("import no_such_module_at_all\n", "plain", ["f.py", "no_such_module_at_all"]),
     "no scheme": ("x = 1\n", "plain", ["f.py", "no scheme"]),
-    "no default": (PLUGIN.format(name="mine", z="x_BTD").replace(": float = 0.5", ""), "mine", ["f.py", "mine", "gain"]),
+    "no default": (
+        PLUGIN.format(name="mine", z="x_BTD").replace(": float = 0.5", ""),
+        "mine",
+        ["f.py", "mine", "gain"],
+    ),
     "shape": (PLUGIN.format(name="mine", z="x_BTD[:, :1] + f_BTD[:, :1]"), "mine", ["mine", "(2, 6, 8)", "(2, 1, 8)"]),
     "type": (PLUGIN.format(name="mine", z="None"), "mine", ["mine"]),
     "nan": (PLUGIN.format(name="mine", z="x_BTD + f_BTD / 0"), "mine", ["mine", "nan"]),
@@ -649,7 +682,9 @@ def test_a_broken_plugin_is_one_line_and_status_2_and_nothing_is_written(case, t
 
 def test_the_exit_status_of_a_broken_plugin_reaches_the_shell(tmp_path):
     (tmp_path / "f.py").write_text(BAD["shape"][0])
-    done = cli("run", *SELECT, "--schemes", "mine", "--plugin", str(tmp_path / "f.py"), "--results", str(tmp_path / "r"))
+    done = cli(
+        "run", *SELECT, "--schemes", "mine", "--plugin", str(tmp_path / "f.py"), "--results", str(tmp_path / "r")
+    )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "mine" in done.stderr
     assert not (tmp_path / "r").exists()
 
@@ -671,8 +706,13 @@ def test_a_missing_plugin_and_an_unknown_scheme_are_named(tmp_path, capsys):
 
 def test_plugin_digest_follows_the_code_not_its_comments(tmp_path):
     text = PLUGIN.format(name="mine", z="x_BTD + f_BTD")
-    variants = {"base": text, "comment": "# hello\n" + text, "doc": text.replace("class Mine(Residual):", 'class Mine(Residual):\n    """Doc."""\n'),
-                "layout": text.replace("x_BTD + f_BTD", "(x_BTD +\n            f_BTD)"), "code": text.replace("x_BTD + f", "x_BTD - f")}  # fmt: skip
+    variants = {
+        "base": text,
+        "comment": "# hello\n" + text,
+        "doc": text.replace("class Mine(Residual):", 'class Mine(Residual):\n    """Doc."""\n'),
+        "layout": text.replace("x_BTD + f_BTD", "(x_BTD +\n            f_BTD)"),
+        "code": text.replace("x_BTD + f", "x_BTD - f"),
+    }
     digests = {}
     for key, source in variants.items():
         (tmp_path / f"{key}.py").write_text(source)

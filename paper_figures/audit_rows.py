@@ -1,0 +1,143 @@
+"""What the figures of the audit share: the rows of whole sequences, the run to dissect, and log scales with zeros."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from paper_figures.style import NEUTRAL
+from suite.schema import TABLES
+from suite.tables import read, table_files
+
+AROUND = 30  # steps on either side of the crash in the dense window (suite/auditor.py)
+EVENT = 10  # the event is looked for in this many steps around the crash; `before` is what the window holds before them
+SITES = {"attn": "attention W_O", "ffn": "FFN W_2"}
+CRASH_LINE = {"color": NEUTRAL, "linestyle": (0, (4, 2)), "linewidth": 1.2, "zorder": 1.5}
+BLOCKS = LinearSegmentedColormap.from_list("blocks", mpl.colormaps["viridis_r"](np.linspace(0.12, 1, 256)))
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def crash_line_handle(label: str = "crash") -> Line2D:
+    """The legend entry of a vertical line at a crash."""
+    return Line2D([], [], label=label, **CRASH_LINE)
+
+
+@lru_cache(maxsize=4)
+def _read(folder: Path, scheme: str | None, depth: int | None, stamp: tuple) -> pd.DataFrame:
+    audit = read(folder, "audit", scheme, depth)
+    audit = audit[audit["segment"] == "all"].drop(columns="segment")
+    return audit.replace([np.inf, -np.inf], np.nan)
+
+
+def audit_of(folder: Path, runs, scheme: str | None = None, depth: int | None = None) -> pd.DataFrame:
+    """Audit rows over all tokens (segment "all") of these runs; infinities become NaN."""
+    files = [(path, path.stat().st_mtime_ns) for path in table_files(folder, TABLES["audit"])]
+    audit = _read(Path(folder), scheme, depth, tuple(files))  # several figures in one process need the same rows
+    return audit[audit["run_id"].isin(runs["run_id"])]
+
+
+def uniform(rows) -> pd.DataFrame:
+    """One run's rows at the uniform stride, also where a dense window took their place, of the layers that all have.
+
+    (A run audited at full depth shows all layers at every fourth stride only, which would sway a median.)
+    """
+    stride = math.gcd(*(int(step) for step in rows.loc[~rows["window"], "step"] if step > 1))
+    kept = rows[~rows["window"] | ((rows["step"] % stride == 0) if stride > 0 else False)]
+    return kept[kept["layer"].isin(anchors(kept))]
+
+
+def anchors(rows) -> list[int]:
+    """The layers that every audited step has."""
+    steps = rows.groupby("layer")["step"].nunique()
+    return sorted(int(layer) for layer in steps.index[steps == steps.max()])
+
+
+def deep(rows, depth: int) -> pd.DataFrame:
+    """The rows of the last quarter of the depth, as the paper's trace has it."""
+    return rows[rows["layer"] >= 0.75 * depth]
+
+
+def dissected(folder: Path, runs):
+    """(row of the run to dissect, its dense rows): the collapsed plain run of the lowest learning rate, first seed.
+
+    (None, None) where no collapsed plain run has a dense window on both sides of its crash.
+    """
+    plain = runs[(runs["scheme"] == "plain") & (runs["outcome"] == "collapsed") & runs["crash_step"].notna()]
+    if plain.empty:
+        return None, None
+    audit = audit_of(folder, plain, "plain")
+    for run in plain.sort_values(["lr", "seed", "depth", "run_id"]).itertuples():
+        window = audit[(audit["run_id"] == run.run_id) & audit["window"]]
+        if len(window) and window["step"].min() < run.crash_step - EVENT and window["step"].max() > run.crash_step:
+            return run, window
+    return None, None
+
+
+def medians(rows, metric: str) -> pd.Series:
+    """Median over the layers of a metric, by step."""
+    return rows.groupby("step")[metric].median()
+
+
+def before(steps, crash: int) -> np.ndarray:
+    """Which steps lie before the event."""
+    return np.asarray(steps) < crash - EVENT
+
+
+def event_step(window, depth: int, crash: int) -> int:
+    """t*: the step around the crash at which the deep median of g_mean of attention W_O is largest."""
+    near = window[(window["site"] == "attn") & ((window["step"] - crash).abs() <= EVENT)]
+    return int(medians(deep(near, depth), "g_mean").idxmax())
+
+
+def factor(rows, metric: str, event: int, crash: int) -> float:
+    """Deep median at the event over its median before; nan where nothing was there before."""
+    series = medians(rows, metric)
+    usual = series[before(series.index, crash)].median()
+    return float(series[event] / usual) if usual > 0 else float("nan")
+
+
+def positive(values):
+    """Values for a log axis: what is not above 0 becomes a gap."""
+    return pd.Series(values).where(lambda value: value > 0)
+
+
+def log_axis(ax, label: str) -> None:
+    """A logarithmic y axis with few, plain labels (the project's style does not parse mathematics)."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(numticks=7))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: power(np.log10(value), 0)))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylabel(f"{label} (log scale)")
+
+
+def power(exponent: float, digits: int = 1) -> str:
+    """A power of ten in plain text: 10 with a raised integer, or 10^-8.7."""
+    return f"10{f'{exponent:.0f}'.translate(RAISED)}" if digits == 0 else f"10^{exponent:.{digits}f}"
+
+
+def name_of(run) -> str:
+    """One run in words for a caption."""
+    return f"{run.label}, depth {run.depth}, learning rate {run.lr:g}, seed {run.seed}, run {run.run_id}"
+
+
+def spread(layers, n: int) -> list[int]:
+    """At most n of the layers, evenly, the first and the last among them."""
+    layers = sorted(layers)
+    return [layers[i] for i in sorted({round(k * (len(layers) - 1) / max(1, n - 1)) for k in range(n)})]
+
+
+def edges(centres) -> np.ndarray:
+    """Borders of heat-map cells around increasing centres; the outer cells are symmetric."""
+    centres = np.asarray(centres, float)
+    if len(centres) == 1:
+        return centres[0] + np.array([-0.5, 0.5])
+    middle = (centres[1:] + centres[:-1]) / 2
+    return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])

@@ -78,6 +78,13 @@ def scores_of(folder: Path, runs):
     return scored, real.iloc[0] if len(real) else None, features[0] if len(features) else ""
 
 
+def noise_note(scored) -> str:
+    """How far FID moves in the few steps between the horizon and the end of a run: a scale for differences."""
+    late = scored[scored["step"] >= scored["horizon"]].groupby("run_id")["fid"]
+    moves = (late.last() - late.first())[late.count() > 1].abs()
+    return f" From the horizon to the end of a run (the confirmation window) FID moves by {moves.mean():.2f}." if len(moves) else ""
+
+
 def draw_scores(ax, scored, runs, metric: str, floor) -> None:
     """A small marker per run and checkpoint, a line through the means of the living runs, crashes as X on the top edge."""
     for label, group in scored.groupby("label", sort=False):
@@ -135,7 +142,7 @@ def _notes(scored, floor, features: str, clip: float) -> list[str]:
             if features.startswith("digits") else f"FID is on the features {features} with n={n} samples")
     real = "" if floor is None else f" Dashed: real against real, FID {floor['fid']:.2g}, score {floor['inception_score']:.3g}."
     return [
-        f"{what}; compare it with nothing but itself.{real}",
+        f"{what}; compare it with nothing but itself.{real}{noise_note(scored)}",
         "Small markers: runs; lines: means of the runs not crashed by then; scores taken after a crash are left out; X: crash.",
         f"Lower row: min(gradient norm, clip {clip:g}), raw and running median of {SMOOTH} steps; the numbers are of the steps"
         " before any crash.",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from paper_figures.style import OUTCOMES, scheme_order
+from suite.protocol import PROTOCOLS
 from suite.tables import read
 
 CRASHED = ("collapsed", "degraded", "collapsed_at_init", "nonfinite")
@@ -32,7 +33,8 @@ def load_runs(folder: Path) -> pd.DataFrame:
     names = {}
     for scheme, group in runs.groupby("scheme"):
         counts = Counter(group[VARIANT].itertuples(index=False, name=None))
-        variants = sorted(counts, key=lambda variant: (-counts[variant], variant))
+        changed = _changed_params(runs["protocol"].iloc[0], scheme)
+        variants = sorted(counts, key=lambda variant: (bool(changed & set(variant[1].split(","))), -counts[variant], variant))
         for number, variant in enumerate(variants):
             names[scheme, *variant] = number, _label(scheme, variant, variants)
     keys = [names[key] for key in runs[["scheme", *VARIANT]].itertuples(index=False, name=None)]
@@ -41,6 +43,12 @@ def load_runs(folder: Path) -> pd.DataFrame:
     runs = runs.sort_values(["order", "variant", "depth", "lr", "seed", "run_id"]).reset_index(drop=True)
     runs.attrs["older"] = older
     return runs
+
+
+def _changed_params(protocol: str, scheme: str) -> set[str]:
+    """What the protocol's plan sets away from the scheme's defaults: such a variant is a control, never the main one."""
+    cells = PROTOCOLS[protocol].cells if protocol in PROTOCOLS else ()
+    return {item for cell in cells if cell.scheme == scheme and cell.params for item in cell.params.split(",")}
 
 
 def _label(scheme: str, variant: tuple, variants: list[tuple]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paper_figures.fig05_quality import main_setting, scores_of
+from paper_figures.fig05_quality import main_setting, noise_note, scores_of
 from paper_figures.rows import caption, load_runs
 from paper_figures.style import NEUTRAL, page, scheme_look, skip
 
@@ -27,6 +27,7 @@ ROW, NAMES, COLUMN = 0.38, 2.0, 1.28  # inches: height of a row, width of the na
 def draw(folder: Path, protocol: str):
     runs = main_setting(load_runs(folder))
     scored, floor, features = scores_of(folder, runs)
+    noise = noise_note(scored)
     scored = scored[scored["step"] <= scored["horizon"].fillna(float("inf"))]  # the last row of a run is past its horizon
     steps = sorted(set(scored["step"]))
     if not steps:
@@ -34,12 +35,13 @@ def draw(folder: Path, protocol: str):
     cells = table(runs, scored, steps)
     width = max(9.0, 0.6 + NAMES + COLUMN * max(len(steps), 5))
     rows = len(cells) + 0.85 * len(PAPER) + 3.0 + 0.8 * (floor is not None)
-    figure, body = page(width, 0.5 + ROW * rows, TITLE, caption(runs, *_notes(scored, features)))
+    figure, body = page(width, 0.5 + ROW * rows, TITLE, caption(runs, *_notes(scored, features, noise)))
     ax = body.subplots()
     ax.set(xlim=(-0.07, width - 0.25), ylim=(rows, -0.1))
     ax.axis("off")
     y = _header(ax, 0, "this project", [f"step {step:g}" for step in steps], "black")
-    best = {step: min((row[step][0] for row in cells.values() if row[step][0] is not None), default=None) for step in steps}
+    known = {step: [row[step][0] for row in cells.values() if row[step][0] is not None] for step in steps}
+    best = {step: min(fids) if len(fids) > 1 else None for step, fids in known.items()}
     for label, row in cells.items():
         scheme = runs.loc[runs["label"] == label, "scheme"].iloc[0]
         ax.text(0, y, label, va="center", fontsize=10, fontweight="bold", color=scheme_look(scheme)[0])
@@ -95,13 +97,13 @@ def _header(ax, y: float, left: str, columns, colour: str) -> float:
     return y + 1.4
 
 
-def _notes(scored, features: str) -> list[str]:
+def _notes(scored, features: str, noise: str) -> list[str]:
     n = "/".join(f"{int(n)}" for n in sorted(set(scored["fid_n"].dropna())))
     what = (f"FID and score are on a small digit classifier's 16 features with n={n} samples, not Inception's"
             if features.startswith("digits") else f"FID and score are on the features {features} with n={n} samples")
     return [
         "Cells: FID (lower is better) / score (higher is better), means of the runs not crashed by then, below them the range of FID"
-        " over seeds; bold: lowest FID of the column; dash: crashed.",
+        f" over seeds; bold: lowest FID of the column; dash: crashed.{noise}",
         f"{what}; the paper's are FID-50K and Inception score on ImageNet 256x256, one run each, and comparable in their order only.",
         "In the paper (400 layers, but for its last row) plain at η/2 beats 400-layer MV-Split at 10k and 20k, before its crash.",
     ]

@@ -31,7 +31,7 @@ def writer_gradient(d_BTD: Tensor, y_BTF: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cosines(x_BTD: Tensor) -> Tensor:
-    """(B, T, T) cosines between the tokens of a sample; 0 where a token is 0, but not where it is small as gradients are."""
+    """(B, T, T) cosines between the tokens of a sample; 0 where a token is 0, not where it is merely small."""
     unit_BTD = F.normalize(x_BTD, dim=-1, eps=torch.finfo(x_BTD.dtype).tiny)
     return unit_BTD @ unit_BTD.transpose(1, 2)
 

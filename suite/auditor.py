@@ -11,7 +11,7 @@ from suite.train import REPLAY_BEFORE, Trainer
 
 REPLAY_AFTER = SIGNATURE_LATE  # steps; the transition takes about ten in the paper's published trace
 FULL_EVERY = 4  # a run audited at full depth looks at all layers at every fourth stride; they cost 8 times the anchors
-SPIKE_FACTOR = 4.0  # over the running median; the paper's "adaptive threshold" has no formula, its spikes are 3 to 100 times
+SPIKE_FACTOR = 4.0  # over the running median; the paper gives no formula, its spikes are 3 to 100 times
 SPIKE_MEMORY = 100  # steps in that median
 SPIKE_FAMILIES = 15  # Figures 9 and 10
 
@@ -114,10 +114,11 @@ def recovered(spikes: list[dict], verdict: Verdict, window: int) -> list[dict]:
 def signature(rows: list[dict], verdict: Verdict, deep_from: int) -> bool | None:
     """Whether the crash carries the MMS signature in the deep layers: spike of g_mean, then Q and K extinction.
 
-    None where the window around the crash was not audited. Medians over the deep layers (from `deep_from`) of attention sites.
+    None where the window around the crash was not audited. Medians over attention sites from layer `deep_from` on.
     """
     crash = verdict.crash_step
-    deep = [r for r in rows if r["window"] and r["site"] == "attn" and r["segment"] == "all" and r["layer"] >= deep_from]
+    dense = [r for r in rows if r["window"] and r["site"] == "attn" and r["segment"] == "all"]
+    deep = [r for r in dense if r["layer"] >= deep_from]
     if crash is None or not deep:
         return None
     steps = sorted({r["step"] for r in deep})

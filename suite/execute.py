@@ -62,7 +62,7 @@ def execute(run: Run, results: Path, features: str, report: Report | None = None
         "run": row,
         "curve": [{"step": s, "loss": loss, "grad_norm": norm} for s, loss, norm in trainer.curve],
         "evals": [{"step": s, "heldout_loss": loss} for s, loss in trainer.evals],
-        "quality": trainer.log.get("quality", []) + quality_rows,
+        "quality": [_unscored(q, verdict.crash_step) for q in trainer.log.get("quality", [])] + quality_rows,
         "audit": trainer.log.get("audit", []),
         "spikes": recovered(trainer.log.get("spikes", []), verdict, p.window),
         "probe": probe_rows,
@@ -136,6 +136,13 @@ def _scores(trainer: Trainer, samples, features: str) -> dict:
         return {"fid_status": "unavailable"}  # the digit features know digits only; the picture stands alone
     with trainer.timed("score"):
         return quality.scores(samples, real, net)
+
+
+def _unscored(row: dict, crash_step: int | None) -> dict:
+    """The row as it is, or without its scores if it was taken after what later proved to be the crash."""
+    if crash_step is None or row["step"] < crash_step:
+        return row
+    return {name: row[name] for name in ("step", "nfe", "guidance")} | {"fid_status": "crashed"}
 
 
 def _checkpoint_quality(trainer: Trainer, features: str, step: int) -> None:

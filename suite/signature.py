@@ -1,4 +1,4 @@
-"""The MMS signature: whether the gradients around a crash are those of Mean Mode Screaming (arXiv:2605.06169, section 4).
+"""The MMS signature: are the gradients around a crash those of Mean Mode Screaming (arXiv:2605.06169, section 4)?
 
 A spike of g_mean together with extinction of the Q and K gradients. One definition for our own audits (`suite.auditor`)
 and for logs from elsewhere (`suite.crash.detect`); NumPy only.
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-SIGNATURE_SPIKE = 5.0  # times g_mean's median before; the paper prints 61 and 155, our T allows fewer (design.md section 2)
-SIGNATURE_FALL = 100.0  # times below its median before for the Q and K gradients; the paper says four orders of magnitude
+SIGNATURE_SPIKE = 5.0  # times g_mean's median before; the paper prints 61 and 155, our T allows less
+SIGNATURE_FALL = 100.0  # times below their median before, for Q and K; the paper says four orders of magnitude
 SIGNATURE_EARLY = 10  # steps before the crash step from which the event counts: the loss crosses its threshold late
 SIGNATURE_LATE = 30  # steps behind the crash step within which the event is over; the paper's trace takes 10 to 30
 MEAN_DOMINATED = 0.9  # TCS above it; the paper's white contour in Fig. 7
@@ -53,11 +53,13 @@ def both(*parts: bool | None) -> bool | None:
     return False if False in parts else None if None in parts else True
 
 
-def foreign_signature(columns: dict[str, np.ndarray], steps: np.ndarray, crash: int | None) -> tuple[bool | None, list[str]]:
+def foreign_signature(
+    columns: dict[str, np.ndarray], steps: np.ndarray, crash: int | None
+) -> tuple[bool | None, list[str]]:
     """The signature of a crash in a log from elsewhere, and why; None = cannot tell.
 
-    columns: those of COLUMNS and grad_norm that the log has, nan where not measured. A log too coarse to show a spike that
-    lasts ten steps, or that ends before the Q and K gradients had the time to die, decides nothing by not showing them.
+    columns: those of COLUMNS and grad_norm that the log has, nan where not measured. A log too coarse to show a spike of
+    ten steps, or that ends before the Q and K gradients had the time to die, decides nothing by not showing them.
     """
     if crash is None:
         return None, ["MMS signature: no crash to look at"]
@@ -79,7 +81,7 @@ def _near(steps: np.ndarray, values: np.ndarray, crash: int) -> tuple[np.ndarray
 
 
 def _part(name: str, steps: np.ndarray, values: np.ndarray, crash: int) -> tuple[bool | None, str]:
-    """Whether g_mean rose, or a gradient of Q or K fell, as the signature wants it; None = cannot tell; and a clause why."""
+    """Whether g_mean rose, or the gradient of Q or K fell, as the signature wants it; None = cannot tell; and why."""
     steps, values, before = _near(steps, values, crash)
     if before < ENOUGH_BEFORE:
         return None, f"{name} was measured at {before} points before the crash, {ENOUGH_BEFORE} are needed"
@@ -98,7 +100,8 @@ def _part(name: str, steps: np.ndarray, values: np.ndarray, crash: int) -> tuple
     if around[-1] < crash:
         return None, "g_mean ends before the crash"
     if (gap := np.diff(around).max()) > SIGNATURE_EARLY:  # the paper's spike lasts about ten steps
-        return None, f"g_mean is measured {gap} steps apart around the crash: a spike of {SIGNATURE_EARLY} steps may be missed"
+        coarse = f"g_mean is measured {gap} steps apart around the crash"
+        return None, f"{coarse}: a spike of {SIGNATURE_EARLY} steps may be missed"
     return False, f"g_mean rises to {size:.3g} times its median before only ({SIGNATURE_SPIKE:g} needed)"
 
 

@@ -15,13 +15,14 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from suite import environment
 from suite.execute import identity, work_folder
 from suite.progress import Progress
 from suite.protocol import Run
-from suite.tables import Store, TableError
+from suite.tablefile import PACKAGE, package_text
+from suite.tables import Store, TableError, write_package
 
 STALL = 1800  # seconds without a word from a worker before it counts as hung: a 1000-block step takes seconds, not minutes
 BUSY_WAIT = 2.0  # seconds before looking again at a run that another sweep holds
@@ -279,7 +280,10 @@ class Sweep:
 
     def run(self) -> None:
         """Work through the plan; raises KeyboardInterrupt or SweepError after stopping every worker."""
-        self.tidy()
+        try:
+            self.tidy()
+        except (OSError, TableError) as error:
+            self.fail(error)
         workers = [Worker(self.results, self.features, self.plugins) for _ in range(self.workers)] if self.todo else []
         threads = [threading.Thread(target=self.work, args=(w,), daemon=True) for w in workers]
         with Progress(self.workers) as self.progress:
@@ -299,16 +303,24 @@ class Sweep:
                     if thread.is_alive():
                         thread.join(1)  # it may be putting a finished run into the tables
         if not self.fatal.empty():
-            error = self.fatal.get()
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                full = f"the disk under {self.results} is full; make room and call again: everything finished is kept"
-                raise SweepError(full) from error
-            if isinstance(error, OSError | TableError):
-                raise SweepError(str(error)) from error
-            raise error
+            self.fail(self.fatal.get())
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Raise a SweepError of one line for what is the user's to mend, a bug as it is."""
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            full = f"the disk under {self.results} is full; make room and call again: everything finished is kept"
+            raise SweepError(full) from error
+        if isinstance(error, OSError | TableError):
+            raise SweepError(str(error)) from error
+        raise error
 
     def tidy(self) -> None:
-        """Clear away what a killed sweep left: logs of workers of dead parents, working folders of runs that are done."""
+        """Mend what a killed sweep left: a stale data package, logs of dead parents' workers, folders of runs that are done."""
+        for store in self.stores.values():
+            package = store.folder / PACKAGE
+            if store.runs() and not (package.exists() and package.read_text(encoding="utf-8") == package_text(store.folder)):
+                with store.lock():
+                    write_package(store.folder)
         work = self.results / ".work"
         for log in work.glob("worker-*-*.log"):
             pid = log.name.split("-")[1]

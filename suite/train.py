@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from suite import checkpoint, crash, flow, registry
 from suite.backbone import DiT
@@ -57,7 +57,7 @@ class Trainer:
         self.dit.to(self.device)
         self.flat = FlatParameters(self.dit)
         optimizer = self.flat.adamw(betas=(p.beta1, p.beta2), eps=p.adam_eps, weight_decay=p.weight_decay)
-        self.model, self.optimizer = self.accelerator.prepare(self.dit, optimizer)
+        self.optimizer = self.accelerator.prepare(optimizer)
         self.captions = flow.caption_table(data.classes, p.caption_tokens, p.width).to(self.device)
         self.batches = flow.Batches(
             data.images_NCHW[data.train], data.labels_N[data.train], data.classes, p.batch, p.caption_drop, run.seed
@@ -92,17 +92,24 @@ class Trainer:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         return flow.Batch(*(part[rank::world].to(self.device) for part in self.batches(step)))
 
-    def loss(self, model: nn.Module, batch: flow.Batch) -> Tensor:
+    def velocity(self, z_BCHW: Tensor, captions_BSD: Tensor) -> Tensor:
+        """The model's velocity under the run's precision."""
+        with self.accelerator.autocast():
+            return self.dit(z_BCHW, captions_BSD)
+
+    def loss(self, batch: flow.Batch) -> Tensor:
         """Mean squared velocity error (Eq. 2), 0-dim."""
-        velocity = model(batch.z_BCHW, self.captions[batch.caption_B])
+        velocity = self.velocity(batch.z_BCHW, self.captions[batch.caption_B])
         return (velocity.float() - batch.target_BCHW).square().mean()
 
     def forward_backward(self, step: int) -> tuple[float, float]:
         """Gradients of a step, clipped, in the flat buffer; returns (loss, raw gradient norm)."""
         self.dit.step.fill_(step)
         self.flat.grads.zero_()
-        loss = self.loss(self.model, self.batch(step))
+        loss = self.loss(self.batch(step))
         self.accelerator.backward(loss)
+        if self.accelerator.num_processes > 1:  # one all-reduce over the flat buffer does what DDP's buckets would
+            self.flat.grads.copy_(self.accelerator.reduce(self.flat.grads, "mean"))
         norm = self.flat.clip(self.run.protocol.clip)
         return self.accelerator.reduce(loss.detach(), "mean").item(), norm.item()
 
@@ -131,11 +138,6 @@ class Trainer:
         return True
 
     # --- evaluation: no training random numbers, one fixed shape ----------------------------------------------------
-
-    def velocity(self, z_BCHW: Tensor, captions_BSD: Tensor) -> Tensor:
-        """The model's velocity, outside training."""
-        with self.accelerator.autocast():
-            return self.dit(z_BCHW, captions_BSD)
 
     @torch.inference_mode()
     def heldout_loss(self) -> float:

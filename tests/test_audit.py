@@ -1,4 +1,4 @@
-"""The paper's metrics against explicit loops in float64 and against closed forms; Lemma 1; the audit of a foreign model."""
+"""The paper's metrics against explicit loops in float64 and closed forms; Lemma 1; the audit of a foreign model."""
 
 import itertools
 import math
@@ -57,8 +57,9 @@ def gradient_parts(d_BTD, y_BTF):
     for d, y in zip(d_BTD.double(), y_BTF.double(), strict=True):
         dbar, ybar = (torch.tensor(mean_token(x), dtype=torch.float64) for x in (d, y))
         mean += len(d) * torch.outer(dbar, ybar)
-        cross.append(sum(torch.outer(dbar, y_t - ybar) + torch.outer(d_t - dbar, ybar) for d_t, y_t in zip(d, y, strict=True)))
+        cross.append(torch.zeros_like(mean))
         for d_t, y_t in zip(d, y, strict=True):
+            cross[-1] += torch.outer(dbar, y_t - ybar) + torch.outer(d_t - dbar, ybar)
             centered += torch.outer(d_t - dbar, y_t - ybar)
             whole += torch.outer(d_t, y_t)
     return mean, centered, whole, cross
@@ -72,6 +73,14 @@ def naive_amplification(d_BTD, y_BTF):
         pairs = itertools.product(range(len(w)), repeat=2)
         values.append(sum(w[t] * w[s] * cosine(y[t], y[s]) * cosine(d[t], d[s]) for t, s in pairs) / dot(w, w))
     return sum(values) / len(values)
+
+
+def naive_kappa_hat(d, y):
+    return pair_mean(d, lambda b, s, t: abs(cosine(y[b, s], y[b, t])) * abs(cosine(d[b, s], d[b, t])))
+
+
+def naive_tcs(x):
+    return pair_mean(x, lambda b, s, t: cosine(x[b, s], x[b, t]))
 
 
 def pair_mean(x_BTD, of):
@@ -110,8 +119,7 @@ def test_means_are_taken_per_sample():
 def test_amplification_and_kappa_hat_are_their_loops(seed):
     d, y = draw(B, T, D, seed=seed) + 0.5, draw(B, T, WIDE, seed=seed + 10) + 0.5
     near(audit.amplification(d, y), naive_amplification(d, y))
-    kappa = pair_mean(d, lambda b, s, t: abs(cosine(y[b, s], y[b, t])) * abs(cosine(d[b, s], d[b, t])))
-    near(audit.kappa_hat(d, y), kappa)
+    near(audit.kappa_hat(d, y), naive_kappa_hat(d, y))
 
 
 def test_trunk_metrics_are_their_loops():
@@ -120,7 +128,7 @@ def test_trunk_metrics_are_their_loops():
     near(audit.rho(x), size(mean) / size(x - mean))
     near(audit.r_tr(x, f), size(f) / size(x))
     near(audit.var_gain(x, f), size(f - mean_part(f)) / size(x - mean))
-    near(audit.tcs(x), pair_mean(x, lambda b, s, t: cosine(x[b, s], x[b, t])))
+    near(audit.tcs(x), naive_tcs(x))
     near(audit.rms(x), math.sqrt(sum(v**2 for v in x.flatten().tolist()) / x.numel()))
     found_mean, found_centered = audit.token_parts(x)
     torch.testing.assert_close(found_mean, mean)
@@ -154,7 +162,7 @@ def test_writer_metrics_hold_what_the_functions_say_in_float64():
     near(found["g_mean"], size(mean))
     near(found["g_ctr"], size(centered))
     near(found["amplification"], naive_amplification(d, y))
-    near(found["kappa_hat"], audit.kappa_hat(d.double(), y.double()))
+    near(found["kappa_hat"], naive_kappa_hat(d, y))
 
 
 # --- closed forms -----------------------------------------------------------------------------------------------------
@@ -252,7 +260,8 @@ def test_mu_eff_of_a_broken_matrix_is_nan(bad):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_amplification_is_linear_in_signed_coherence_where_magnitudes_are_equal(seed):
-    d, y = F.normalize(draw(B, T, D, seed=seed) + 0.5, dim=-1), F.normalize(draw(B, T, WIDE, seed=seed + 9) + 0.5, dim=-1)
+    d = F.normalize(draw(B, T, D, seed=seed) + 0.5, dim=-1)
+    y = F.normalize(draw(B, T, WIDE, seed=seed + 9) + 0.5, dim=-1)
     kappa = pair_mean(d, lambda b, s, t: dot(y[b, s], y[b, t]) * dot(d[b, s], d[b, t]))
     near(audit.amplification(3 * d, 0.1 * y) - 1, (T - 1) * kappa)
     assert audit.amplification(d, y) - 1 <= (T - 1) * audit.kappa_hat(d, y)
@@ -367,7 +376,7 @@ def test_mvsplit_on_attention_alone_leaves_the_ffn_its_mean_gradient(tiny_model)
 
 
 def test_lemma_1_on_the_logits():
-    """All value rows equal: the gradient of any loss with respect to the logits is 0; V off by eps makes it eps-linear."""
+    """All value rows equal: the gradient with respect to the logits is 0; V off by eps makes it linear in eps."""
     v_NK, g = draw(N, 1, D), draw(N, T, D, seed=1)
     noise = draw(N, T, D, seed=2)
 
@@ -470,8 +479,8 @@ def test_a_plain_transformer_encoder():
         near(row["g_ctr"], size(centered))
         near(row["grad"], size(grad))
         near(row["amplification"], naive_amplification(d, y))
-        near(row["kappa_hat"], pair_mean(d, lambda b, s, t: abs(cosine(y[b, s], y[b, t]) * cosine(d[b, s], d[b, t]))))
-        near(row["tcs"], pair_mean(out, lambda b, s, t: cosine(out[b, s], out[b, t])))
+        near(row["kappa_hat"], naive_kappa_hat(d, y))
+        near(row["tcs"], naive_tcs(out))
         assert row["tokens"] == T
         assert row["g_mean"] > 0 and all(isinstance(v, float) for k, v in row.items() if k not in ("writer", "tokens"))
 
@@ -596,8 +605,8 @@ def no_grad(call):
     (ENCODER, lambda model, call: call()[None], r"the loss must be a scalar tensor, not \(1,\)"),
     (ENCODER, lambda model, call: call().detach(), "the loss carries no gradient"),
     (ENCODER, lambda model, call: no_grad(call), "the loss carries no gradient"),
-    (ENCODER, lambda model, call: model.layers[0](draw(3, T, 8)).sum(), "writer layers.1.self_attn.out_proj was not called"),
-    (ENCODER, lambda model, call: (call(), model.layers[0].linear1.weight.sum())[1], "does not depend on writer layers.0.self"),
+    (ENCODER, lambda model, call: model.layers[0](draw(3, T, 8)).sum(), "writer layers.1.self_attn.* was not called"),
+    (ENCODER, lambda model, call: (call(), model.layers[0].linear1.weight.sum())[1], "does not depend on writer"),
     (ENCODER, lambda model, call: call() + call(), "is called twice"),
     (ENCODER, lambda model, call: model(draw(2, T, 8)).sum(), r"sees \((10|2), .*expected \(3, tokens, width\)"),
 ])  # fmt: skip

@@ -30,6 +30,8 @@ VERBS = {
     "figures": ["--out DIR", "--results DIR"],
     "verify": ["--rerun K", "--seed N", "--results DIR"],
     "report": ["--write", "--results DIR"],
+    "verify": ["--rerun K", "--seed N", "--results DIR"],
+    "report": ["--write", "--results DIR"],
     "detect": ["file", "--constant-loss X"],
 }
 

@@ -64,12 +64,12 @@ def rows(data, monkeypatch):
 
     monkeypatch.setattr(module.flow, "make_batch", make_batch)
     dit = SimpleNamespace(
-        blocks=[Says(place, known) for place in (*PLACES[1:], "nothing")], segments=(IMAGE, CAPTION), rope=None, step=None,
-        tokens=lambda z, c: told(PLACES[0], known["t"]),
+        blocks=[Says(place, known) for place in (*PLACES[1:], "nothing")], segments=(IMAGE, CAPTION), rope=None,
+        step=None, tokens=lambda z, c: told(PLACES[0], known["t"]),
     )  # fmt: skip
     run = SimpleNamespace(depth=len(PLACES), protocol=SimpleNamespace(audit_layers=12))
-    trainer = SimpleNamespace(dit=dit, data=data, captions=torch.zeros(4, CAPTION, WIDTH), device="cpu", run=run, step=7)
-    return probe(trainer)
+    captions = torch.zeros(4, CAPTION, WIDTH)
+    return probe(SimpleNamespace(dit=dit, data=data, captions=captions, device="cpu", run=run, step=7))
 
 
 PLACES = ("nothing", "image_mean", "centered_rms", "caption_mean", "nothing")

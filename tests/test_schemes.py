@@ -135,9 +135,7 @@ def test_state_dict_holds_every_tensor_once_and_restores_the_model(name, arm, ti
     state = model.state_dict()
     places = [t.untyped_storage().data_ptr() for t in state.values()]
     assert len(places) == len(set(places))
-    assert (
-        len(state) == len(list(model.parameters())) + sum(1 for _ in model.buffers()) - 2
-    )  # rope and step are not saved
+    assert len(state) == len(list(model.parameters())) + sum(1 for _ in model.buffers()) - 2  # rope and step are not saved
     other = tiny_model(name, arm, depth=3, seed=8)
     image, caption = inputs(model)
     with torch.no_grad():
@@ -228,9 +226,7 @@ def test_neutral_parameters_are_plain_bit_for_bit(name, params, tiny_model):
     ours, plain = tiny_model(name, params=params, depth=3), tiny_model("plain", depth=3)
     image, caption = inputs(ours)
     assert torch.equal(ours(image, caption), plain(image, caption))
-    assert not torch.equal(
-        tiny_model(name, depth=3)(image, caption), plain(image, caption)
-    )  # the defaults are not neutral
+    assert not torch.equal(tiny_model(name, depth=3)(image, caption), plain(image, caption))  # the defaults are not neutral
 
 
 def test_layerscale_scales_channels_and_their_gradients():
@@ -240,9 +236,7 @@ def test_layerscale_scales_channels_and_their_gradients():
     z = scheme.merge(x, f, context())
     z.backward(g)
     gate = scheme.gate_lambda.detach()
-    torch.testing.assert_close(
-        z.detach(), torch.stack([x[..., d] + gate[d] * f[..., d].detach() for d in range(8)], -1)
-    )
+    torch.testing.assert_close(z.detach(), torch.stack([x[..., d] + gate[d] * f[..., d].detach() for d in range(8)], -1))
     torch.testing.assert_close(f.grad, gate * g)
     torch.testing.assert_close(scheme.gate_lambda.grad, (f.detach() * g).sum((0, 1)))
     assert torch.equal(build("layerscale").gate_lambda, torch.full((8,), 0.01))
@@ -285,9 +279,7 @@ def test_native_layerscale_is_cait_pre_norm_with_a_final_norm(tiny_model):
 
 
 @pytest.mark.parametrize("arm", registry.ARMS)
-@pytest.mark.parametrize(
-    ("blocks", "alpha", "beta"), [(100, 3.7606, 0.1880), (400, 5.3183, 0.1330), (1000, 6.6874, 0.1057)]
-)
+@pytest.mark.parametrize(("blocks", "alpha", "beta"), [(100, 3.7606, 0.1880), (400, 5.3183, 0.1330), (1000, 6.6874, 0.1057)])
 def test_deepnorm_constants_of_the_published_table(arm, blocks, alpha, beta):
     scheme = build("deepnorm", arm, depth=blocks)
     x, f = normal(1, 7, 8), normal(1, 7, 8, seed=1)
@@ -324,18 +316,14 @@ def test_deepnorm_scales_exactly_v_o_w13_w2_by_beta(tiny_model):
 def test_native_deepnorm_is_affine_layernorm_with_xavier_gains(tiny_model):
     scheme = build("deepnorm", "native", depth=100)
     x, f = normal(2, 7, 8), normal(2, 7, 8, seed=1)
-    torch.testing.assert_close(
-        scheme(x, lambda _: f, context()).double(), layer_norm(200**0.25 * x + f, 1e-5), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(scheme(x, lambda _: f, context()).double(), layer_norm(200**0.25 * x + f, 1e-5), rtol=1e-5, atol=1e-5)
     assert {n for n, _ in scheme.named_parameters()} == {"norm.weight", "norm.bias"}
     beta = (8 * 2) ** -0.25
     for writers in ("std", "zero"):
         block = tiny_model("deepnorm", "native", width=64, writers=writers).blocks[0]
         for key, w in block.weights("attn").items():
             gain = 1 if key in "qk" else beta
-            assert w.std().item() == pytest.approx(
-                0 if (key, writers) == ("o", "zero") else gain * 64**-0.5, rel=1e-4
-            ), key
+            assert w.std().item() == pytest.approx(0 if (key, writers) == ("o", "zero") else gain * 64**-0.5, rel=1e-4), key
 
 
 # --- ReZero -----------------------------------------------------------------------------------------------------------
@@ -384,9 +372,7 @@ def test_rezero_scalar_is_shared_by_both_merges_of_a_block(tiny_model):
 def test_rezero_refuses_zero_writers_which_would_be_dead_for_ever(arm, tiny_model):
     with pytest.raises(SelectionError, match="rezero refuses zero writers.*zero gradient"):
         make_plan(Selection(protocol="smoke", schemes=("rezero",), arms=(arm,), params=("rezero:writers=zero",)))
-    (run,) = make_plan(
-        Selection(protocol="smoke", schemes=("rezero",), arms=(arm,), params=("rezero:writers=std",), depths=(2,))
-    )
+    (run,) = make_plan(Selection(protocol="smoke", schemes=("rezero",), arms=(arm,), params=("rezero:writers=std",), depths=(2,)))
     assert run.writers == "std"
     dead, alive = (tiny_model("rezero", arm) for _ in range(2))
     for block in dead.blocks:  # native writers are rescaled by their own std, so they are zeroed after the draw
@@ -458,9 +444,7 @@ def test_mvsplit_backward_is_the_closed_form_of_eq_50_to_54(segments):
         }
     autograd = {"x": x.grad, "f": f.grad, "alpha": scheme.gate_alpha.grad, "beta": scheme.gate_beta.grad}
     for key, expected in closed.items():
-        torch.testing.assert_close(
-            autograd[key], expected, rtol=1e-9, atol=1e-12 * g.abs().max().item() / scale, msg=key
-        )
+        torch.testing.assert_close(autograd[key], expected, rtol=1e-9, atol=1e-12 * g.abs().max().item() / scale, msg=key)
 
 
 @pytest.mark.parametrize("segments", [(7,), (4, 3), (4, 1)], ids=str)
@@ -536,9 +520,7 @@ def writer_modes(model, monkeypatch):
 
             for attribute, key in ((inner, "y"), (outer, "f")):
                 call = getattr(block, attribute)
-                monkeypatch.setattr(
-                    block, attribute, lambda *a, c=call, r=record, k=key: keep(*a, call=c, record=r, key=k)
-                )
+                monkeypatch.setattr(block, attribute, lambda *a, c=call, r=record, k=key: keep(*a, call=c, record=r, key=k))
     backward(model)
     parts = []
     for record in seen:
@@ -546,10 +528,7 @@ def writer_modes(model, monkeypatch):
         whole = torch.einsum("btd,bte->de", d, y)
         torch.testing.assert_close(whole, record["weight"].grad)  # what was caught is the writer's own gradient
         slices = [slice(0, 4), slice(4, 7), slice(0, 7)]
-        means = [
-            sum((s.stop - s.start) * torch.outer(d[b, s].mean(0), y[b, s].mean(0)) for b in range(len(d))).norm()
-            for s in slices
-        ]
+        means = [sum((s.stop - s.start) * torch.outer(d[b, s].mean(0), y[b, s].mean(0)) for b in range(len(d))).norm() for s in slices]
         parts.append((max(means), whole.norm()))
     return parts
 
@@ -651,6 +630,7 @@ BAD = {  # file -> what the line must name
     "malformed": (PLUGIN.format(name="My-Scheme", z="x_BTD + f_BTD"), "plain", ["f.py", "'My-Scheme'"]),
     "syntax": ("x = 1\ndef f(:\n    pass\n", "plain", ["f.py", "line 2", "SyntaxError"]),
     "import": ("import no_such_module_at_all\n", "plain", ["f.py", "no_such_module_at_all"]),
+    "late": (PLUGIN.format(name="mine", z="x_BTD") + "\n1 / 0\n", "plain", ["f.py", "ZeroDivisionError"]),
     "no scheme": ("x = 1\n", "plain", ["f.py", "no scheme"]),
     "no default": (
         PLUGIN.format(name="mine", z="x_BTD").replace(": float = 0.5", ""),
@@ -678,13 +658,13 @@ def test_a_broken_plugin_is_one_line_and_status_2_and_nothing_is_written(case, t
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "__pycache__") == ["f.py"]
     for key, entry in known.items():
         assert registry._entries[key] is entry  # the built-in schemes are as they were
+    if scheme == "plain":
+        assert registry._entries.keys() == known.keys()  # and a file that fails half-way leaves nothing behind
 
 
 def test_the_exit_status_of_a_broken_plugin_reaches_the_shell(tmp_path):
     (tmp_path / "f.py").write_text(BAD["shape"][0])
-    done = cli(
-        "run", *SELECT, "--schemes", "mine", "--plugin", str(tmp_path / "f.py"), "--results", str(tmp_path / "r")
-    )
+    done = cli("run", *SELECT, "--schemes", "mine", "--plugin", str(tmp_path / "f.py"), "--results", str(tmp_path / "r"))
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "mine" in done.stderr
     assert not (tmp_path / "r").exists()
 

@@ -174,7 +174,7 @@ def traffic(trainer, step):
     trainer.flat.grads.zero_()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(F, "linear", linear)
-        trainer.loss(trainer.dit, trainer.batch(step)).backward()
+        trainer.loss(trainer.batch(step)).backward()
     for handle in handles:
         handle.remove()
     trainer.flat.grads.copy_(kept)
@@ -549,7 +549,7 @@ def test_recovery_is_told_by_the_distance_to_the_crash():
 
 
 def window_rows(crash=100, spike=50.0, at=0, fall=1e-6, site="attn", layers=(3, 4, 5), **fields):
-    """Audit rows of steps 70 to 130: g_mean times `spike` at step crash + at; Q and K times `fall` from crash + 5 on."""
+    """Audit rows of steps 70 to 130: g_mean times `spike` at step crash + at; Q and K times `fall` from 5 on."""
     rows = []
     for step in range(70, 131):
         for layer in layers:
@@ -581,7 +581,8 @@ def test_signature_is_that_of_deep_attention_in_the_window():
     dull = window_rows(spike=1, layers=(0, 1, 2, 6, 7))
     assert signature(window_rows() + dull, crash_at(100), deep_from=3) is True  # medians: three layers of five
     assert signature(window_rows(layers=(3,)) + dull, crash_at(100), deep_from=3) is False  # one of three
-    others = window_rows(site="ffn") + window_rows(segment="image") + window_rows(layers=(0,)) + window_rows(window=False)
+    others = window_rows(site="ffn") + window_rows(segment="image")
+    others += window_rows(layers=(0,)) + window_rows(window=False)
     assert signature(others, crash_at(100), deep_from=3) is None
     assert signature(window_rows(spike=1) + others, crash_at(100), deep_from=3) is False
     assert signature(window_rows(), crash_at(None), deep_from=3) is None

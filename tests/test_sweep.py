@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from suite import cli, sweep, tablefile
+from suite import cli, environment, sweep, tablefile
 from suite import execute as execute_module
 from suite.execute import execute, save_record, work_folder
 from suite.plan import Selection, make_plan
@@ -62,6 +62,16 @@ def left_over(results) -> list[str]:
 
 def rows(results) -> dict[str, dict]:
     return {row["run_id"]: row for row in Store(Path(results) / "smoke").runs()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_commit():
+    """Tables are compared over minutes, in which somebody may edit or commit: here no process knows of a commit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GIT_DIR", "/nonexistent")
+        environment.commit.cache_clear()
+        yield
+    environment.commit.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +186,15 @@ def test_a_record_that_is_none_is_passed_over(tmp_path, inline, text):
     (folder / "record.json").write_text(text)
     work([run], tmp_path)
     assert inline == [run.run_id] and rows(tmp_path)[run.run_id]["status"] == "done"
+
+
+def test_a_lost_or_stale_data_package_is_mended(reference, copy):
+    """It is written after runs.csv: a kill between the two leaves every run done and the package behind."""
+    package = copy / "smoke" / "datapackage.json"
+    for spoil in (package.unlink, lambda: package.write_text(package.read_text().replace("evals.csv", "vales.csv"))):
+        spoil()
+        work(plan(), copy)
+        assert tables(copy) == tables(reference)
 
 
 def test_leftovers_of_killed_sweeps_are_cleared(copy):
@@ -306,7 +325,7 @@ def test_killed_and_continued(reference, tmp_path):
     (broken,) = [row for row in rows(tmp_path).values() if row["status"] != "done"]
     assert broken["status"] == "oom" and "signal 9" in broken["reason"]
 
-    err = Parent(tmp_path).finish()
+    err = Parent(tmp_path, "--workers", "1").finish()
     assert "to do" in err and tables(tmp_path) == tables(reference) and left_over(tmp_path) == []
     assert steps_trained(tmp_path)[0] < 14 and len(steps_trained(tmp_path)) == 6
 
@@ -486,7 +505,7 @@ def test_a_dying_worker_costs_its_own_run_only(tmp_path):
     hows = ("kill", "segv", "memory", "raise")
     params = [f"--params=sick:how={how}" for how in hows] + ["--params=plain:writers=zero"]
     words = [sys.executable, "-m", "suite", "run", "--protocol", "smoke", "--schemes", "sick,plain", "--depths", "2",
-             "--plugin", plugin, "--results", results, *params]
+             "--workers", "1", "--plugin", plugin, "--results", results, *params]
 
     def go(*more):
         done = subprocess.run([*words, *more], cwd=ROOT, capture_output=True, text=True, timeout=200)
@@ -600,7 +619,7 @@ def test_status_of_an_error(error, status):
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("nth", [1, 2, 5, 6, 7, 9, 13])
+@pytest.mark.parametrize("nth", [1, 2, 5, 6, 7, 12])
 def test_a_full_disk_while_tables_are_written(reference, tmp_path, inline, monkeypatch, capsys, nth):
     """At whatever file: one line, status 1, what was finished is kept and valid, and the next call ends as ever."""
     words = ["run", "--protocol", "smoke", "--schemes", "plain", "--workers", "1", "--results", str(tmp_path)]
@@ -644,6 +663,7 @@ def test_a_full_disk_in_a_worker_stops_the_sweep_not_the_run(tmp_path, monkeypat
     assert time.monotonic() - began < 20 and rows(tmp_path) == {}
 
 
+@pytest.mark.slow
 def test_a_really_full_disk(reference, tmp_path):
     """On a file system of 400 kB: checkpoints fit, the tables of all runs do not; with room everything ends as ever."""
     place = tmp_path / "small"
@@ -663,36 +683,12 @@ def test_a_really_full_disk(reference, tmp_path):
     assert tables(tmp_path / "r") == tables(reference) and left_over(tmp_path / "r") == []
 
 
-# ---- Ctrl-C inside, and compiled blocks
-
-def test_an_interrupted_sweep_can_be_run_again(reference, tmp_path, monkeypatch):
-    """KeyboardInterrupt in the main thread: workers are killed, their deaths are no rows."""
-    seen = []
-    step = Progress.step
-
-    def interrupt(self, run, at, loss):
-        step(self, run, at, loss)
-        if not seen:
-            seen.append(run.run_id)
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(Progress, "step", interrupt)
-    try:
-        one = Sweep(plan(), tmp_path, workers=1, features="digits", plugins=(), retry=False)
-        with pytest.raises(KeyboardInterrupt):
-            one.run()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert one.broken == [] and rows(tmp_path) == {} and left_over(tmp_path) == seen
-
+# ---- compiled blocks
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_compiled_runs_are_the_same_alone_after_others_and_resumed(tmp_path):
     """Compiled blocks are cached by the worker and on disk; neither may change a bit."""
-    from suite import environment
-
     if not environment.compiler():
         pytest.skip("no C++ compiler")
     runs = [Run(**{**vars(run), "protocol": near(run.protocol, compiled=True), "compiled": True})

@@ -1,8 +1,8 @@
-"""Fused MV-Split + RMSNorm against eager, torch.compile and a copy, forward and backward (python -m pytest tests/bench).
+"""Fused MV-Split + RMSNorm against eager, torch.compile and a copy, forward and backward.
 
-`extra_info` holds the bytes that the shape cannot do without (3 passes forward and 5 backward; a copy 2), and the
-bandwidth that they make of the median time: compare it with the copy's.
-Wall clock around CALLS calls and one synchronisation, so launches count; L2 is not flushed in between.
+Run with `python -m pytest tests/bench/bench_kernel.py -o addopts=`. `extra_info` holds the bytes that the shape cannot
+do without (3 passes forward and 5 backward; a copy 2) and the bandwidth that they make of the median time: compare
+it with the copy's. Wall clock around CALLS calls and one synchronisation, so launches count; L2 is not flushed.
 """
 
 import pytest

@@ -62,6 +62,9 @@ def save(
     shutil.rmtree(target, ignore_errors=True)
     os.replace(aside, target)
     sync_folder(folder)
+    for newer in _complete(folder):
+        if _step(newer) > step:  # passed over by `load`; it must not crowd out the ones that are good
+            shutil.rmtree(newer, ignore_errors=True)
     older = _complete(folder)[:-KEEP]
     pinned = [path for path in older if keep_from is not None and _step(path) <= keep_from][-1:]
     for old in older:

@@ -147,6 +147,19 @@ def test_a_damaged_one_can_be_written_again(two):
     assert whole(two) == 8
 
 
+def test_what_was_passed_over_does_not_crowd_out_the_new(tmp_path):
+    """A folder full of checkpoints of another torch version: the run begins again, and its own ones must stay."""
+    for step in range(10, 10 + checkpoint.KEEP):
+        put(tmp_path, step)
+        rewrite(tmp_path / f"step-{step:08d}", torch="1.0.0")
+    with pytest.warns(CheckpointWarning):
+        assert whole(tmp_path) is None
+    put(tmp_path, 2)
+    assert whole(tmp_path) == 2
+    put(tmp_path, 4)
+    assert names(tmp_path) == ["step-00000002", "step-00000004"]
+
+
 class Killed(BaseException):
     """The process is gone: nothing after this line runs."""
 

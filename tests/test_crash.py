@@ -1,6 +1,5 @@
 """Crash detection on synthetic curves whose truth is known: exact crash steps, no false alarms, clear errors."""
 import json
-import time
 
 import numpy as np
 import pytest
@@ -206,15 +205,6 @@ def test_own_noise_raises_no_alarm(kind, sd):
     trained = 0.75 + (C - 0.75) * np.exp(-steps / 40)
     assert {own(trained + curve).outcome for curve in curves} == {"survived"}
     assert {own(C + curve).outcome for curve in curves} == {"collapsed_at_init"}
-
-
-def test_judging_4000_points_takes_about_a_millisecond():
-    loss, best = learns(4000), np.inf
-    for _ in range(20):
-        start = time.perf_counter()
-        own(loss, horizon=3950, grad_norm=loss)
-        best = min(best, time.perf_counter() - start)
-    assert best < 0.003  # .4 ms when written; the slack is for slower machines
 
 
 @pytest.mark.parametrize("change", [{"steps": [1, 1]}, {"steps": [2, 1]}, {"steps": [1]}, {"constant_loss": np.nan},

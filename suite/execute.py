@@ -53,7 +53,7 @@ def execute(run: Run, results: Path, features: str, report: Report | None = None
         with trainer.timed("probe"):
             probe_rows = probe(trainer)
     row = _run_row(trainer)  # before the replay, which leaves the trainer inside its window
-    if auditor and verdict.crash_step is not None:
+    if auditor and verdict.outcome in ("collapsed", "degraded", "nonfinite"):  # not at init: that is no event
         row["reason"] = auditor.replay(verdict)
         row["mms_signature"] = signature(trainer.log["audit"], verdict, deep_from=run.depth // 2)
     hardware = torch.cuda.get_device_name() if trainer.device.type == "cuda" else environment.cpu_model()

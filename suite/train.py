@@ -211,7 +211,7 @@ class Trainer:
             return False
         verdict = self.judge()
         if verdict.confirmed:
-            self.keep_from = verdict.crash_step - REPLAY_BEFORE - 1
+            self.keep_from = max(0, verdict.crash_step - REPLAY_BEFORE - 1)
         return verdict.confirmed and self.step >= verdict.crash_step + self.run.protocol.after_crash
 
     def train(

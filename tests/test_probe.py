@@ -97,15 +97,17 @@ def test_input_statistics_know_t_in_part_and_stand_once(rows):
     assert -0.1 < first[0]["r2"] < 0.9
 
 
-def test_residual_is_the_share_of_what_the_input_left():
-    """By hand: t = a + b, the input statistics know a, the feature knows b, of equal variance."""
-    rng = np.random.default_rng(0)
-    a, b = rng.standard_normal((2, 4000))
-    r2, mae, guess = module._fit(a[:, None], a + b)
-    assert r2 == pytest.approx(0.5, abs=0.03)
-    assert mae == pytest.approx(np.sqrt(2 / np.pi), rel=0.05)
-    assert len(guess) == 2000
-    assert module._fit(np.stack([a, b], 1), a + b)[0] > 0.9999
+def test_residual_is_the_share_of_what_the_input_left(monkeypatch):
+    """t = a + b of equal variance; the input statistics know a alone."""
+    a, b = np.random.default_rng(0).standard_normal((2, 4000))
+    layer = {"layer": 3, "image_mean": a[:, None], "centered_rms": b[:, None], "caption_mean": (a + b)[:, None]}
+    monkeypatch.setattr(module, "_features", lambda trainer: (a + b, np.stack([a, a, 0 * a], 1), [layer]))
+    rows = {r["feature"]: r for r in probe(SimpleNamespace(step=1))}
+    assert rows["input_stats"]["r2"] == pytest.approx(0.5, abs=0.03)
+    assert rows["input_stats"]["mae"] == pytest.approx(np.sqrt(2 / np.pi), rel=0.05)
+    for feature, r2, residual in (("image_mean", 0.5, 0), ("centered_rms", 0.5, 1), ("caption_mean", 1, 1)):
+        assert rows[feature]["r2"] == pytest.approx(r2, abs=0.03)
+        assert rows[feature]["residual_r2"] == pytest.approx(residual, abs=1e-3)
 
 
 def test_fit_is_ordinary_least_squares_judged_on_the_second_half():

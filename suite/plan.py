@@ -48,7 +48,7 @@ def make_plan(selection: Selection) -> list[Run]:
     depths, lrs, seeds = (
         selection.depths or protocol.depths, selection.lrs or protocol.lrs, selection.seeds or protocol.seeds
     )  # fmt: skip
-    for scheme, arm, params, writers, _ in cells:
+    for scheme, arm, params, _writers, _ in cells:
         _try_out(scheme, arm, params, max(depths))
     runs = [
         Run(protocol, scheme, arm, params, writers, depth, lr, seed, source, digest, code, compiled)

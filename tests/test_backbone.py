@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from suite import backbone
 from suite.backbone import Block, attention_matrix, rope_2d, rotate
 from suite.protocol import PROTOCOLS, Run
 from suite.residual import EPS, rms_norm

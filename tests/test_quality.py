@@ -214,7 +214,7 @@ def test_features_and_accuracy(net, digits):
     out = net(digits.held_out)
     assert out.dtype == torch.float64 and out.shape == (297, 16) == (297, net.num_features)
     assert not out.requires_grad
-    assert 15 < out.square().sum(1).min() and out.square().sum(1).max() <= 16  # layer-normalised; eps takes the rest
+    assert out.square().sum(1).min() > 15 and out.square().sum(1).max() <= 16  # layer-normalised; eps takes the rest
     torch.testing.assert_close(net(digits.held_out[:3]), out[:3], rtol=0, atol=1e-12)  # no image sees its batch
     hits = net.logits(digits.held_out).argmax(1) == digits.held_out_labels
     assert hits.double().mean().item() == pytest.approx(0.9764, abs=1e-4)

@@ -118,6 +118,8 @@ def _quality(trainer: Trainer, results: Path, features: str) -> list[dict]:
     grid = samples[: GRID_ROWS * data.classes]
     path = results / p.name / "samples" / f"{run.scheme}-L{run.depth}-{run.run_id}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{path.name}.*.part"):  # by a worker that was killed while it drew
+        left.unlink(missing_ok=True)
     quality.sample_grid(grid, labels[: len(grid)], path)
     if not crashed:
         row |= _scores(trainer, samples, features)

@@ -177,6 +177,15 @@ def test_a_finished_record_is_used_not_trained_again(reference, tmp_path, inline
     assert inline == [] and done.finished == 1 and set(rows(tmp_path)) == {run.run_id} and left_over(tmp_path) == []
 
 
+def test_a_half_drawn_picture_does_not_stay(tmp_path, inline):
+    run = plan()[0]
+    half = tmp_path / "smoke" / "samples" / f"{run.scheme}-L{run.depth}-{run.run_id}.png.123.part"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"")
+    work([run], tmp_path)
+    assert [path.suffix for path in half.parent.iterdir()] == [".png"]
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"run": 3}', '{"run": {"run_id": "other"}}', '{"run": {'])
 def test_a_record_that_is_none_is_passed_over(tmp_path, inline, text):
     run = plan()[0]

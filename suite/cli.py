@@ -12,9 +12,9 @@ from pathlib import Path
 
 RESULTS = Path("results/local")  # a user's own runs; maintainers write the committed tables with --results results
 COMMITTED = Path(__file__).resolve().parent.parent / "results"
-SEEN = {"cell": ("scheme", "arm", "params", "writers", "depth", "lr"),
-        "both": ("mine_outcome", "mine_crash_step", "mine_final_loss",
-                 "committed_outcome", "committed_crash_step", "committed_final_loss", "agree")}  # fmt: skip
+SEEN = {"cell": ("data", "scheme", "arm", "params", "writers", "depth", "lr"),
+        "both": ("mine_seeds", "mine_outcome", "mine_crash_step", "mine_final_loss",
+                 "committed_seeds", "committed_outcome", "committed_crash_step", "committed_final_loss", "agree")}  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -120,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
     verify = add("verify", help="recompute what can be recomputed from the tables; exit status 1 where something differs")
     verify.add_argument("--rerun", type=_positive, metavar="K", help="also train K randomly chosen committed runs again")
     verify.add_argument("--seed", type=_list_of(int, "a seed"), default=(0,), metavar="N", help="which K (default: 0)")
+    verify.add_argument("--plugin", action="append", default=[], metavar="FILE", help="schemes of these runs that are not in baselines/")
     verify.add_argument("--results", type=_folder, default=COMMITTED, metavar="DIR", help="default: the committed tables")
     report = add("report", help="the outcome table of the laptop protocol, in Markdown")
     report.add_argument("--write", action="store_true", help="put it into README.md")
@@ -252,11 +253,15 @@ def _figures(args) -> int:
 
 
 def _verify(args) -> int:
-    from suite import environment
+    from suite import environment, registry
     from suite.tables import format_table
     from suite.verify import rerun, verify
 
+    for plugin in args.plugin:
+        registry.load_plugin(plugin)
     checked, problems = verify(args.results)
+    if not checked and not problems:
+        raise ValueError(f"{args.results}: no results to verify; start with: python -m suite run")
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"{args.results}: {checked} runs checked, {len(problems)} problems")
@@ -270,6 +275,8 @@ def _verify(args) -> int:
 def _report(args) -> int:
     from suite.report import outcome_table, write_readme
 
+    if not (args.results / "laptop" / "runs.csv").exists():
+        raise ValueError(f"{args.results}: no laptop results to report; start with: python -m suite run")
     if args.write:
         write_readme(args.results)
     else:

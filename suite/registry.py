@@ -71,7 +71,8 @@ def register(name: str, *, arm: str = "controlled", paper: str = ""):
 
 
 def _origin(cls: type) -> str:
-    return Path(sys.modules[cls.__module__].__file__ or cls.__module__).name
+    path = Path(sys.modules[cls.__module__].__file__ or cls.__module__)
+    return f"{path.parent.name}/{path.name}"
 
 
 def code_digest(path: Path) -> str:

@@ -224,7 +224,7 @@ CELL = ("protocol_version", "data", "scheme", "arm", "params", "writers", "depth
 def compare(mine_folder, committed_folder) -> list[dict]:
     """Your cells beside the committed ones, one row per cell that you ran, over whatever seeds each side has.
 
-    Per side: `runs`, `outcome` (with counts where seeds differ), `crash_step` and `final_loss` (medians; exact steps are
+    Per side: `runs`, `seeds`, `outcome` (with counts where seeds differ), `crash_step` and `final_loss` (medians; exact steps are
     chaotic at rounding level). `agree`: one side saw no outcome that the other did not; None where a side is missing.
     """
     mine, committed = (_cells(Store(folder).runs()) for folder in (mine_folder, committed_folder))
@@ -249,7 +249,8 @@ def _summary(side: str, rows) -> dict:
     outcome = ", ".join(name if len(counts) == 1 else f"{name} {n}/{len(rows)}" for name, n in counts.most_common())
     middle = {name: median(values) if (values := [float(row[name]) for row in rows if row[name]]) else None
               for name in ("crash_step", "final_loss")}
-    return {f"{side}_runs": len(rows), f"{side}_outcome": outcome} | {f"{side}_{name}": v for name, v in middle.items()}
+    seeds = ",".join(sorted({row["seed"] for row in rows}, key=int))
+    return {f"{side}_runs": len(rows), f"{side}_seeds": seeds, f"{side}_outcome": outcome} | {f"{side}_{name}": v for name, v in middle.items()}
 
 
 def format_table(rows: list[dict], columns) -> str:

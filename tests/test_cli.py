@@ -28,7 +28,7 @@ VERBS = {
     "status": ["--results DIR"],
     "collect": ["--protocol NAME", "--results DIR"],
     "figures": ["--out DIR", "--results DIR"],
-    "verify": ["--rerun K", "--seed N", "--results DIR"],
+    "verify": ["--rerun K", "--seed N", "--plugin FILE", "--results DIR"],
     "report": ["--write", "--results DIR"],
     "detect": ["file", "--constant-loss X"],
 }

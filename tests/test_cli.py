@@ -294,7 +294,7 @@ PLUGINS = {
     "imports": ("import no_such_module\n", "no_such_module"),
     "empty": ("", "registers no scheme"),
     "binary": ("\0", "--plugin"),
-    "duplicate": (GOOD.replace("'halved'", "'plain'"), "already registered by plain.py"),
+    "duplicate": (GOOD.replace("'halved'", "'plain'"), "is already registered by"),
     "name": (GOOD.replace("'halved'", "'Half life'"), "scheme name 'Half life'"),
     "arm": (GOOD.replace("'halved'", "'halved', arm='wild'"), "arm 'wild'"),
     "function": (HEAD + "@register('bad')\ndef bad(x): return x\n", "not a class derived from"),
@@ -340,7 +340,8 @@ def test_a_plugin_that_is_no_python_file(capsys, tmp_path):
 def test_two_plugins_with_one_name(capsys, tmp_path):
     for name in ("a.py", "b.py"):
         (tmp_path / name).write_text(GOOD)
-    assert "already registered by a.py" in refused(capsys, "list", "--plugin", tmp_path / "a.py", "--plugin", tmp_path / "b.py")
+    message = refused(capsys, "list", "--plugin", tmp_path / "a.py", "--plugin", tmp_path / "b.py")
+    assert "b.py is already registered by" in message and "a.py; choose another name" in message
 
 
 # ---- other verbs

@@ -25,6 +25,7 @@ from suite.tablefile import PACKAGE, package_text
 from suite.tables import Store, TableError, write_package
 
 STALL = 1800  # seconds without a word from a worker before it counts as hung: a 1000-block step takes seconds, not minutes
+FAREWELL = 10  # seconds that a worker gets to end by itself
 BUSY_WAIT = 2.0  # seconds before looking again at a run that another sweep holds
 
 
@@ -131,7 +132,11 @@ class Worker:
             self.process.kill()
         else:
             self._close()
-        self.process.wait()
+        try:
+            self.process.wait(FAREWELL)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         self.log.unlink(missing_ok=True)
 
 

@@ -599,6 +599,18 @@ def test_a_worker_that_talks_does_not_hang(fake_worker, monkeypatch):
     assert fake_worker("read x\n" + slow + 'echo \'{"event": "done"}\'\nread x') == {"event": "done"}
 
 
+def test_a_worker_that_does_not_go_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "FAREWELL", 0.3)
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sweep.sys, "executable", str(script))
+    worker = Worker(tmp_path, "digits", ())
+    process = worker.start()
+    worker.stop()
+    assert process.returncode == -signal.SIGKILL and worker.start() is None
+
+
 def test_notes_of_a_worker_reach_the_person(fake_worker, capsys):
     fake_worker('read x\necho \'{"event": "note", "text": "checkpoint passed over"}\'\necho \'{"event": "done"}\'\nread x')
     assert "seed 0: checkpoint passed over" in capsys.readouterr().err

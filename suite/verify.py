@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from suite import crash, registry
@@ -107,7 +106,7 @@ def rerun(results: Path, k: int, seed: int, workers: int) -> list[dict[str, obje
     if not candidates:
         raise ValueError(f"{results}: no finished runs to repeat")
     chosen = random.Random(seed).sample(candidates, min(k, len(candidates)))
-    runs = [replace(run_of(row)) for _, row in chosen]
+    runs = [run_of(row) for _, row in chosen]
     out = []
     with tempfile.TemporaryDirectory(prefix="screambench-verify-") as aside:
         Sweep(runs, Path(aside), workers=workers, features="digits", plugins=(), retry=False).run()

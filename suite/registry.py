@@ -77,13 +77,26 @@ def _origin(cls: type) -> str:
 
 def code_digest(path: Path) -> str:
     """16 hex digits over a Python file's syntax tree without docstrings (comments and layout are not in the tree)."""
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    tree = ast.parse(path.read_bytes(), filename=str(path))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if node.body and isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant):
                 if isinstance(node.body[0].value.value, str):
                     node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+        if isinstance(node, ast.JoinedStr):  # Python 3.12 ends f"{a:{b}}" with an empty text
+            node.values = [value for value in node.values if getattr(value, "value", None) != ""]
+    return hashlib.sha256(_canonical(tree).encode()).hexdigest()[:16]
+
+
+def _canonical(node: object) -> str:
+    """A syntax tree as text that every Python version writes alike: `ast.dump` is not, since versions add fields and omit empty ones."""
+    if isinstance(node, list):
+        return f"[{','.join(map(_canonical, node))}]"
+    if not isinstance(node, ast.AST):
+        return ascii(node)  # repr would escape by the version's Unicode tables
+    fields = ((name, getattr(node, name, None)) for name in sorted(node._fields) if name != "kind")  # kind: u"" or ""
+    inner = ",".join(f"{name}={_canonical(value)}" for name, value in fields if value is not None and value != [])
+    return f"{type(node).__name__}({inner})"
 
 
 def discover() -> None:

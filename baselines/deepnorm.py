@@ -17,7 +17,7 @@ class DeepNorm(Residual):
     def __init__(self, site, alpha: float = 0.0, beta: float = 0.0):  # 0 = DeepNet's constant for this depth
         super().__init__(site)
         self.register_buffer("alpha", torch.tensor(alpha or (2 * site.depth) ** 0.25))
-        self.beta = beta or (8 * site.depth) ** -0.25
+        self.register_buffer("beta", torch.tensor(beta or (8 * site.depth) ** -0.25))
 
     def merge(self, x_BTD, f_BTD, ctx):
         return self.alpha * x_BTD + f_BTD

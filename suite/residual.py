@@ -38,9 +38,25 @@ class Site(NamedTuple):
     site: str
 
 
+class _RMSNorm(torch.autograd.Function):
+    """y = r x with r = rsqrt(mean(x^2) + eps); dx = r (dy - y mean(dy y)), which needs y, kept by the next layer anyway, and no x."""
+
+    @staticmethod
+    def forward(ctx, x_BTD: Tensor, eps: float) -> Tensor:
+        r_BT1 = torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + eps)
+        y_BTD = x_BTD * r_BT1
+        ctx.save_for_backward(y_BTD, r_BT1)
+        return y_BTD
+
+    @staticmethod
+    def backward(ctx, d_BTD: Tensor):
+        y_BTD, r_BT1 = ctx.saved_tensors
+        return r_BT1 * (d_BTD - y_BTD * (d_BTD * y_BTD).mean(-1, keepdim=True)), None
+
+
 def rms_norm(x_BTD: Tensor, eps: float = EPS) -> Tensor:
     """Non-affine RMSNorm over the last axis (arXiv:2605.06169, Table 3). Shape in = shape out."""
-    return x_BTD * torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + eps)
+    return _RMSNorm.apply(x_BTD, eps)
 
 
 def token_mean(x_BTD: Tensor, segments: tuple[int, ...]) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from suite import audit
-from suite.backbone import Block, attention_matrix
+from suite.backbone import Block, DiT, attention_matrix
 from suite.residual import Context
 from suite.train import Trainer
 
@@ -55,18 +55,28 @@ def _watch(block: Block, layer: int, x: Tensor, rope: Tensor, segments: tuple[in
     return block.residuals[-1](x, feed_forward, Context(segments, "ffn", step)), [attn, ffn]
 
 
+def _pass_through(dit: DiT, x: Tensor, start: int, stop: int) -> Tensor:
+    """The trunk after blocks that nobody looks into: by the compiled functions where there are any, with no gradient kept."""
+    if dit.stack is not None and stop > start:
+        return dit.stack(x, start, stop, into_grad=False)
+    for block in dit.blocks[start:stop]:
+        x = block.forward(x, dit.rope, dit.segments, dit.step)  # not block(...): that may be a compiled one
+    return x
+
+
 def side_pass(trainer: Trainer, layers: Sequence[int], step: int) -> tuple[list[Site], dict[Tensor, Tensor]]:
-    """Eager forward and backward on the step's own batch: the sites of `layers`, and gradients of f and of block weights."""
+    """Forward and backward on the step's own batch, eager in the blocks of `layers`: the sites of `layers`, and gradients of f and of block weights."""
     dit, batch = trainer.dit, trainer.batch(step)
     wanted, sites = set(layers), []
     with torch.enable_grad():
         x = dit.blocks[0].residuals[0].open(dit.tokens(batch.z_BCHW, trainer.captions[batch.caption_B]))
-        for layer, block in enumerate(dit.blocks):
-            if layer in wanted:
-                x, seen = _watch(block, layer, x, dit.rope, dit.segments, dit.step)
-                sites += seen
-            else:
-                x = block.forward(x, dit.rope, dit.segments, dit.step)  # not block(...): that is the compiled one
+        done = 0
+        for layer in sorted(wanted):
+            x = _pass_through(dit, x, done, layer)
+            x, seen = _watch(dit.blocks[layer], layer, x, dit.rope, dit.segments, dit.step)
+            sites += seen
+            done = layer + 1
+        x = _pass_through(dit, x, done, len(dit.blocks))
         x = dit.blocks[-1].residuals[-1].fold(x)
         velocity = dit.pixels(dit.final(x[:, : dit.segments[0]]), batch.z_BCHW)
         loss = (velocity.float() - batch.target_BCHW).square().mean()

@@ -70,9 +70,7 @@ class Trainer:
         self.seconds: dict[str, float] = defaultdict(float)
         self.counts: dict[str, int] = defaultdict(int)
         if run.compiled:
-            torch._dynamo.config.fail_on_recompile_limit_hit = True  # never fall back to eager without a word
-            for block in self.dit.blocks:
-                block.compile(fullgraph=True, dynamic=False)
+            self.dit.compile()
 
     @property
     def second_moment(self) -> Tensor | None:

@@ -155,56 +155,6 @@ def test_a_block_merges_twice_attention_first(name, arm, tiny_model):
     assert all(c.segments == (4, 3) and isinstance(c.step, torch.Tensor) for _, c in calls)
 
 
-class Counter:
-    """A compiler backend that compiles nothing and counts graphs."""
-
-    def __init__(self):
-        self.graphs = 0
-
-    def __call__(self, graph, example_inputs):
-        self.graphs += 1
-        return graph.forward
-
-
-def graphs_of(counter, model):
-    """Graphs compiled so far, after one training and one evaluation pass of the model compiled block by block."""
-    for block in model.blocks:
-        block.compile(fullgraph=True, dynamic=False, backend=counter)
-    backward(model)
-    with torch.inference_mode():
-        model(*inputs(model))
-    return counter.graphs
-
-
-@pytest.fixture
-def dynamo():
-    """Compilation that neither inherits a cache nor leaves one, and that never falls back to eager without a word."""
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        yield
-    torch._dynamo.reset()
-
-
-@every_scheme
-def test_one_compiled_block_serves_every_depth(name, arm, tiny_model, dynamo):
-    counter = Counter()
-    first = graphs_of(counter, tiny_model(name, arm, depth=2))
-    assert 1 <= first <= 2  # training and inference
-    assert graphs_of(counter, tiny_model(name, arm, depth=5)) == first
-
-
-def test_a_python_number_that_depends_on_depth_does_recompile(tiny_model, dynamo):
-    """The control of the test above: it can fail."""
-    models = [tiny_model("deepnorm", depth=d) for d in (2, 5)]
-    for model in models:
-        for residual in (r for b in model.blocks for r in b.residuals):
-            del residual.alpha
-            residual.alpha = (2 * len(model.blocks)) ** 0.25
-    counter = Counter()
-    first = graphs_of(counter, models[0])
-    assert graphs_of(counter, models[1]) > first
-
-
 @every_scheme
 def test_plan_gives_each_scheme_its_legal_default_writers(name, arm):
     (run,) = make_plan(Selection(protocol="smoke", schemes=(name,), arms=(arm,), depths=(2,)))

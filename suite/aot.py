@@ -1,0 +1,100 @@
+"""One kind of block as ahead-of-time compiled functions: forward, backward, and forward alone.
+
+AOTAutograd traces a block together with its backward once, Inductor compiles both halves, and every block of the same
+kind is a call of the same functions with other weights: the cost of compiling does not depend on depth. Inductor keeps
+what it made on disk, so other processes only trace.
+
+Shapes: B batch, T tokens, D width; x is the trunk (a multi-stream scheme's has further axes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch._functorch import config as partition
+from torch._functorch.aot_autograd import aot_export_joint_simple
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._guards import TracingContext, tracing
+from torch._inductor import config
+from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.decomposition import select_decomp_table
+from torch._subclasses import FakeTensorMode
+
+MOST_KINDS = 8  # as torch._dynamo.config.recompile_limit: more means that a block reads a number that differs by block
+_OWN = frozenset(vars(nn.Module()))  # what every module has
+
+
+class CompileError(ValueError):
+    """A scheme that cannot be compiled; one line that names the cause."""
+
+
+def kind(block: nn.Module) -> tuple:
+    """What decides the code of a block: its modules' types and Python attributes, and the shapes of its tensors."""
+    modules = tuple(
+        (name, type(m), repr(sorted((k, repr(v)) for k, v in vars(m).items() if k not in _OWN)))
+        for name, m in block.named_modules()
+    )
+    return modules, tuple((name, t.shape, t.dtype) for name, t in _tensors(block).items())
+
+
+def _tensors(block: nn.Module) -> dict[str, Tensor]:
+    return dict(block.named_parameters()) | dict(block.named_buffers())
+
+
+class Compiled:
+    """The functions of one kind of block for one shape of trunk.
+
+    forward(x, rope, step, *weights) -> [x, *saved]; backward(*saved, d_x) -> [d_x, None, None, *d_weights]; `weights` are the
+    block's parameters and then its buffers. `infer` is forward without the saved part. All lists of tensors are consumed.
+    """
+
+    def __init__(self, block: nn.Module, x: Tensor, rope: Tensor, step: Tensor, segments: tuple[int, ...], training: bool) -> None:
+        names = list(_tensors(block))
+
+        def call(x: Tensor, rope: Tensor, step: Tensor, *weights: Tensor) -> tuple[Tensor]:
+            return (torch.func.functional_call(block, dict(zip(names, weights)), (x, rope, segments, step)),)
+
+        real = [x, rope, step, *_tensors(block).values()]
+        self.fake = FakeTensorMode()
+        inputs = [self._fake(t) for t in real]
+        if training:
+            for fake, is_learnt in zip(inputs, [True, False, False, *(isinstance(t, nn.Parameter) for t in real[3:])]):
+                fake.requires_grad_(is_learnt)
+            with torch.enable_grad(), self.fake:
+                joint = aot_export_joint_simple(call, inputs, trace_joint=True, decompositions=select_decomp_table())
+            arguments = [n.meta["val"] for n in joint.graph.nodes if n.op == "placeholder"]
+            with partition.patch(ban_recompute_materialized_backward=False):  # SwiGLU's product is cheaper to make again than to keep
+                halves = min_cut_rematerialization_partition(joint, arguments, compiler="inductor", num_fwd_outputs=1)
+            self.forward = self._compile(halves[0], inputs)
+            _, *saved = self.forward([t.detach() for t in real])  # Inductor may lay them out otherwise than traced
+            self.backward = self._compile(halves[1], [self._fake(t) for t in [*saved, x]], is_backward=True)
+        else:
+            with torch.no_grad(), self.fake:
+                graph = aot_export_joint_simple(call, inputs, trace_joint=False, decompositions=select_decomp_table())
+            self.infer = self._compile(graph, inputs)
+
+    def _fake(self, t: Tensor) -> Tensor:
+        return self.fake.from_tensor(t.detach())
+
+    def _compile(self, graph: torch.fx.GraphModule, inputs: list[Tensor], **options) -> Callable[[list[Tensor]], list[Tensor]]:
+        # the asserts on strides cost a seventh of the wrapper's time, and the shapes here are fixed
+        with torch.no_grad(), tracing(TracingContext(self.fake)), config.patch(size_asserts=False, alignment_asserts=False):
+            return compile_fx_inner(graph, inputs, **options)
+
+
+_compiled: dict[tuple, Compiled] = {}
+
+
+def compiled(block: nn.Module, x: Tensor, rope: Tensor, step: Tensor, segments: tuple[int, ...], training: bool) -> Compiled:
+    """The functions for this block and shape of trunk, made on first use in this process. Raises CompileError."""
+    key = (kind(block), x.shape, x.dtype, rope.shape, segments, training)
+    if key not in _compiled:
+        try:
+            _compiled[key] = Compiled(block, x.detach(), rope, step, segments, training)
+        except Exception as error:
+            scheme = type(block.residuals[0]).__name__
+            what = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+            raise CompileError(f"{scheme}: the block cannot be compiled: {type(error).__name__}: {what}") from error
+    return _compiled[key]

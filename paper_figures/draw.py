@@ -9,11 +9,17 @@ draw(folder, protocol) -> Figure, or None where the tables do not allow it (`sty
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import pkgutil
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+
+from matplotlib.figure import Figure
 
 import paper_figures
 from paper_figures import style
@@ -33,26 +39,55 @@ def figures() -> list:
 def draw_all(results: Path, out: Path) -> int:
     """Draw all protocols found under `results` into `out`; exit status 0, 1 if a figure broke, 2 if there is no run."""
     results, out = Path(results), Path(out)
-    folders = sorted(path.parent for path in results.glob("*/runs.csv"))
-    if not folders:
+    if not any(results.glob("*/runs.csv")):
         print(f"{results}: no results to draw; start with: python -m suite run", file=sys.stderr)
         return 2
     drawn, broken = [], False
-    for folder in folders:
+    for stem, module, figure in _drawn(results):
+        if isinstance(figure, str):
+            broken = True
+            print(f"{stem}: {figure}", file=sys.stderr)
+            continue
+        with style.context():
+            picture, _ = style.save(figure, out / stem)
+        drawn.append({"figure": module.TITLE, "file": str(picture), "tables": " ".join(module.INPUTS)})
+    if drawn:
+        print(format_table(drawn, ("figure", "file", "tables")))
+        print("each also as .pdf")
+    return 1 if broken else 0
+
+
+def stale(results: Path, out: Path) -> list[str]:
+    """One line for every picture in `out` that does not show what the tables under `results` give now; nothing is written."""
+    expected, problems = set(), []
+    with contextlib.redirect_stderr(io.StringIO()):  # why a figure is not drawn is no news here
+        for stem, _, figure in _drawn(Path(results)):
+            files = [out / f"{stem}.{kind}" for kind in style.KINDS]
+            expected.update(files)
+            if isinstance(figure, str):
+                problems.append(f"{files[0]}: its figure cannot be drawn: {figure.strip().splitlines()[-1]}")
+                continue
+            mark = style.shows(figure).encode()
+            for path in files:
+                if not path.is_file():
+                    problems.append(f"{path}: missing; draw it with: python -m suite figures")
+                elif mark not in path.read_bytes():
+                    problems.append(f"{path}: does not show what the tables give now; draw it again with: python -m suite figures")
+    unknown = {path for kind in style.KINDS for path in out.glob(f"*.{kind}")} - expected
+    return problems + [f"{path}: no table gives this picture; remove it" for path in sorted(unknown)]
+
+
+def _drawn(results: Path) -> Iterator[tuple[str, ModuleType, Figure | str]]:
+    """(file stem, module, figure, or the words of the error that kept it) of every figure that the tables allow."""
+    for folder in sorted(path.parent for path in results.glob("*/runs.csv")):
         for module in figures():
             if module.PROTOCOLS is not None and folder.name not in module.PROTOCOLS:
                 continue
             try:
                 with style.context():
                     figure = module.draw(folder, folder.name)
-                    if figure is not None:
-                        picture, _ = style.save(figure, out / f"{folder.name}-{module.NAME}")
-                        drawn.append({"figure": module.TITLE, "file": str(picture), "tables": " ".join(module.INPUTS)})
             except Exception as error:  # one broken table or figure must not cost the others
-                broken = True
                 known = isinstance(error, ValueError) and str(error)
-                print(f"{folder.name}-{module.NAME}: {error if known else traceback.format_exc()}", file=sys.stderr)
-    if drawn:
-        print(format_table(drawn, ("figure", "file", "tables")))
-        print("each also as .pdf")
-    return 1 if broken else 0
+                figure = known or traceback.format_exc()
+            if figure is not None:
+                yield f"{folder.name}-{module.NAME}", module, figure

@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.textpath import text_to_path
 from matplotlib.transforms import Bbox
 
+from paper_figures.shown import digest
 from suite.protocol import SCHEMES
 
 RC = {
@@ -37,6 +38,8 @@ PROJECT = {  # vermilion, orange, green, pink, blue
 OTHERS, OTHER_MARKERS = (PALETTE[9], "#222222", "#6f3a9c", "#77770a", "#6b3e12"), "<>*hp"  # for schemes of plugins
 LINES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)))  # variants of a scheme, its main one first
 NEUTRAL = "#444444"
+SHOWS = "ScreamBench data "  # what stands in a file before the digest of what it shows
+KINDS = ("png", "pdf")
 
 OUTCOMES = {  # name in the tables: words, base colour, share of colour, hatch
     "survived": ("survived", PALETTE[2], 0.35, ""),
@@ -150,14 +153,24 @@ def _settle(figure: Figure) -> None:
         ax.set_position(Bbox(ax.get_position(original=True).get_points().round(5)))
 
 
+def shows(figure: Figure) -> str:
+    """The mark of what a figure shows, as it stands in its files. To be made before the figure is laid out."""
+    return SHOWS + digest(figure)
+
+
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write STEM.png (150 dpi) and STEM.pdf without dates and versions; a file that would not change is left alone."""
+    """Write STEM.png (150 dpi) and STEM.pdf, with the mark of what they show and without dates and versions.
+
+    A file that would not change is left alone.
+    """
+    mark = shows(figure)
     _settle(figure)
-    bare = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+    bare = {"png": {"Software": None, "Description": mark},
+            "pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Subject": mark}}
     files = []
-    for kind, metadata in bare.items():
+    for kind in KINDS:
         buffer, path = io.BytesIO(), stem.with_name(f"{stem.name}.{kind}")
-        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+        figure.savefig(buffer, format=kind, dpi=150, metadata=bare[kind])
         if not path.exists() or path.read_bytes() != buffer.getvalue():
             path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -248,8 +248,12 @@ def _collect(args) -> int:
 def _figures(args) -> int:
     from paper_figures.draw import draw_all
 
-    out = args.out or (COMMITTED.parent / "paper_figures" / "out" if args.results.resolve() == COMMITTED else args.results / "figures")
-    return draw_all(args.results, out)
+    return draw_all(args.results, args.out or _pictures(args.results))
+
+
+def _pictures(results: Path) -> Path:
+    """Where the figures of a results folder go."""
+    return COMMITTED.parent / "paper_figures" / "out" if results.resolve() == COMMITTED else results / "figures"
 
 
 def _verify(args) -> int:
@@ -259,12 +263,14 @@ def _verify(args) -> int:
 
     for plugin in args.plugin:
         registry.load_plugin(plugin)
-    checked, problems = verify(args.results)
+    pictures = _pictures(args.results)
+    drawn = pictures.is_dir() or args.results.resolve() == COMMITTED  # a user may not have drawn any yet
+    checked, problems = verify(args.results, pictures if drawn else None)
     if not checked and not problems:
         raise ValueError(f"{args.results}: no results to verify; start with: python -m suite run")
     for problem in problems:
         print(problem, file=sys.stderr)
-    print(f"{args.results}: {checked} runs checked, {len(problems)} problems")
+    print(f"{args.results}: {checked} runs{' and their pictures' if drawn else ''} checked, {len(problems)} problems")
     if not args.rerun:
         return 1 if problems or not checked else 0
     rows = rerun(args.results, args.rerun, args.seed[0], environment.usable_cores())

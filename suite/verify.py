@@ -6,6 +6,7 @@ import random
 import tempfile
 from pathlib import Path
 
+from paper_figures.draw import stale
 from suite import crash, registry
 from suite.protocol import PROTOCOLS, Run
 from suite.report import readme_differs
@@ -29,8 +30,11 @@ def run_of(row: dict[str, str]) -> Run:
     )  # fmt: skip
 
 
-def verify(results: Path) -> tuple[int, list[str]]:
-    """(rows checked, problems): schema, digests, run ids, verdicts and aggregates of every protocol, and the README's table."""
+def verify(results: Path, pictures: Path | None = None) -> tuple[int, list[str]]:
+    """(rows checked, problems): schema, digests, run ids, verdicts and aggregates of every protocol, and the README's table.
+
+    With `pictures`, also whether the figures in that folder show what the tables give.
+    """
     problems, checked = [], 0
     for folder in sorted(p.parent for p in results.glob("*/runs.csv")):
         problems += check_folder(folder)
@@ -43,6 +47,8 @@ def verify(results: Path) -> tuple[int, list[str]]:
             checked += 1
             problems += [f"{folder.name}/runs.csv: run {row['run_id']}: {what}" for what in _row_problems(folder, row, curves)]
     problems += readme_differs(results)
+    if pictures is not None:
+        problems += stale(results, pictures)
     return checked, problems
 
 

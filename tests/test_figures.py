@@ -13,6 +13,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from paper_figures import draw, headline, heldout, loss_curves, outcomes, rows, samples, style
+from paper_figures.shown import digest
 from suite.protocol import SCHEMES
 from suite.schema import TABLES
 from suite.tables import Store, check_folder
@@ -192,6 +193,100 @@ def test_table_of_figures_is_printed(results, tmp_path, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["figure", "file", "tables"]
     assert any("laptop-outcomes.png" in line and outcomes.TITLE in line and line.endswith("runs") for line in lines)
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A results folder of its own and its pictures."""
+    monkeypatch.setattr(draw, "figures", lambda: [outcomes, heldout, loss_curves, samples])
+    laptop(tmp_path / "results" / "laptop")
+    assert draw.draw_all(tmp_path / "results", tmp_path / "out") == 0
+    return tmp_path / "results", tmp_path / "out"
+
+
+def test_pictures_that_tables_no_longer_give_are_found(small, capsys):
+    """Every table behind a figure counts, to its sixth digit; a table that a figure does not read does not."""
+    results, out = small
+    folder = results / "laptop"
+    capsys.readouterr()
+    assert draw.stale(results, out) == []
+    assert capsys.readouterr() == ("", "")
+
+    def stems():
+        problems = draw.stale(results, out)
+        assert all("does not show" in problem and str(out) in problem for problem in problems)
+        names = {Path(problem.partition(": ")[0]).stem for problem in problems}
+        assert len(problems) == 2 * len(names)  # PNG and PDF
+        return {name.removeprefix("laptop-") for name in names}
+
+    for path, change, figures in (
+        (folder / "runs.csv", lambda t: t.replace(",151,", ",152,", 1), {"outcomes", "loss_curves", "samples"}),
+        (folder / "quality.csv", lambda t: "".join(_nudge(t.splitlines(keepends=True), "plain", folder)), {"heldout"}),
+        (folder / "curves" / "plain-L25.csv", _last_digit, {"loss_curves"}),
+        (folder / "runs.csv", lambda t: t.replace(",0.004,", ",0.005,"), {"outcomes", "loss_curves", "samples", "heldout"}),
+    ):
+        before = path.read_text()
+        assert change(before) != before
+        path.write_text(change(before))
+        assert stems() == figures
+        path.write_text(before)
+    assert draw.stale(results, out) == []
+    path = next((folder / "samples").glob("plain-L25-*.png"))
+    pixels = np.array(Image.open(path))
+    pixels[5, 5] ^= 64
+    Image.fromarray(pixels).save(path)
+    assert stems() == {"samples"}
+
+
+def _nudge(lines, scheme, folder):
+    """The lines of quality.csv with the sixth digit of the fid of the scheme's shallow run changed."""
+    run_id = next((folder / "samples").glob(f"{scheme}-L25-*.png")).stem.split("-")[-1]
+    at = next(i for i, line in enumerate(lines) if line.startswith(run_id))
+    cells = lines[at].split(",")
+    cells[2] = f"{float(cells[2]) * (1 + 1e-5):.6g}"
+    return [*lines[:at], ",".join(cells), *lines[at + 1:]]
+
+
+def _last_digit(text):
+    """The text of a curve with the last digit of one loss changed by one."""
+    lines = text.splitlines(keepends=True)
+    cells = lines[101].split(",")
+    assert len(cells[2]) == 8  # 0.123456
+    cells[2] = cells[2][:-1] + str((int(cells[2][-1]) + 1) % 10)
+    return "".join([*lines[:101], ",".join(cells), *lines[102:]])
+
+
+def test_pictures_missing_foreign_or_unmarked_are_found(small):
+    results, out = small
+    (out / "laptop-outcomes.pdf").unlink()
+    (out / "laptop-gone.png").write_bytes((out / "laptop-outcomes.png").read_bytes())
+    (out / "note.txt").write_text("of no interest")
+    figure = figure_of(loss_curves, results / "laptop")
+    figure.savefig(out / "laptop-loss_curves.png")  # drawn by hand, without the mark
+    (results / "laptop" / "quality.csv").write_text("")
+    lines = draw.stale(results, out)
+    assert len(lines) == 4, lines
+    found = {"outcomes.pdf": "missing", "gone.png": "no table", "loss_curves.png": "does not show", "heldout.png": "is empty"}
+    for name, word in found.items():
+        assert any(f"laptop-{name}" in line and word in line for line in lines), (name, lines)
+
+
+def test_digest_is_of_data_not_of_rounding_or_looks():
+    """Other platforms round the last bits otherwise; what counts is the sixth digit."""
+    def of(*points, word="x", **looks):
+        figure = style.Figure()
+        ax = figure.subplots()
+        ax.plot(range(len(points)), points, **looks)
+        ax.text(0.5, 0.5, word)
+        ax.set_xticks([0, 1], ["a", word])
+        return digest(figure)
+
+    base = of(1.0, 0.123456, 0.0, np.nan)
+    assert base == of(1.0 - 1e-16, 0.123456 + 1e-16, 1e-17, -np.nan)
+    assert base == of(1.0, 0.123456, -0.0, np.nan, color="red", linewidth=9)
+    others = [of(1.0, 0.123457, 0.0, np.nan), of(1.0, 0.123456, 1e-6, np.nan), of(1.0, 0.123456, 0.0, np.inf),
+              of(0.123456, 1.0, 0.0, np.nan), of(1.0, 0.123456, 0.0), of(1.0, 0.123456, 0.0, np.nan, word="y"), of(1.0, 0.123456, 0.0, np.nan, label="z")]
+    assert len({base, *others}) == 1 + len(others)
 
 
 def test_no_results(tmp_path, capsys):

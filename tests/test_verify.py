@@ -11,6 +11,7 @@ from suite.tablefile import write_package
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 LAPTOP = RESULTS / "laptop"
+PICTURES = RESULTS.parent / "paper_figures" / "out"
 
 
 def rewrite(path: Path, change) -> None:
@@ -32,7 +33,7 @@ def copy(tmp_path):
 
 
 def test_committed_results_are_sound():
-    checked, problems = verify.verify(RESULTS)
+    checked, problems = verify.verify(RESULTS, PICTURES)
     assert not problems
     assert checked >= 15
 
@@ -77,6 +78,13 @@ def test_a_missing_curve_is_noticed(copy):
     (copy / "laptop" / "curves" / "plain-L100.csv").unlink()
     write_package(copy / "laptop")
     assert verify.verify(copy)[1]
+
+
+def test_missing_pictures_are_noticed(copy, tmp_path):
+    """What a picture shows is tested with the figures."""
+    names = {path.name for path in PICTURES.glob("laptop-*")}
+    problems = [problem for problem in verify.verify(copy, tmp_path / "pictures")[1] if "missing; draw it" in problem]
+    assert names and {Path(problem.partition(": ")[0]).name for problem in problems} == names
 
 
 def test_readme_table_is_that_of_the_results(copy, monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ from matplotlib.image import imread
 
 from paper_figures.rows import caption, load_runs, main_lr, short_outcome
 from paper_figures.style import page, scheme_look, skip
+from suite.tables import picture_path
 
 NAME = "samples"
 TITLE = "Samples at the end of training"
@@ -21,7 +22,7 @@ def draw(folder: Path, protocol: str):
     runs = load_runs(folder)
     runs = runs[(runs["variant"] == 0) & (runs["lr"] == main_lr(runs))]
     runs = runs.sort_values("seed", kind="stable").drop_duplicates(["scheme", "depth"]).sort_index()
-    pictures = {row.run_id: folder / "samples" / f"{row.scheme}-L{row.depth}-{row.run_id}.png"
+    pictures = {row.run_id: picture_path(folder, row.scheme, row.depth, row.run_id)
                 for row in runs.itertuples()}
     images = {run_id: _trimmed(imread(path)) for run_id, path in pictures.items() if path.exists()}
     if not images:

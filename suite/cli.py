@@ -159,10 +159,11 @@ def _plan_of(args):
 
 def _plan(args) -> int:
     from suite.tables import Store
+    from suite.whole import done_ids
 
     runs = _plan_of(args)
     store = Store(args.results / args.protocol)
-    done, failed = store.done_ids(), store.failed_ids()
+    done, failed = done_ids(store), store.failed_ids()
     for run in runs:
         state = "done" if run.run_id in done else "failed" if run.run_id in failed else "to do"
         print(f"{run.run_id}  {state:6}  {run.label()}")
@@ -193,6 +194,8 @@ def _run(args) -> int:
         plugins=args.plugin, retry=args.retry_failed,
     )  # fmt: skip
     (args.results / ".work").mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused here
+    for run, lacks in sweep.partial:
+        print(f"{run.label()}: was done but lacks {lacks}; it is trained again", file=sys.stderr)
     print(f"{len(runs)} runs: {sweep.skipped} done before, {sweep.total} to do", file=sys.stderr)
     try:
         with _interruptible():
@@ -228,6 +231,7 @@ def _status(args) -> int:
 def _collect(args) -> int:
     from suite.protocol import PROTOCOLS
     from suite.tables import check_folder, compare, format_table
+    from suite.whole import check_parts
 
     if args.protocol and args.protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {args.protocol!r}; known: {', '.join(PROTOCOLS)}")
@@ -239,7 +243,7 @@ def _collect(args) -> int:
     for folder in folders:
         print(f"{folder.name}: yours ({folder}) beside the committed runs ({COMMITTED.name}/{folder.name})")
         print(format_table(compare(folder, COMMITTED / folder.name), SEEN["cell"] + SEEN["both"]))
-        problems += check_folder(folder)
+        problems += check_folder(folder) + check_parts(folder)
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

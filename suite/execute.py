@@ -18,6 +18,7 @@ from suite.features import QualityError, extractor
 from suite.probe import probe
 from suite.protocol import Run
 from suite.sidepass import final_state
+from suite.tables import picture_path
 from suite.train import Report, Trainer
 
 GRID_ROWS = 8  # samples per class in the picture of a run
@@ -46,7 +47,7 @@ def execute(run: Run, results: Path, features: str, report: Report | None = None
     trainer.train(report, auditor and auditor.before_update, partial(_checkpoint_quality, trainer, features))
     if not trainer.accelerator.is_main_process:
         return {}
-    verdict = trainer.judge()
+    verdict, last = trainer.judge(), trainer.step
     quality_rows = _quality(trainer, results, features) if p.fid_samples else []
     probe_rows = []
     if p.probe and verdict.crash_step is None:
@@ -62,7 +63,7 @@ def execute(run: Run, results: Path, features: str, report: Report | None = None
         "run": row,
         "curve": [{"step": s, "loss": loss, "grad_norm": norm} for s, loss, norm in trainer.curve],
         "evals": [{"step": s, "heldout_loss": loss} for s, loss in trainer.evals],
-        "quality": [_unscored(q, verdict.crash_step) for q in trainer.log.get("quality", [])] + quality_rows,
+        "quality": [_unscored(q, verdict.crash_step) for q in trainer.log.get("quality", []) if q["step"] != last] + quality_rows,
         "audit": trainer.log.get("audit", []),
         "spikes": recovered(trainer.log.get("spikes", []), verdict, p.window),
         "probe": probe_rows,
@@ -116,7 +117,7 @@ def _quality(trainer: Trainer, results: Path, features: str) -> list[dict]:
     with trainer.timed("sample", n):
         samples, labels = trainer.sample(n)
     grid = samples[: GRID_ROWS * data.classes]
-    path = results / p.name / "samples" / f"{run.scheme}-L{run.depth}-{run.run_id}.png"
+    path = picture_path(results / p.name, run.scheme, run.depth, run.run_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f"{path.name}.*.part"):  # by a worker that was killed while it drew
         left.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from suite.progress import Progress
 from suite.protocol import Run
 from suite.tablefile import PACKAGE, package_text
 from suite.tables import Store, TableError, write_package
+from suite.whole import done_ids, lacking
 
 STALL = 1800  # seconds without a word from a worker before it counts as hung: a 1000-block step takes seconds, not minutes
 FAREWELL = 10  # seconds that a worker gets to end by itself
@@ -188,12 +189,14 @@ class Sweep:
     def __init__(self, runs: list[Run], results: Path, *, workers: int, features: str, plugins: Sequence[str], retry: bool):
         self.results, self.features, self.plugins = results, features, plugins
         self.stores = {run.protocol.name: Store(results / run.protocol.name) for run in runs}
-        done: set[str] = set().union(*(s.done_ids() for s in self.stores.values()))
+        lacks = {run_id: words for store in self.stores.values() for run_id, words in lacking(store).items()}
+        done: set[str] = set().union(*(s.done_ids() for s in self.stores.values())) - set(lacks)
         failed: set[str] = set().union(*(s.failed_ids() for s in self.stores.values()))
         skip = done if retry else done | failed
         self.skipped = sum(run.run_id in skip for run in runs)
         self.todo = deque(run for run in runs if run.run_id not in skip)
         self.todo = deque(sorted(self.todo, key=lambda r: -r.depth))  # the longest first, so that the end is not one run
+        self.partial = [(run, lacks[run.run_id]) for run in self.todo if run.run_id in lacks]
         self.total = len(self.todo)
         self.workers = max(1, min(workers, self.total))
         self.failed_before = failed
@@ -247,7 +250,7 @@ class Sweep:
         if row is None:
             return ""
         broken = row["status"] != "done" and run.run_id not in self.failed_before
-        if not broken and run.run_id not in store.done_ids():
+        if not broken and run.run_id not in done_ids(store):
             return ""
         with self.guard:
             self.finished += 1

@@ -34,7 +34,7 @@ from suite.tablefile import (
 )
 
 __all__ = ["SCHEMA_VERSION", "TABLES", "Store", "TableError", "check_folder", "compare", "curve_digest", "format_table",
-           "format_value", "merge_rows", "read", "read_rows", "table_files", "table_path", "write_package", "write_rows"]
+           "format_value", "merge_rows", "picture_path", "read", "read_rows", "table_files", "table_path", "write_package", "write_rows"]
 
 RUNS, CURVES = TABLES["runs"], TABLES["curves"]
 REAL = "real"  # run_id of the real-against-real row of quality.csv, which belongs to no run
@@ -74,6 +74,11 @@ def read(folder, name: str, scheme: str | None = None, depth: int | None = None)
 
 
 # ---- runs
+
+def picture_path(folder, scheme: str, depth: int | str, run_id: str) -> Path:
+    """Where the sample grid of a run lies."""
+    return Path(folder) / "samples" / f"{scheme}-L{depth}-{run_id}.png"
+
 
 def curve_digest(steps, loss, grad_norm) -> str:
     """Digest of a curve: of its lines "step,loss,grad_norm" as committed, so the table alone can verify it.

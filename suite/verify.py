@@ -11,6 +11,7 @@ from suite import crash, registry
 from suite.protocol import PROTOCOLS, Run
 from suite.report import readme_differs
 from suite.tables import TABLES, Store, TableError, check_folder, read_rows, table_path
+from suite.whole import Parts, check_parts
 
 EARLY = 20  # steps compared on another processor: later ones drift apart, exponentially, from rounding
 EARLY_RTOL = 1e-3  # eager against compiled differs by 4e-6 in a step; two processors should not differ by more than this
@@ -37,22 +38,22 @@ def verify(results: Path, pictures: Path | None = None) -> tuple[int, list[str]]
     """
     problems, checked = [], 0
     for folder in sorted(p.parent for p in results.glob("*/runs.csv")):
-        problems += check_folder(folder)
+        problems += check_folder(folder) + check_parts(folder)
         try:
             rows = Store(folder).runs()
         except TableError:
             continue  # said by check_folder
-        curves: dict[Path, dict[str, list[dict[str, str]]]] = {}
+        parts = Parts(folder)
         for row in rows:
             checked += 1
-            problems += [f"{folder.name}/runs.csv: run {row['run_id']}: {what}" for what in _row_problems(folder, row, curves)]
+            problems += [f"{folder.name}/runs.csv: run {row['run_id']}: {what}" for what in _row_problems(row, parts)]
     problems += readme_differs(results)
     if pictures is not None:
         problems += stale(results, pictures)
     return checked, problems
 
 
-def _row_problems(folder: Path, row: dict[str, str], curves: dict) -> list[str]:
+def _row_problems(row: dict[str, str], parts: Parts) -> list[str]:
     try:
         run = run_of(row)
     except ValueError as error:
@@ -62,14 +63,12 @@ def _row_problems(folder: Path, row: dict[str, str], curves: dict) -> list[str]:
     if row["status"] != "done":
         return []
     found = [] if run.run_id == row["run_id"] else [f"its settings give the run id {run.run_id}"]
-    path = table_path(folder, TABLES["curves"], row["scheme"], row["depth"])
-    if path not in curves:
-        curves[path] = {}
-        for point in read_rows(path, TABLES["curves"]) if path.exists() else []:
-            curves[path].setdefault(point["run_id"], []).append(point)
-    points = curves[path].get(row["run_id"], [])
+    points, evals = parts.rows("curves", row), parts.rows("evals", row)
     if not points:
         return [*found, "has no curve"]
+    held = evals[-1]["heldout_loss"] if evals else ""
+    if row["heldout_loss"] != held:
+        found.append(f"heldout_loss is {row['heldout_loss'] or 'empty'}, its last row of evals.csv says {held or 'nothing'}")
     again = judged(row, points)
     return found + [f"{name} is {row[name] or 'empty'}, its curve gives {again[name]}" for name in JUDGED if not _same(row[name], again[name])]
 

@@ -25,10 +25,12 @@ from suite import execute as execute_module
 from suite.execute import execute, save_record, work_folder
 from suite.plan import Selection, make_plan
 from suite.progress import Progress
-from suite.protocol import Run, near
+from suite.protocol import PROTOCOLS, Run, near
 from suite.schema import TABLES
 from suite.sweep import Claim, Sweep, SweepError, Worker
-from suite.tables import Store, check_folder, read_rows, table_files
+from suite.tables import Store, check_folder, read_rows, table_files, write_rows
+from suite.train import Trainer
+from suite.whole import check_parts
 from suite.worker import status_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,6 +169,63 @@ def test_a_lost_or_changed_curve_is_trained_again(reference, copy, inline, damag
         path.write_text(re.sub(r",7,[0-9.]+,", ",7,1.5,", path.read_text(), count=1))
     work(plan(), copy)
     assert inline == [run.run_id for run in plan(("plain",), depths=(3,))] and tables(copy) == tables(reference)
+
+
+@pytest.mark.parametrize(("file", "lost"), [
+    ("evals.csv", "evals of steps 4, 8, 12, ..."), ("quality.csv", "quality of step 14"), ("samples/{}.png", "samples/{}.png"),
+    ("audit/plain-L3.csv", "audit of steps 1, 5, 10"), ("probe.csv", "probe"),
+])
+def test_a_lost_part_is_named_and_trained_again(tmp_path, inline, capsys, monkeypatch, file, lost):
+    """Row and curve are there, but what the protocol promises besides is not."""
+    monkeypatch.setitem(PROTOCOLS, "smoke", near(PROTOCOLS["smoke"], audit_every=5, probe=True))
+    (run,) = plan(("plain",), depths=(3,))
+    work([run], tmp_path)
+    whole, folder = tables(tmp_path), tmp_path / "smoke"
+    assert check_parts(folder) == [] and "audit/plain-L3.csv" in whole and "probe.csv" in whole
+    file, lost = (text.format(f"plain-L3-{run.run_id}") for text in (file, lost))
+    (folder / file).unlink()
+    (found,) = check_parts(folder)
+    assert f"run {run.run_id} lacks {lost}" in found
+    capsys.readouterr()
+    words = ["--protocol", "smoke", "--schemes", "plain", "--depths", "3", "--results", str(tmp_path)]
+    assert cli.main(["plan", *words]) == 0 and "1 runs, 0 done" in capsys.readouterr().out
+    assert cli.main(["run", *words]) == 0 and f"lacks {lost}; it is trained again" in capsys.readouterr().err
+    assert inline == [run.run_id] * 2 and tables(tmp_path) == whole and left_over(tmp_path) == []
+
+
+def test_some_lost_rows_are_a_lost_part(copy):
+    """One eval, the real row, a row of a step: not only whole files count; what a run may lack is not missed."""
+    folder = copy / "smoke"
+    (folder / "throughput.csv").unlink()
+    assert check_parts(folder) == []
+    for name, drop, words in (("evals", "8", "evals of step 8"), ("quality", "", "the real row of quality")):
+        path, table = folder / f"{name}.csv", TABLES[name]
+        kept = read_rows(path, table)
+        gone = next(row for row in kept if row["step"] == drop)
+        write_rows(path, table, [row for row in kept if row is not gone])
+        assert check_parts(folder) and all(words in line for line in check_parts(folder))
+        write_rows(path, table, kept)
+    assert check_parts(folder) == []
+
+
+@pytest.mark.parametrize("end", [7, 8])
+def test_a_run_that_ends_early_lacks_nothing(tmp_path, inline, monkeypatch, end):
+    """A loss that is not finite at the step of an eval: its update is withheld, and neither eval nor score is owed."""
+    loss = Trainer.loss
+    monkeypatch.setattr(Trainer, "loss", lambda self, batch: loss(self, batch) * (1 if self.step + 1 < end else float("nan")))
+    monkeypatch.setitem(PROTOCOLS, "smoke", near(PROTOCOLS["smoke"], audit_every=4))
+    (run,) = plan(("plain",), depths=(3,))
+    work([run], tmp_path)
+    assert rows(tmp_path)[run.run_id]["outcome"] == "nonfinite"
+    assert check_parts(tmp_path / "smoke") == []
+
+
+def test_a_run_that_ends_at_a_quality_step_is_scored_once(tmp_path, inline, monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "smoke", near(PROTOCOLS["smoke"], quality_at=(6, 14)))
+    (run,) = plan(("plain",), depths=(3,))
+    work([run], tmp_path)
+    scored = read_rows(tmp_path / "smoke" / "quality.csv", TABLES["quality"])
+    assert sorted(row["step"] for row in scored) == ["", "14", "6"] and check_parts(tmp_path / "smoke") == []
 
 
 def test_a_finished_record_is_used_not_trained_again(reference, tmp_path, inline):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from suite.plan import Selection, make_plan
+from suite.sweep import Claim
 from suite.tables import Store, read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +38,24 @@ def test_two_processes_train_the_same_run(tmp_path):
     rows = [Store(tmp_path / side / "smoke").runs()[0] for side in ("two", "one")]
     assert [row["processes"] for row in rows] == ["2", "1"]
     assert rows[0]["run_id"] == rows[1]["run_id"]
+    assert not (tmp_path / "two" / ".work" / rows[0]["run_id"]).exists()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "two" / "smoke").rglob("*.*")}
+    again = launch([*LAUNCH, *RUN], tmp_path / "two", ACCELERATE_USE_CPU="true")
+    assert again.returncode == 0 and {path: path.stat().st_mtime_ns for path in before} == before  # done, so nothing is trained
+
+
+def test_a_run_that_is_held_is_left_alone(tmp_path):
+    """A sweep (or another launcher) has it: one process says so, none trains, and the owner's hold and folder stay."""
+    (run,) = make_plan(Selection("smoke", schemes=("mvsplit",), depths=(2,)))
+    claim = Claim(tmp_path, run.run_id)
+    assert claim.take()
+    (claim.path.parent / "state").write_text("the owner's")
+    second = launch([*LAUNCH, *RUN], tmp_path, ACCELERATE_USE_CPU="true")
+    assert second.returncode != 0
+    (line,) = [line for line in second.stderr.splitlines() if "holds this run" in line]
+    assert line.startswith(f"error: {run.label()}: another")
+    assert (claim.path.parent / "state").exists() and not (tmp_path / "smoke" / "runs.csv").exists()
+    assert not Claim(tmp_path, run.run_id).take()
 
 
 def test_a_launcher_takes_exactly_one_run(tmp_path):

@@ -70,14 +70,17 @@ def short_median(loss) -> np.ndarray:
     return out
 
 
-def judge(steps, loss, *, constant_loss: float, window: int, horizon: int | None = None, grad_norm=None) -> Verdict:
+def judge(
+    steps, loss, *, constant_loss: float, window: int, horizon: int | None = None, grad_norm=None, warmup: int = 0
+) -> Verdict:
     """Judge one of our own runs on its curve so far: one point a step, `steps` strictly increasing.
 
     `constant_loss` is c; `window` is the confirmation window in points; events that start after the step `horizon` do not
-    count. A verdict of collapsed or degraded that is confirmed rests on the points up to the end of its window alone, so
+    count; `warmup` is the number of steps in which the learning rate rises: before twice that many (and 200) nothing can be
+    said of a run that has not crashed. A verdict of collapsed or degraded that is confirmed rests on the points up to the end of its window alone, so
     later points cannot change it. Raises ValueError on arguments that make no sense.
     """
-    return _judge_known(steps, loss, constant_loss, window, horizon, grad_norm, MIN_STEPS)
+    return _judge_known(steps, loss, constant_loss, window, horizon, grad_norm, max(MIN_STEPS, 2 * warmup))
 
 
 def _judge_known(steps, loss, c, window, horizon, grad_norm, min_points) -> Verdict:

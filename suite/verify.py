@@ -69,16 +69,17 @@ def _row_problems(row: dict[str, str], parts: Parts) -> list[str]:
     held = evals[-1]["heldout_loss"] if evals else ""
     if row["heldout_loss"] != held:
         found.append(f"heldout_loss is {row['heldout_loss'] or 'empty'}, its last row of evals.csv says {held or 'nothing'}")
-    again = judged(row, points)
+    again = judged(row, points, run.protocol.warmup)
     return found + [f"{name} is {row[name] or 'empty'}, its curve gives {again[name]}" for name in JUDGED if not _same(row[name], again[name])]
 
 
-def judged(row: dict[str, str], points: list[dict[str, str]]) -> dict[str, object]:
+def judged(row: dict[str, str], points: list[dict[str, str]], warmup: int) -> dict[str, object]:
     """The columns of runs.csv that follow from the committed curve (six digits of it)."""
     steps, loss, norm = ([float(p[name]) for p in points] for name in ("step", "loss", "grad_norm"))
     verdict = crash.judge(
-        steps, loss, constant_loss=float(row["constant_loss"]), window=int(row["window"]), horizon=int(row["horizon"]), grad_norm=norm
-    )
+        steps, loss, constant_loss=float(row["constant_loss"]), window=int(row["window"]), horizon=int(row["horizon"]),
+        grad_norm=norm, warmup=warmup,
+    )  # fmt: skip
     bad = [n for n in norm if not abs(n) < float("inf")]
     return {
         "outcome": verdict.outcome, "crash_step": verdict.crash_step,

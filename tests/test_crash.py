@@ -120,6 +120,17 @@ def test_never_learning_is_collapsed_at_init_from_200_points_on():
     assert own(np.concatenate((loss, learns(400)))).outcome == "survived"  # it learnt late
 
 
+def test_never_learning_is_judged_after_twice_the_warmup():
+    """Warm-ups of 100 steps and fewer change nothing; a crash is a crash during it."""
+    loss = C + 0.1 * np.random.default_rng(0).standard_normal(3000)
+    for n in (199, 200, 201, 1000):
+        assert own(loss[:n], warmup=100) == own(loss[:n], warmup=0) == own(loss[:n])
+    assert own(loss[:1999], warmup=1000).outcome == "too_short"
+    assert own(loss[:2000], warmup=1000).outcome == "collapsed_at_init"
+    dies = collapses(600, 400)
+    assert own(dies, warmup=1000) == own(dies) and own(dies).outcome == "collapsed"
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [0, 1, 7, 300])
 def test_first_non_finite_loss_or_gradient(value, at):

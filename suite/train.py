@@ -198,7 +198,7 @@ class Trainer:
         steps, loss, norm = np.asarray(self.curve, dtype=float).T
         p = self.run.protocol
         return crash.judge(
-            steps, loss, constant_loss=self.constant_loss, window=p.window, horizon=p.horizon, grad_norm=norm
+            steps, loss, constant_loss=self.constant_loss, window=p.window, horizon=p.horizon, grad_norm=norm, warmup=p.warmup
         )
 
     def finished(self) -> bool:

@@ -288,6 +288,8 @@ def falling(step):
     (lambda s: falling(s) if s < 390 else 1.95, {}, 440, "collapsed", 390),  # within the horizon, confirmed in the window
     (lambda s: falling(s) if s < 405 else 1.95, {}, 450, "survived", None),  # beyond the horizon
     (lambda s: 1.95, {}, 200, "collapsed_at_init", 1),
+    (lambda s: 1.95, {"warmup": 150}, 300, "collapsed_at_init", 1),
+    (lambda s: 1.95 if s < 250 else falling(s - 250), {"warmup": 150}, 450, "survived", None),  # learns once the rate is up
     (lambda s: falling(s) if s < 123 else math.nan, {}, 122, "nonfinite", 123),
 ])
 def test_early_stop(trainer, curve, extra, ends, outcome, crash):

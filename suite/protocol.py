@@ -77,13 +77,13 @@ class Protocol:
 def _presets() -> dict[str, Protocol]:
     laptop = Protocol(
         "laptop",
-        1,
+        2,
         "the five schemes at one hot learning rate: the collapse and the fate of the others, in minutes",
         fid_samples=256,
     )
     anatomy = Protocol(
         "anatomy",
-        1,
+        2,
         "plain against the stabilisers through the collapse and 500 steps beyond it, with the audit",
         horizon=3000,
         after_crash=500,
@@ -101,7 +101,7 @@ def _presets() -> dict[str, Protocol]:
         p.name: p
         for p in (
             Protocol(
-                "smoke", 1, "tests: a few eager steps of everything", horizon=8, window=6, warmup=4, heldout_every=4,
+                "smoke", 2, "tests: a few eager steps of everything", horizon=8, window=6, warmup=4, heldout_every=4,
                 checkpoint_every=4, fid_samples=64, nfe=2, compiled=False, depths=(2, 3), lrs=(1e-3,), batch=8,
             ),
             laptop,
@@ -112,12 +112,12 @@ def _presets() -> dict[str, Protocol]:
                 cells=(Cell("plain"), Cell("mvsplit")),
             ),
             Protocol(
-                "stdinit", 1, "App. B: 128 blocks, standard init, no gates: collapsed from the start, as a front over depth",
+                "stdinit", 2, "App. B: 128 blocks, standard init, no gates: collapsed from the start, as a front over depth",
                 final="std", horizon=690, after_crash=690, audit_every=10, audit_layers=16, lrs=(1e-3,), depths=(128,),
                 cells=(Cell("plain", writers="std"), Cell("mvsplit", writers="std")),
             ),
             Protocol(
-                "paper", 1, "Table 3 of arXiv:2605.06169 exactly, for 8 to 16 H100", width=1024, heads=8, ffn=3072,
+                "paper", 2, "Table 3 of arXiv:2605.06169 exactly, for 8 to 16 H100", width=1024, heads=8, ffn=3072,
                 patch=1, caption_tokens=256, batch=1024, warmup=1000, horizon=100_000, window=1000, heldout_every=5000,
                 checkpoint_every=1000, dtype="bf16", checkpoint_blocks=True, depths=(400, 1000), lrs=(1.5625e-4,),
                 data="parquet:latents.parquet",

@@ -108,10 +108,15 @@ def parser() -> argparse.ArgumentParser:
     _selection_flags(run)
     run.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one per usable core)")
     run.add_argument("--features", choices=("digits", "inception"), default="digits", help="network behind FID (default: digits)")
+    run.add_argument("--executor", choices=("local", "slurm"), default="local", help="this machine, or a Slurm cluster (default: local)")
+    run.add_argument("--slurm", type=_text, action="append", default=[], metavar="K=V,...",
+                     help="with --executor slurm: jobs=N,time=MINUTES and what submitit takes (partition, account, cpus_per_task, ...)")
     run.add_argument("--retry-failed", action="store_true", help="also repeat runs that ended in oom, timeout or error")
     status = add("status", help="how many runs of each protocol are done, by outcome")
     _results_flag(status)
-    collect = add("collect", help="your cells beside the committed ones")
+    collect = add("collect", help="your cells beside the committed ones; with --from, after merging other folders into yours")
+    collect.add_argument("--from", dest="sources", type=_folder, nargs="+", action="extend", default=[], metavar="DIR",
+                         help="results folders to merge into --results first")
     collect.add_argument("--protocol", metavar="NAME", help="one protocol (default: all)")
     _results_flag(collect)
     figures = add("figures", help="draw every figure its tables allow")
@@ -179,14 +184,27 @@ def _run(args) -> int:
         from suite.features import extractor
 
         extractor(args.features)  # refused now rather than after the first training
-    if args.workers and args.workers > cores:
-        print(f"--workers {args.workers}: only {cores} cores may be used, so {cores} workers", file=sys.stderr)
     if runs and runs[0].protocol.compiled and not runs[0].compiled:
         print("no C++ compiler found: blocks run eager, about half as fast (and under run ids of their own)", file=sys.stderr)
-    from suite.distributed import launched, run_distributed
+    from suite.distributed import launched_alone, processes, run_distributed
 
-    if launched():
+    if launched_alone():
+        print("accelerate started one process, not several (--cpu needs MPI): this is an ordinary run; for data parallelism say "
+              "--multi_gpu instead of --cpu, which needs no GPU", file=sys.stderr)  # fmt: skip
+    if processes() > 1:
         return run_distributed(runs, args.results.resolve(), args.features)
+    if args.slurm and args.executor != "slurm":
+        raise ValueError("--slurm goes with --executor slurm")
+    if args.executor == "slurm":
+        from suite.cluster import run_on_slurm
+
+        with _interruptible():
+            return run_on_slurm(
+                runs, args.results.resolve(), settings=args.slurm, workers=args.workers, features=args.features,
+                plugins=args.plugin, retry=args.retry_failed,
+            )  # fmt: skip
+    if args.workers and args.workers > cores:
+        print(f"--workers {args.workers}: only {cores} cores may be used, so {cores} workers", file=sys.stderr)
     from suite.sweep import Sweep
 
     sweep = Sweep(
@@ -235,6 +253,10 @@ def _collect(args) -> int:
 
     if args.protocol and args.protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {args.protocol!r}; known: {', '.join(PROTOCOLS)}")
+    if args.sources:
+        from suite.merge import merge
+
+        print(f"{merge(args.sources, args.results, args.protocol)} runs merged into {args.results}", file=sys.stderr)
     folders = [f for f in _protocol_folders(args.results) if args.protocol in (None, f.name)]
     if not folders:
         print(f"{args.results}: no results to collect; start with: python -m suite run", file=sys.stderr)

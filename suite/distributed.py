@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
@@ -15,10 +16,19 @@ from suite.sweep import Claim
 from suite.tables import Store
 from suite.whole import done_ids
 
+MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # what Accelerate reads under `accelerate launch --cpu`
 
-def launched() -> bool:
-    """Whether this process is one of several that a launcher started together."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+def processes() -> int:
+    """How many processes a launcher started together, this one included."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")  # else a sweep on each rank is meant
+    names = ("WORLD_SIZE", *MPI) if on_cpu else ("WORLD_SIZE",)
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 1)
+
+
+def launched_alone() -> bool:
+    """Whether `accelerate launch --cpu` was asked for several processes and started one: without MPI it does so, silently."""
+    return processes() == 1 and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 def run_distributed(runs: list[Run], results: Path, features: str) -> int:
@@ -30,9 +40,11 @@ def run_distributed(runs: list[Run], results: Path, features: str) -> int:
     """
     if len(runs) != 1:
         raise ValueError(f"under a launcher exactly one run is trained; this selection has {len(runs)}: narrow it with the flags of plan")
-    run, world = runs[0], int(os.environ["WORLD_SIZE"])
+    run, world = runs[0], processes()
     if run.protocol.batch % world:
         raise ValueError(f"a batch of {run.protocol.batch} does not divide into {world} processes")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # unsaid, Accelerate finds no backend: each process would train alone
     store, claim = Store(results / run.protocol.name), Claim(results, run.run_id)
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     word = None

@@ -24,9 +24,9 @@ SELECTION = ["--protocol NAME", "--schemes A,B", "--params [SCHEME:]K=V,...", "-
 VERBS = {
     "list": ["--plugin FILE"],
     "plan": SELECTION,
-    "run": [*SELECTION, "--workers N", "--features digits|inception", "--retry-failed"],
+    "run": [*SELECTION, "--workers N", "--features digits|inception", "--executor local|slurm", "--slurm K=V,...", "--retry-failed"],
     "status": ["--results DIR"],
-    "collect": ["--protocol NAME", "--results DIR"],
+    "collect": ["--from DIR", "--protocol NAME", "--results DIR"],
     "figures": ["--out DIR", "--results DIR"],
     "verify": ["--rerun K", "--seed N", "--plugin FILE", "--results DIR"],
     "report": ["--write", "--results DIR"],
@@ -92,7 +92,7 @@ def test_defaults_are_frozen():
     args = vars(cli.parser().parse_args(["run"]))
     assert args == {"verb": "run", "protocol": "laptop", "schemes": None, "params": None, "arms": None, "depths": None,
                     "lrs": None, "seeds": None, "data": None, "plugin": [], "shard": (1, 1), "results": Path("results/local"),
-                    "workers": None, "features": "digits", "retry_failed": False}
+                    "workers": None, "features": "digits", "executor": "local", "slurm": [], "retry_failed": False}
 
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"]])
@@ -231,9 +231,13 @@ def test_bad_values(capsys, verb, flag, value, culprit):
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--workers", "0"), ("--workers", "-1"), ("--workers", "two"), ("--workers", "1.5"),
-                                             ("--features", "vgg")])
+                                             ("--features", "vgg"), ("--executor", "cloud")])
 def test_bad_values_of_run_alone(capsys, flag, value):
     assert value in refused(capsys, "run", "--protocol", "smoke", f"{flag}={value}")
+
+
+def test_slurm_settings_without_slurm(capsys):
+    assert "goes with --executor slurm" in refused(capsys, "run", "--protocol", "smoke", "--slurm", "jobs=2,time=5")
 
 
 def test_inception_without_weights_is_refused_before_training(capsys, monkeypatch):

@@ -7,29 +7,34 @@ from pathlib import Path
 
 import pytest
 
+from suite import distributed
 from suite.plan import Selection, make_plan
 from suite.sweep import Claim
 from suite.tables import Store, read
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ["-m", "suite", "run", "--protocol", "smoke", "--schemes", "mvsplit", "--depths", "2"]
-LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+# --multi_gpu is Accelerate's word for "start several processes"; it needs no GPU, and --cpu starts one unless there is MPI
+ACCELERATE = ["-m", "accelerate.commands.launch", "--num_processes", "2"]
+LAUNCH = [*ACCELERATE, "--multi_gpu", "--main_process_port", "0"]
 
 
 def launch(words, results, **env):
     """Run from the repository; returns the finished process."""
-    environ = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")}
+    environ = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "ACCELERATE_USE_CPU")}
+    environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | env
     return subprocess.run(
-        [sys.executable, *words, "--results", str(results)], cwd=ROOT, env=environ | {"OMP_NUM_THREADS": "1"} | env,
+        [sys.executable, *words, "--results", str(results)], cwd=ROOT, env=environ,
         capture_output=True, text=True, timeout=240,
     )  # fmt: skip
 
 
 def test_two_processes_train_the_same_run(tmp_path):
-    together = launch([*LAUNCH, *RUN], tmp_path / "two", ACCELERATE_USE_CPU="true")
+    together = launch([*LAUNCH, *RUN], tmp_path / "two")
     assert together.returncode == 0, together.stderr[-2000:]
     alone = launch(RUN, tmp_path / "one")
     assert alone.returncode == 0, alone.stderr[-2000:]
+    assert "accelerate started" not in together.stderr + alone.stderr
     two, one = (read(tmp_path / side / "smoke", "curves") for side in ("two", "one"))
     assert len(one) == len(two) == 14
     for column in ("loss", "grad_norm"):
@@ -64,3 +69,23 @@ def test_a_launcher_takes_exactly_one_run(tmp_path):
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: under a launcher exactly one run")
     assert not (tmp_path / "many" / "smoke").exists()
+
+
+def test_one_process_in_place_of_two_is_said(tmp_path):
+    """`accelerate launch --cpu` without MPI; the selection is empty, so that nothing is trained."""
+    done = launch([*ACCELERATE, "--cpu", *RUN, "--shard", "2/2"], tmp_path / "none")
+    assert done.returncode == 0 and "0 runs" in done.stderr
+    assert [line for line in done.stderr.splitlines() if "accelerate started one process" in line and "--multi_gpu" in line]
+
+
+@pytest.mark.parametrize(("env", "expected"), [
+    ({}, 1), ({"WORLD_SIZE": "1"}, 1), ({"WORLD_SIZE": "4"}, 4), ({"ACCELERATE_USE_CPU": "True", "OMPI_COMM_WORLD_SIZE": "2"}, 2),
+    ({"ACCELERATE_USE_CPU": "True", "PMI_SIZE": "3"}, 3),
+    ({"PMI_SIZE": "3"}, 1),  # srun without Accelerate: a sweep on each rank, which share the work
+])
+def test_how_many_processes_a_launcher_started(monkeypatch, env, expected):
+    for name in ("WORLD_SIZE", "ACCELERATE_USE_CPU", *distributed.MPI):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.processes() == expected

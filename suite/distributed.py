@@ -36,8 +36,11 @@ def run_distributed(runs: list[Run], results: Path, features: str) -> int:
 
     Gradients are averages of the processes' shares, so curves agree with a single process within rounding, not to the
     byte; `processes` in runs.csv tells them apart. The run is held as a sweep holds it: a second launcher, or a launcher beside
-    a sweep, says so and gives up. Raises ValueError unless the selection is exactly one run.
+    a sweep, says so and gives up. Raises ValueError unless the selection is exactly one run, and under
+    FSDP.
     """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise ValueError("the training loop keeps all parameters in one flat buffer and cannot shard them: launch without FSDP")
     if len(runs) != 1:
         raise ValueError(f"under a launcher exactly one run is trained; this selection has {len(runs)}: narrow it with the flags of plan")
     run, world = runs[0], processes()

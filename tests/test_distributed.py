@@ -71,6 +71,13 @@ def test_a_launcher_takes_exactly_one_run(tmp_path):
     assert not (tmp_path / "many" / "smoke").exists()
 
 
+def test_full_sharding_is_refused(tmp_path):
+    """Accelerate would leave the flat buffer whole on every process, and say nothing."""
+    done = launch(RUN, tmp_path / "sharded", WORLD_SIZE="2", RANK="0", ACCELERATE_USE_FSDP="true")
+    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].endswith("launch without FSDP")
+    assert not (tmp_path / "sharded").exists()
+
+
 def test_one_process_in_place_of_two_is_said(tmp_path):
     """`accelerate launch --cpu` without MPI; the selection is empty, so that nothing is trained."""
     done = launch([*ACCELERATE, "--cpu", *RUN, "--shard", "2/2"], tmp_path / "none")

@@ -2,7 +2,7 @@
 
 NAME       file stem; files are <protocol>-<NAME>.png and .pdf
 TITLE      what it shows, one line
-INPUTS     the tables it reads
+INPUTS     the tables it reads; it is drawn only of folders that have the first (runs.csv, or bench.csv of results/bench)
 PROTOCOLS  names of the protocols it applies to, or None for all
 draw(folder, protocol) -> Figure, or None where the tables do not allow it (`style.skip` says why)
 """
@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 import paper_figures
 from paper_figures import style
+from suite.schema import TABLES
 from suite.tables import format_table
 
 
@@ -39,11 +40,23 @@ def figures() -> list:
 def draw_all(results: Path, out: Path) -> int:
     """Draw all protocols found under `results` into `out`; exit status 0, 1 if a figure broke, 2 if there is no run."""
     results, out = Path(results), Path(out)
-    if not any(results.glob("*/runs.csv")):
+    if not _folders(results):
         print(f"{results}: no results to draw; start with: python -m suite run", file=sys.stderr)
         return 2
     drawn, broken = [], False
-    for stem, module, figure in _drawn(results):
+    for folder in _folders(results):
+        pictures, bad = draw_folder(folder, out)
+        drawn, broken = drawn + pictures, broken or bad
+    if drawn:
+        print(format_table(drawn, ("figure", "file", "tables")))
+        print("each also as .pdf")
+    return 1 if broken else 0
+
+
+def draw_folder(folder: Path, out: Path) -> tuple[list[dict], bool]:
+    """Draw what the tables of one folder allow; rows figure, file, tables, and whether a figure broke."""
+    drawn, broken = [], False
+    for stem, module, figure in _drawn(folder):
         if isinstance(figure, str):
             broken = True
             print(f"{stem}: {figure}", file=sys.stderr)
@@ -51,17 +64,14 @@ def draw_all(results: Path, out: Path) -> int:
         with style.context():
             picture, _ = style.save(figure, out / stem)
         drawn.append({"figure": module.TITLE, "file": str(picture), "tables": " ".join(module.INPUTS)})
-    if drawn:
-        print(format_table(drawn, ("figure", "file", "tables")))
-        print("each also as .pdf")
-    return 1 if broken else 0
+    return drawn, broken
 
 
 def stale(results: Path, out: Path) -> list[str]:
     """One line for every picture in `out` that does not show what the tables under `results` give now; nothing is written."""
     expected, problems = set(), []
     with contextlib.redirect_stderr(io.StringIO()):  # why a figure is not drawn is no news here
-        for stem, _, figure in _drawn(Path(results)):
+        for stem, _, figure in (found for folder in _folders(Path(results)) for found in _drawn(folder)):
             files = [out / f"{stem}.{kind}" for kind in style.KINDS]
             expected.update(files)
             if isinstance(figure, str):
@@ -77,17 +87,23 @@ def stale(results: Path, out: Path) -> list[str]:
     return problems + [f"{path}: no table gives this picture; remove it" for path in sorted(unknown)]
 
 
-def _drawn(results: Path) -> Iterator[tuple[str, ModuleType, Figure | str]]:
-    """(file stem, module, figure, or the words of the error that kept it) of every figure that the tables allow."""
-    for folder in sorted(path.parent for path in results.glob("*/runs.csv")):
-        for module in figures():
-            if module.PROTOCOLS is not None and folder.name not in module.PROTOCOLS:
-                continue
-            try:
-                with style.context():
-                    figure = module.draw(folder, folder.name)
-            except Exception as error:  # one broken table or figure must not cost the others
-                known = isinstance(error, ValueError) and str(error)
-                figure = known or traceback.format_exc()
-            if figure is not None:
-                yield f"{folder.name}-{module.NAME}", module, figure
+def _folders(results: Path) -> list[Path]:
+    """The folders of protocols and of benchmarks."""
+    return sorted({path.parent for name in ("runs", "bench") for path in results.glob(f"*/{TABLES[name].path}")})
+
+
+def _drawn(folder: Path) -> Iterator[tuple[str, ModuleType, Figure | str]]:
+    """(file stem, module, figure, or the words of the error that kept it) of every figure that the tables of a folder allow."""
+    for module in figures():
+        if module.PROTOCOLS is not None and folder.name not in module.PROTOCOLS:
+            continue
+        if not (folder / TABLES[module.INPUTS[0] if module.INPUTS else "runs"].path).exists():
+            continue
+        try:
+            with style.context():
+                figure = module.draw(folder, folder.name)
+        except Exception as error:  # one broken table or figure must not cost the others
+            known = isinstance(error, ValueError) and str(error)
+            figure = known or traceback.format_exc()
+        if figure is not None:
+            yield f"{folder.name}-{module.NAME}", module, figure

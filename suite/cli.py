@@ -1,4 +1,4 @@
-"""The command line: list, plan, run, status, collect, figures, verify, report, detect. Heavy imports wait until a verb needs them."""
+"""The command line; `parser` has its verbs. Heavy imports wait until a verb needs them."""
 
 from __future__ import annotations
 
@@ -133,6 +133,9 @@ def parser() -> argparse.ArgumentParser:
     detect = add("detect", help="what became of a run, from a CSV with columns step,loss")
     detect.add_argument("file", type=Path)
     detect.add_argument("--constant-loss", type=float, metavar="X", help="loss of the best constant predictor, if known")
+    bench = add("bench", help="what a step costs by scheme and depth, beside the project's targets; 15 minutes on an idle machine")
+    bench.add_argument("--quick", action="store_true", help="two schemes and few depths, in under two minutes")
+    _results_flag(bench)
     return top
 
 
@@ -323,6 +326,24 @@ def _detect(args) -> int:
     return 0
 
 
+def _bench(args) -> int:
+    from paper_figures.draw import draw_folder
+    from suite.bench import FOLDER, bench
+
+    try:
+        with _interruptible():
+            failed = bench(args.results, "quick" if args.quick else "full")
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was written", file=sys.stderr)
+        return 130
+    drawn, broken = draw_folder(args.results / FOLDER, _pictures(args.results))
+    for row in drawn:
+        print(f"{row['figure']}: {row['file']}")
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if failed or broken else 0
+
+
 def leave(*_: object) -> None:
     """Ctrl-C before anything was begun: libraries that are being imported turn a KeyboardInterrupt into errors of their own."""
     os.write(2, b"\nstopped\n")
@@ -346,7 +367,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb; a mistake of the user is one line on standard error and exit status 2."""
     args = parser().parse_args(argv)
     verbs = {"list": _list, "plan": _plan, "run": _run, "status": _status, "collect": _collect, "figures": _figures,
-             "verify": _verify, "report": _report, "detect": _detect}  # fmt: skip
+             "verify": _verify, "report": _report, "detect": _detect, "bench": _bench}  # fmt: skip
     try:
         return verbs[args.verb](args)
     except BrokenPipeError:  # `| head` has seen enough

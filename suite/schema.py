@@ -28,7 +28,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One table. `path` is relative to `results/<protocol>/`; one with {scheme} and {depth} is spread over several files."""
+    """One table. `path` is relative to `results/<protocol>/`; one with {scheme} and {depth} is spread over several files.
+
+    `bench` alone is of no protocol and no run: it lies in `results/bench/`.
+    """
 
     name: str
     path: str
@@ -54,6 +57,8 @@ def _flag(name, meaning, **constraints):
     return Column(name, "boolean", "", meaning, **constraints)
 
 
+# columns that say where a row was made; `suite.environment.provenance` fills them
+PROVENANCE = ("threads", "commit", "python", "torch", "accelerate", "cpu_model", "cpu_isa", "compiler", "platform")
 RUN_ID = _text("run_id", "the run, as in runs.csv", required=True)
 STEP = _integer("step", "step", "optimiser updates made before this row was measured", required=True)
 
@@ -202,6 +207,44 @@ PROBE = (
     _number("residual_r2", "share of the variance of t left by input_stats that the feature removes"),
 )
 
+BENCH = (
+    _text("phase", "what one measurement is: a training step (step); one block alone, eager, forward or forward and backward; the "
+          "clip and update of all weights (optimiser); an audit pass of the anatomy protocol's layers (audit); the held-out loss "
+          "(heldout); one sampled image (sample); the model's building and first step in a new process, with an empty compile cache "
+          "(first_step_cold) or a filled one at another depth (first_step_warm); a sweep's worker from nothing to its first step "
+          "(worker_start); one run of a sweep, its wall-clock time shared out (sweep); one merge and its norm (merge)", required=True,
+          enum=("step", "block_forward", "block_forward_backward", "optimiser", "audit", "heldout", "sample", "first_step_cold",
+                "first_step_warm", "worker_start", "sweep", "merge_forward", "merge_forward_backward")),
+    _text("variant", "suite: this project's; reference: the straightforward eager one of tests/bench/reference.py; of a merge: the "
+          "fused kernel, the plain formula eager or compiled, or a copy of one tensor", required=True,
+          enum=("suite", "reference", "kernel", "eager", "compiled", "copy")),
+    _text("scheme", "residual scheme; of a sweep all of its schemes"),
+    _integer("depth", "block", "number of blocks; empty where several or none"),
+    _text("setting", "digits: the laptop protocol's sizes; wide: 64 channels, 64+4 tokens, batch 32, activation checkpointing; "
+          "paper: the merge of the paper's model; tiny: digits without compilation", required=True,
+          enum=("digits", "wide", "paper", "tiny")),
+    _integer("width", "channel", "model width D", required=True),
+    _integer("image_tokens", "token", "image tokens in a sequence", required=True),
+    _integer("caption_tokens", "token", "caption tokens in a sequence", required=True),
+    _integer("batch", "sample", "samples in a batch", required=True),
+    _text("dtype", "floating-point type", required=True),
+    _text("device", "device type", required=True, enum=("cpu", "cuda")),
+    _integer("workers", "1", "processes that worked at the same time", required=True),
+    _text("status", "measured; not measured: the machine lacks what it takes; failed", required=True,
+          enum=("measured", "not measured", "failed")),
+    _text("reason", "one line that says why, where status is not measured"),
+    _number("median_ms", "median wall-clock time of one measurement", "ms"),
+    _number("iqr_ms", "interquartile range of the same; 0 where rounds is 1", "ms"),
+    _integer("rounds", "1", "times it was measured, warm-up not counted"),
+    _number("peak_mib", "peak memory, of its own fresh process (imports included) on cpu, of tensors on cuda; of a sweep the "
+            "largest worker's", "MiB"),
+    _number("evaluation_share", "time in held-out loss, sampling and scores over time in training; of a sweep, over all its runs"),
+    _number("gb_per_s", "memory traffic that the shape cannot do without over the median time; of a merge", "GB/s"),
+    _text("hardware", "processor or accelerator it was timed on"),
+    _text("started", "when the call of bench that measured it began, UTC: only rows that share it may be compared", required=True),
+    *(column for column in RUNS if column.name in PROVENANCE),
+)
+
 TABLES: dict[str, Table] = {table.name: table for table in (
     Table("runs", "runs.csv", "one row per attempted run, failures included", ("run_id",), RUNS,
           ("protocol", "scheme", "arm", "params", "writers", "depth", "lr", "seed", "run_id")),
@@ -215,4 +258,7 @@ TABLES: dict[str, Table] = {table.name: table for table in (
     Table("spikes", "spikes.csv", "gradient spikes and the weights that carried them", ("run_id", "step", "rank"), SPIKES),
     Table("probe", "probe.csv", "how well the timestep can be read from the trunk",
           ("run_id", "step", "layer", "feature"), PROBE),
+    Table("bench", "bench.csv", "what a step and its parts cost, by scheme and depth; all rows of one call on one machine",
+          ("phase", "variant", "scheme", "depth", "setting", "device", "workers"), BENCH,
+          ("phase", "setting", "device", "workers", "depth", "scheme", "variant")),
 )}

@@ -146,7 +146,7 @@ class Store:
         All is checked before anything is written, and runs.csv is written last of the tables: a run whose add was killed is
         not done, and adding it again replaces what was left. The real row of quality.csv may come with any run.
         """
-        run, parts = dict(record["run"]), {name: "curve" if name == "curves" else name for name in TABLES if name != "runs"}
+        run, parts = dict(record["run"]), {name: "curve" if name == "curves" else name for name in TABLES if name not in ("runs", "bench")}
         run_id, runs_path = run["run_id"], self.folder / RUNS.path
         if unknown := set(record) - {"run"} - set(parts.values()):
             raise TableError(self.folder, f"record holds unknown parts {sorted(unknown)}", "see Store.add")

@@ -1,19 +1,29 @@
 """Fused MV-Split + RMSNorm against eager, torch.compile and a copy, forward and backward.
 
-Run with `python -m pytest tests/bench/bench_kernel.py -o addopts=`. `extra_info` holds the bytes that the shape cannot
-do without (3 passes forward and 5 backward; a copy 2) and the bandwidth that they make of the median time: compare
-it with the copy's. Wall clock around CALLS calls and one synchronisation, so launches count; L2 is not flushed.
+`gb_per_s` is the traffic that the shape cannot do without (3 passes forward and 5 backward; a copy 2) over the median
+time: compare it with the copy's. Wall clock around CALLS calls and one synchronisation, so launches count; L2 is not flushed.
 """
 
 import pytest
 import torch
+from cases import FULL, case
 
 from suite import kernels
 from suite.residual import EPS, rms_norm, token_mean
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: not measured")
-SHAPES = {"paper": (32, (256, 256), 1024, torch.bfloat16), "ours": (16, (16, 4), 32, torch.float32)}
+SHAPES = {"paper": (32, (256, 256), 1024, torch.bfloat16), "digits": (16, (16, 4), 32, torch.float32)}
 CALLS = 20  # per round: one is too short for the clock
+
+
+def cases(size):
+    out = []
+    for setting, (B, segments, D, dtype) in SHAPES.items() if size == FULL else ():
+        shape = {"setting": setting, "batch": B, "width": D, "image_tokens": segments[0], "caption_tokens": segments[1],
+                 "dtype": "bf16" if dtype == torch.bfloat16 else "fp32"}  # fmt: skip
+        for phase in ("merge_forward", "merge_forward_backward"):
+            variants = ("kernel", "eager", "compiled") + ("copy",) * (phase == "merge_forward")
+            out += [case(phase, "mvsplit", None, variant=v, device="cuda") | shape for v in variants]
+    return out
 
 
 def plain(x_BTD, f_BTD, alpha_D, beta_D, segments, eps):
@@ -30,27 +40,22 @@ def timed(benchmark, call, moved):
         torch.cuda.synchronize()
 
     benchmark.pedantic(several, rounds=30, warmup_rounds=5)
-    seconds = benchmark.stats.stats.median / CALLS
-    benchmark.extra_info |= {"ms": 1e3 * seconds, "bytes": moved, "GB_per_s": moved / seconds / 1e9}
+    benchmark.extra_info |= {"divisor": CALLS, "gb_per_s": moved * CALLS / benchmark.stats.stats.median / 1e9,
+                             "hardware": torch.cuda.get_device_name()}  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("direction", ["forward", "forward+backward"])
-@pytest.mark.parametrize("what", ["kernel", "eager", "compiled", "copy"])
-def test_mvsplit_rms_norm(benchmark, what, direction, shape):
-    B, segments, D, dtype = SHAPES[shape]
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_mvsplit_rms_norm(benchmark, case):
+    B, segments, D, dtype = SHAPES[case["setting"]]
     x, f, up = (torch.randn(B, sum(segments), D, device="cuda", dtype=dtype) for _ in range(3))
     inputs = [x, f, torch.zeros(D, device="cuda"), torch.ones(D, device="cuda")]
-    benchmark.group = f"{shape} {direction}"
-    benchmark.extra_info["device"] = torch.cuda.get_device_name()
+    benchmark.extra_info |= case
     size = x.numel() * x.element_size()
-    if what == "copy":
-        if direction != "forward":
-            pytest.skip("a copy has no backward")
+    if case["variant"] == "copy":
         return timed(benchmark, lambda: up.copy_(x), 2 * size)
     compiled = torch.compile(plain, fullgraph=True, dynamic=False)
-    function = {"kernel": kernels.mvsplit_rms_norm, "eager": plain, "compiled": compiled}[what]
-    backward = direction != "forward"
+    function = {"kernel": kernels.mvsplit_rms_norm, "eager": plain, "compiled": compiled}[case["variant"]]
+    backward = case["phase"] == "merge_forward_backward"
     for t in inputs:
         t.requires_grad_(backward)
 

@@ -1,0 +1,98 @@
+"""What a training step costs in time and memory, by depth and scheme, beside a straightforward eager implementation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from paper_figures.fig05_quality import plain_log
+from paper_figures.style import NEUTRAL, legend, page, scheme_look, scheme_order, skip
+from suite.bench import over_plain
+from suite.schema import PROVENANCE
+from suite.tables import read
+
+NAME = "cost"
+TITLE = "Cost of a training step, by depth and scheme"
+INPUTS = ("bench",)
+PROTOCOLS = ("bench",)
+SAME = ("started", "hardware", *PROVENANCE)  # what rows must share before their timings may be compared
+LOOKS = {"suite": ("-", 1.6, 5), "reference": ("--", 1.1, 3.5)}  # dashes, line width, marker size
+WIDTH, HEIGHT = 9.0, 6.0
+COLUMNS = {"depth": "blocks", "plain_ms": "plain, ms", "mvsplit_ms": "MV-Split, ms", "time": "time", "memory": "memory"}
+EDGES = (0.75, 1.8, 3.2, 4.1, 5.2)  # where the columns of the table end
+
+
+def draw(folder: Path, protocol: str):
+    table = read(folder, "bench")
+    steps = table[(table["phase"] == "step") & (table["device"] == "cpu") & (table["status"] == "measured")]
+    steps = steps[steps["setting"] != "wide"]
+    if steps.empty:
+        return skip(folder, NAME, "no step was measured")
+    if mixed := [name for name in SAME if steps[name].nunique() > 1]:
+        return skip(folder, NAME, f"the timings were not taken together ({', '.join(mixed)} differ); run bench again")
+    figure, body = page(WIDTH, HEIGHT, TITLE, _caption(table, steps))
+    (time, memory), (over, costs) = body.subplots(2, 2, height_ratios=(1.25, 1))
+    plain = steps[(steps["scheme"] == "plain") & (steps["variant"] == "suite")].set_index("depth")["median_ms"]
+    for (scheme, variant), group in steps.sort_values("depth").groupby(["scheme", "variant"]):
+        colour, marker = scheme_look(scheme)
+        dashes, width, size = LOOKS[variant]
+        look = {"color": colour, "linestyle": dashes, "linewidth": width, "marker": marker, "markersize": size, "zorder": 3}
+        each, spread = (group[name] / group["depth"].astype(float) for name in ("median_ms", "iqr_ms"))
+        time.errorbar(group["depth"], each, yerr=spread / 2, elinewidth=0.8, capsize=2, **look)
+        memory.plot(group["depth"], group["peak_mib"] / 1024, **look)
+        if variant == "suite":
+            over.plot(group["depth"], 100 * (group["median_ms"] / group["depth"].map(plain) - 1), **look)
+    time.set(ylim=(0, None), ylabel="ms per block and step", title="time of a step")
+    plain_log(memory)
+    memory.set(ylabel="GiB, the whole process", title="peak memory")
+    over.set(ylabel="% over plain", title="time of a step, over plain")
+    for ax in (time, memory, over):
+        _depth_axis(ax, sorted(set(steps["depth"])))
+    _table(costs, over_plain(table))
+    schemes = sorted(set(steps["scheme"]), key=scheme_order)
+    handles = [Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=1.6, label=scheme)
+               for scheme in schemes for colour, marker in [scheme_look(scheme)]]
+    handles.append(Line2D([], [], color=NEUTRAL, linestyle="--", linewidth=1.1, label="eager reference"))
+    legend(body, handles, WIDTH)
+    return figure
+
+
+def _depth_axis(ax, depths) -> None:
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(FixedLocator([float(depth) for depth in depths]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.set_xlabel("depth (blocks)")
+
+
+def _table(ax, rows: list[dict]) -> None:
+    """MV-Split over plain in numbers, one line a depth."""
+    ax.axis("off")
+    ax.set(xlim=(0, EDGES[-1]), ylim=(max(6, 2 + len(rows)), 0), title="MV-Split over plain, one step")
+    for edge, (name, words) in zip(EDGES, COLUMNS.items(), strict=True):
+        ax.text(edge, 0.75, words, ha="right", va="center", fontsize=9, color=NEUTRAL)
+        for line, row in enumerate(rows):
+            value = row[name]
+            text = "–" if value is None else value if isinstance(value, str) else f"{value:.{int(name != 'depth' and value < 100)}f}"
+            weight = "bold" if name in ("time", "memory") else "normal"
+            ax.text(edge, 1.9 + line, text, ha="right", va="center", fontsize=9.5, fontweight=weight)
+    ax.plot([0.1, EDGES[-1]], [1.25, 1.25], color=NEUTRAL, linewidth=0.8)
+    if not rows:
+        ax.text(0.1, 1.9, "not measured", fontsize=9)
+
+
+def _caption(table, steps) -> str:
+    first, rounds = steps.iloc[0], sorted(set(steps["rounds"]))
+    threads = f"{first.threads} thread{'s' if first.threads != 1 else ''}"
+    gpu = sorted(set(table.loc[(table["device"] == "cuda") & (table["status"] == "measured"), "hardware"]))
+    return " ".join([
+        f"Width {first.width}, {first.image_tokens}+{first.caption_tokens} tokens, batch {first.batch}, {first['dtype']}, "
+        f"{threads} on {first.hardware} ({first.cpu_isa}), torch {first.torch},",
+        f"{first.compiler or 'no C++ compiler'}, commit {first.commit or 'unknown'}, {first.started[:10]}.",
+        f"Medians of {' to '.join(f'{n}' for n in dict.fromkeys((rounds[0], rounds[-1])))} steps, each point in a process of its own,",
+        "all in one call; bars: interquartile range. Memory holds what Python and its imports take.",
+        "Dashed: a straightforward eager implementation of the same scheme (tests/bench/reference.py).",
+        f"GPU: measured too, in bench.csv ({', '.join(gpu)})." if gpu else "GPU: not measured.",
+    ])

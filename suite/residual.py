@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 EPS = 1e-6  # Table 3 of arXiv:2605.06169 (the released code has 1e-5)
-FUSED: dict[str, Callable[..., Tensor]] = {}  # operators in use, by name; empty on a CPU. `suite.kernels.use` fills it
+HALF = (torch.bfloat16, torch.float16)  # what autocast makes of a linear map's output
+FUSED: dict[str, Callable[..., Tensor]] = {}  # operators in use, by name; `suite.fused` fills it, on CUDA only
 
 
 class Context(NamedTuple):
@@ -55,12 +56,16 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rms_norm(x_BTD: Tensor, eps: float = EPS) -> Tensor:
-    """Non-affine RMSNorm over the last axis (arXiv:2605.06169, Table 3). Shape in = shape out."""
+    """Non-affine RMSNorm over the last axis (arXiv:2605.06169, Table 3). Shape and dtype in = out; the statistic is never half."""
+    if x_BTD.dtype in HALF:
+        return rms_norm(x_BTD.float(), eps).to(x_BTD.dtype)
     return _RMSNorm.apply(x_BTD, eps)
 
 
 def token_mean(x_BTD: Tensor, segments: tuple[int, ...]) -> Tensor:
-    """J x: every token replaced by the mean of its segment (Eq. 3 and 43). An empty segment is allowed."""
+    """J x: every token replaced by the mean of its segment (Eq. 3 and 43), fp32 where x is half. An empty segment is allowed."""
+    if x_BTD.dtype in HALF:
+        x_BTD = x_BTD.float()
     parts_BtD = torch.split(x_BTD, [n for n in segments if n], dim=1)
     return torch.cat([p_BtD.mean(1, keepdim=True).expand_as(p_BtD) for p_BtD in parts_BtD], dim=1)
 

@@ -1,9 +1,13 @@
 """Shared by every test file: one thread, and a model small enough to be checked by explicit loops."""
 
+import os
 from functools import partial
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which the first compilation does
 
 from suite import registry
 from suite.backbone import DiT

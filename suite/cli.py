@@ -111,6 +111,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--executor", choices=("local", "slurm"), default="local", help="this machine, or a Slurm cluster (default: local)")
     run.add_argument("--slurm", type=_text, action="append", default=[], metavar="K=V,...",
                      help="with --executor slurm: jobs=N,time=MINUTES and what submitit takes (partition, account, cpus_per_task, ...)")
+    run.add_argument("--kernels", choices=("auto", "off"), default="auto",
+                     help="fused kernels on CUDA, or never (default: auto); recorded, but no part of a run id: compare in two --results")
     run.add_argument("--retry-failed", action="store_true", help="also repeat runs that ended in oom, timeout or error")
     status = add("status", help="how many runs of each protocol are done, by outcome")
     _results_flag(status)
@@ -195,7 +197,7 @@ def _run(args) -> int:
         print("accelerate started one process, not several (--cpu needs MPI): this is an ordinary run; for data parallelism say "
               "--multi_gpu instead of --cpu, which needs no GPU", file=sys.stderr)  # fmt: skip
     if processes() > 1:
-        return run_distributed(runs, args.results.resolve(), args.features)
+        return run_distributed(runs, args.results.resolve(), args.features, args.kernels)
     if args.slurm and args.executor != "slurm":
         raise ValueError("--slurm goes with --executor slurm")
     if args.executor == "slurm":
@@ -203,7 +205,7 @@ def _run(args) -> int:
 
         with _interruptible():
             return run_on_slurm(
-                runs, args.results.resolve(), settings=args.slurm, workers=args.workers, features=args.features,
+                runs, args.results.resolve(), settings=args.slurm, workers=args.workers, features=args.features, kernels=args.kernels,
                 plugins=args.plugin, retry=args.retry_failed,
             )  # fmt: skip
     if args.workers and args.workers > cores:
@@ -212,7 +214,7 @@ def _run(args) -> int:
 
     sweep = Sweep(
         runs, args.results.resolve(), workers=min(args.workers or cores, cores), features=args.features,
-        plugins=args.plugin, retry=args.retry_failed,
+        plugins=args.plugin, retry=args.retry_failed, kernels=args.kernels,
     )  # fmt: skip
     (args.results / ".work").mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused here
     for run, lacks in sweep.partial:

@@ -46,7 +46,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, int | str]:
     return found
 
 
-def run_on_slurm(runs: list[Run], results: Path, *, settings: Sequence[str], workers: int | None, features: str,
+def run_on_slurm(runs: list[Run], results: Path, *, settings: Sequence[str], workers: int | None, features: str, kernels: str,
                  plugins: Sequence[str], retry: bool) -> int:
     """Train what is not done yet, wait, merge; returns the exit status: 1 where a run broke or did not end, 130 after Ctrl-C.
 
@@ -64,7 +64,7 @@ def run_on_slurm(runs: list[Run], results: Path, *, settings: Sequence[str], wor
     shares = {folder: share for folder, share in shares.items() if share}
     print(f"{len(runs)} runs: {len(skip)} done before, {len(runs) - len(skip)} to do", file=sys.stderr)
     if shares:
-        task = {"workers": workers, "features": features, "plugins": [str(Path(p).resolve()) for p in plugins], "retry": retry}
+        task = {"workers": workers, "features": features, "kernels": kernels, "plugins": [str(Path(p).resolve()) for p in plugins], "retry": retry}
         jobs = _submit(executor, [task | {"results": str(f), "runs": [r.to_json() for r in share]} for f, share in shares.items()])
         try:
             _wait(jobs, shares)
@@ -162,7 +162,7 @@ def main() -> int:
     task, cores = json.load(sys.stdin), environment.usable_cores()
     sweep = Sweep(
         [Run.from_json(text) for text in task["runs"]], Path(task["results"]), workers=min(task["workers"] or cores, cores),
-        features=task["features"], plugins=task["plugins"], retry=task["retry"],
+        features=task["features"], kernels=task["kernels"], plugins=task["plugins"], retry=task["retry"],
     )  # fmt: skip
     sweep.run()
     return 0

@@ -31,7 +31,7 @@ def launched_alone() -> bool:
     return processes() == 1 and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
-def run_distributed(runs: list[Run], results: Path, features: str) -> int:
+def run_distributed(runs: list[Run], results: Path, features: str, kernels: str = "auto") -> int:
     """Train the one run of the selection with the same global batch as a single process; returns the exit status.
 
     Gradients are averages of the processes' shares, so curves agree with a single process within rounding, not to the
@@ -59,7 +59,7 @@ def run_distributed(runs: list[Run], results: Path, features: str) -> int:
             if state.is_main_process:
                 print(f"error: {run.label()}: another sweep or launcher holds this run; call again when it has ended", file=sys.stderr)
             return 2
-        if word == "train" and (record := execute(run, results, features)):
+        if word == "train" and (record := execute(run, results, features, kernels=kernels)):
             store.add(record)
         word = "done"
     finally:

@@ -15,6 +15,7 @@ from suite import environment, quality, registry
 from suite.auditor import Auditor, recovered, signature
 from suite.data import Data, DataError
 from suite.features import QualityError, extractor
+from suite.fused import use_kernels
 from suite.probe import probe
 from suite.protocol import Run
 from suite.sidepass import final_state
@@ -31,8 +32,11 @@ def work_folder(results: Path, run_id: str) -> Path:
     return results / ".work" / run_id
 
 
-def execute(run: Run, results: Path, features: str, report: Report | None = None) -> dict:
-    """Train and measure one run; returns its record for `tables.Store.add`. Resumes from the newest whole checkpoint."""
+def execute(run: Run, results: Path, features: str, report: Report | None = None, kernels: str = "auto") -> dict:
+    """Train and measure one run; returns its record for `tables.Store.add`. Resumes from the newest whole checkpoint.
+
+    kernels: "auto" or "off", as `fused.use_kernels` has it.
+    """
     data = load_data(run.data)
     if data.digest != run.data_digest:
         raise DataError(f"--data {run.data}: its digest is now {data.digest}, the plan was made for {run.data_digest}")
@@ -40,6 +44,7 @@ def execute(run: Run, results: Path, features: str, report: Report | None = None
         raise registry.RegistryError(f"scheme {run.scheme}: its code has changed since the plan was made; plan again")
     environment.reset_peak_memory()
     trainer = Trainer(run, data, work_folder(results, run.run_id))
+    fused = use_kernels(kernels, trainer.dit, trainer.device)
     trainer.restore()
     p, auditor = run.protocol, None
     if p.audit_every:
@@ -53,7 +58,7 @@ def execute(run: Run, results: Path, features: str, report: Report | None = None
     if p.probe and verdict.crash_step is None:
         with trainer.timed("probe"):
             probe_rows = probe(trainer)
-    row = _run_row(trainer)  # before the replay, which leaves the trainer inside its window
+    row = _run_row(trainer) | {"kernels": fused}  # before the replay, which leaves the trainer inside its window
     if auditor and verdict.outcome in ("collapsed", "degraded", "nonfinite"):  # not at init: that is no event
         row["reason"] = auditor.replay(verdict)
         row["mms_signature"] = signature(trainer.log["audit"], verdict, deep_from=run.depth // 2)

@@ -15,7 +15,8 @@ Traffic in tensor passes (one read or write of B*T*D elements; a test counts the
              Taken when the tile, rounded up to powers of two, has at most NARROW elements.
     wide     forward 5: read x, f for the means; read x, f again; write out. Row sums have to wait for the last token's
              share of the means; storing x + beta*f meanwhile saves nothing (2 + 1 + 1 + 1). 4 without a cache needs
-             a mean of x that comes with x, which this signature does not carry. So 5 loads and stores, not 4.
+             a mean of x that comes with x: the site before has it in registers, but it would have to travel beside the
+             trunk through the blocks, their checkpoints and every side pass, of every scheme. So 5 loads and stores.
              backward 7: read dOut, out, f; read dOut, out again; write dX, dF.
              Both go through the batch in groups of samples, sized so that what is read twice fits in a third of
              the L2 cache: if it stays there, memory sees 3 and 5. One sample beyond that (T*D of about 4M in bf16 on
@@ -30,29 +31,15 @@ Shapes: B batch, T tokens, D width, S segments that are not empty, C chunks of a
 
 # no `from __future__ import annotations`: Triton reads tl.constexpr from the annotations
 
-import importlib.util
 import math
 from collections.abc import Iterator, Sequence
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-if HAS_TRITON:
-    import triton
-    import triton.language as tl
-
-    jit, jit_group = triton.jit, triton.jit(do_not_specialize=["first"])  # first: a group's first sample
-else:
-
-    class tl:  # noqa: N801  the names that the signatures below need
-        constexpr = None
-
-    def jit(function):
-        return function
-
-    jit_group = jit
-
+jit, jit_group = triton.jit, triton.jit(do_not_specialize=["first"])  # first: a group's first sample
 
 DTYPES = (torch.float32, torch.bfloat16)
 MAX_WIDTH = 8192  # a row has to fit one program
@@ -61,21 +48,6 @@ TILE = 4096  # elements of a tile in the row-wise kernels of the wide path
 FORWARD_CHUNK, BACKWARD_CHUNK = 16, 32  # tokens per program there; powers of two
 MEAN_ROWS, MEAN_COLUMNS = 64, 64  # tile of the kernel that takes the means
 L2_BYTES = 48 << 20  # where the device does not say
-_mode = "auto"
-
-
-def set_kernels(mode: str) -> None:
-    """`auto`: `usable` says yes on CUDA. `off`: it always says no."""
-    global _mode
-    if mode not in ("auto", "off"):
-        raise ValueError(f"kernels={mode!r} is not one of auto, off")
-    _mode = mode
-
-
-def usable(x_BTD: Tensor) -> bool:
-    """Whether `mvsplit_rms_norm` should replace the plain formulas for this trunk."""
-    fits = x_BTD.ndim == 3 and x_BTD.numel() > 0 and x_BTD.shape[2] <= MAX_WIDTH and x_BTD.dtype in DTYPES
-    return _mode == "auto" and HAS_TRITON and x_BTD.is_cuda and fits
 
 
 # --- device code ------------------------------------------------------------------------------------------------------
@@ -382,8 +354,6 @@ def _check(x_BTD: Tensor, f_BTD: Tensor, alpha_D: Tensor, beta_D: Tensor, segmen
         problem = f"segments {tuple(segments)} do not sum to the {x_BTD.shape[1]} tokens of x"
     elif len({t.device for t in (x_BTD, f_BTD, alpha_D, beta_D)}) > 1:
         problem = "x, f, alpha and beta must be on one device"
-    elif not HAS_TRITON:
-        problem = "triton is not installed"
     elif not x_BTD.is_cuda and isinstance(_narrow_forward, triton.JITFunction):
         problem = f"needs a CUDA tensor, got {x_BTD.device} (TRITON_INTERPRET=1 runs it on a CPU)"
     if problem:

@@ -11,7 +11,7 @@ Frobenius norms. Equation and table numbers are those of arXiv:2605.06169.
 
 from dataclasses import dataclass
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ RUNS = (
     _flag("compiled", "whether the blocks were compiled (changes rounding, so it is part of run_id)"),
     _text("dtype", "floating-point type of weights and activations"),
     _text("device", "device type the run trained on: cpu or cuda"),
+    _text("kernels", "fused GPU kernels that did the merges, and their triton; empty for the plain formulas (changes rounding)"),
     _integer("threads", "1", "compute threads of the process (changes rounding)"),
     _integer("processes", "1", "data-parallel processes the run trained in (changes rounding)"),
     _text("code_digest", "digest of the scheme's code without comments and docstrings"),

@@ -37,8 +37,8 @@ class SweepError(RuntimeError):
 class Worker:
     """One worker process and the pipe to it; starts on first use and again after a death."""
 
-    def __init__(self, results: Path, features: str, plugins: Sequence[str]) -> None:
-        self.job = {"results": str(results), "features": features, "plugins": [str(Path(p).resolve()) for p in plugins]}
+    def __init__(self, results: Path, features: str, plugins: Sequence[str], kernels: str = "auto") -> None:
+        self.job = {"results": str(results), "features": features, "plugins": [str(Path(p).resolve()) for p in plugins], "kernels": kernels}
         self.process: subprocess.Popen | None = None
         self.log = results / ".work" / f"worker-{os.getpid()}-{id(self)}.log"
         self.cache = results / ".work" / "compile-cache"
@@ -186,8 +186,10 @@ class Claim:
 class Sweep:
     """The state of one `run`: what is left, and what came of it."""
 
-    def __init__(self, runs: list[Run], results: Path, *, workers: int, features: str, plugins: Sequence[str], retry: bool):
-        self.results, self.features, self.plugins = results, features, plugins
+    def __init__(
+        self, runs: list[Run], results: Path, *, workers: int, features: str, plugins: Sequence[str], retry: bool, kernels: str = "auto"
+    ) -> None:
+        self.results, self.features, self.plugins, self.kernels = results, features, plugins, kernels
         self.stores = {run.protocol.name: Store(results / run.protocol.name) for run in runs}
         lacks = {run_id: words for store in self.stores.values() for run_id, words in lacking(store).items()}
         done: set[str] = set().union(*(s.done_ids() for s in self.stores.values())) - set(lacks)
@@ -292,7 +294,7 @@ class Sweep:
             self.tidy()
         except (OSError, TableError) as error:
             self.fail(error)
-        workers = [Worker(self.results, self.features, self.plugins) for _ in range(self.workers)] if self.todo else []
+        workers = [Worker(self.results, self.features, self.plugins, self.kernels) for _ in range(self.workers)] if self.todo else []
         threads = [threading.Thread(target=self.work, args=(w,), daemon=True) for w in workers]
         with Progress(self.workers) as self.progress:
             try:

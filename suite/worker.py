@@ -74,7 +74,7 @@ def main() -> None:
                 last_graph = graph
             for plugin in job["plugins"]:
                 registry.load_plugin(plugin)
-            record = execute(run, results, job["features"], report)
+            record = execute(run, results, job["features"], report, job["kernels"])
             save_record(record, work_folder(results, run.run_id) / "record.json")
             say(event="done")
         except Exception as error:  # any failure is the run's own: it becomes a row, and the sweep goes on

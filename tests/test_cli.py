@@ -24,7 +24,8 @@ SELECTION = ["--protocol NAME", "--schemes A,B", "--params [SCHEME:]K=V,...", "-
 VERBS = {
     "list": ["--plugin FILE"],
     "plan": SELECTION,
-    "run": [*SELECTION, "--workers N", "--features digits|inception", "--executor local|slurm", "--slurm K=V,...", "--retry-failed"],
+    "run": [*SELECTION, "--workers N", "--features digits|inception", "--executor local|slurm", "--slurm K=V,...",
+            "--kernels auto|off", "--retry-failed"],
     "status": ["--results DIR"],
     "collect": ["--from DIR", "--protocol NAME", "--results DIR"],
     "figures": ["--out DIR", "--results DIR"],
@@ -93,7 +94,8 @@ def test_defaults_are_frozen():
     args = vars(cli.parser().parse_args(["run"]))
     assert args == {"verb": "run", "protocol": "laptop", "schemes": None, "params": None, "arms": None, "depths": None,
                     "lrs": None, "seeds": None, "data": None, "plugin": [], "shard": (1, 1), "results": Path("results/local"),
-                    "workers": None, "features": "digits", "executor": "local", "slurm": [], "retry_failed": False}
+                    "workers": None, "features": "digits", "executor": "local", "slurm": [], "kernels": "auto",
+                    "retry_failed": False}
 
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"]])

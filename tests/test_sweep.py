@@ -42,9 +42,9 @@ def plan(schemes=SCHEMES, **more) -> list[Run]:
     return make_plan(Selection("smoke", schemes=schemes, **more))
 
 
-def work(runs, results, *, workers=1, retry=False) -> Sweep:
+def work(runs, results, *, workers=1, retry=False, **more) -> Sweep:
     """A sweep in this process, with real workers unless they are patched."""
-    one = Sweep(runs, Path(results), workers=workers, features="digits", plugins=(), retry=retry)
+    one = Sweep(runs, Path(results), workers=workers, features="digits", plugins=(), retry=retry, **more)
     one.run()
     return one
 
@@ -670,6 +670,14 @@ def test_a_worker_that_does_not_go_is_killed(tmp_path, monkeypatch):
     assert process.returncode == -signal.SIGKILL and worker.start() is None
 
 
+def test_the_choice_of_kernels_reaches_the_worker(tmp_path):
+    """A word that no kernel knows is refused where it is used, in the process that trains; on a CPU the cell is empty."""
+    (run,) = plan(("mvsplit",), depths=(2,))
+    (broken,) = work([run], tmp_path, kernels="nonsense").broken
+    assert broken == (run, "error: ValueError: kernels='nonsense' is not one of auto, off")
+    assert work([run], tmp_path, kernels="off", retry=True).broken == [] and rows(tmp_path)[run.run_id]["kernels"] == ""
+
+
 def test_notes_of_a_worker_reach_the_person(fake_worker, capsys):
     fake_worker('read x\necho \'{"event": "note", "text": "checkpoint passed over"}\'\necho \'{"event": "done"}\'\nread x')
     assert "seed 0: checkpoint passed over" in capsys.readouterr().err
@@ -794,7 +802,8 @@ def test_compiled_runs_are_the_same_alone_after_others_and_resumed(tmp_path):
     process = subprocess.Popen([sys.executable, "-m", "suite.worker"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.DEVNULL, text=True,
                                env=os.environ | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(cache)})
-    process.stdin.write(json.dumps({"results": str(cut), "features": "digits", "plugins": [], "run": run.to_json()}) + "\n")
+    job = {"results": str(cut), "features": "digits", "plugins": [], "kernels": "auto", "run": run.to_json()}
+    process.stdin.write(json.dumps(job) + "\n")
     process.stdin.flush()
     while not (work_folder(cut, run.run_id) / "step-00000004").exists():
         assert process.poll() is None

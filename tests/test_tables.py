@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from suite import tablefile, tables
-from suite.schema import TABLES
+from suite.schema import SCHEMA_VERSION, TABLES
 from suite.tables import (
     Store,
     TableError,
@@ -204,16 +204,16 @@ def test_any_reason_is_kept_as_one_line(store):
 def test_schema_version_is_checked(store):
     package = store.folder / "datapackage.json"
     good = package.read_text()
-    package.write_text(good.replace('"schema_version": "1"', '"schema_version": "0"'))
+    package.write_text(good.replace(f'"schema_version": "{SCHEMA_VERSION}"', '"schema_version": "0"'))
     for act in (lambda: read(store.folder, "runs"), lambda: read(store.folder, "audit"), lambda: store.add(record("b")),
                 lambda: tables.write_package(store.folder)):
-        with pytest.raises(TableError, match="schema version '0', this code reads '1'"):
+        with pytest.raises(TableError, match=f"schema version '0', this code reads '{SCHEMA_VERSION}'"):
             act()
     assert len(check_folder(store.folder)) == 1
     package.write_text(good.replace('"name": "heldout_loss"', '"name": "other"'))
     with pytest.raises(TableError, match="columns of evals differ"):
         read(store.folder, "evals")
-    for text in ("", "[]", '{"schema_version": "1", "resources": [3]}', "[" * 100_000):
+    for text in ("", "[]", f'{{"schema_version": "{SCHEMA_VERSION}", "resources": [3]}}', "[" * 100_000):
         package.write_text(text)
         with pytest.raises(TableError, match="not a data package"):
             read(store.folder, "evals")

@@ -89,7 +89,7 @@ _compiled: dict[tuple, Compiled] = {}
 
 def compiled(block: nn.Module, x: Tensor, rope: Tensor, step: Tensor, segments: tuple[int, ...], training: bool) -> Compiled:
     """The functions for this block and shape of trunk, made on first use in this process. Raises CompileError."""
-    key = (kind(block), x.shape, x.dtype, rope.shape, segments, training)
+    key = (kind(block), x.shape, x.dtype, rope.shape, segments, training, torch.is_autocast_enabled(x.device.type))
     if key not in _compiled:
         try:
             _compiled[key] = Compiled(block, x.detach(), rope, step, segments, training)

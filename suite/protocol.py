@@ -65,7 +65,7 @@ class Protocol:
     # plan
     cells: tuple[Cell, ...] = field(default=tuple(Cell(s) for s in SCHEMES))
     depths: tuple[int, ...] = (25, 50, 100)
-    lrs: tuple[float, ...] = (4e-3,)  # calibrated once: plain collapses at depth 100, not at 50 (3e-3: not in 400 steps)
+    lrs: tuple[float, ...] = (5e-3,)  # calibrated once: of seeds 0-2 plain collapses in all at depth 100 (in one at 4e-3), in none at 50
     seeds: tuple[int, ...] = (0,)
     data: str = "digits"
 

@@ -253,7 +253,7 @@ def _status(args) -> int:
 
 def _collect(args) -> int:
     from suite.protocol import PROTOCOLS
-    from suite.tables import check_folder, compare, format_table
+    from suite.tables import Store, check_folder, compare, format_table
     from suite.whole import check_parts
 
     if args.protocol and args.protocol not in PROTOCOLS:
@@ -270,7 +270,8 @@ def _collect(args) -> int:
     for folder in folders:
         print(f"{folder.name}: yours ({folder}) beside the committed runs ({COMMITTED.name}/{folder.name})")
         print(format_table(compare(folder, COMMITTED / folder.name), SEEN["cell"] + SEEN["both"]))
-        problems += check_folder(folder) + check_parts(folder)
+        with Store(folder).still():
+            problems += check_folder(folder) + check_parts(folder)
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

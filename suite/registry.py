@@ -15,7 +15,7 @@ import math
 import pkgutil
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ARMS = ("controlled", "native")
@@ -64,10 +64,24 @@ def register(name: str, *, arm: str = "controlled", paper: str = ""):
         if odd := [key for key, value in defaults.items() if not isinstance(value, bool | int | float | str)]:
             raise RegistryError(f"scheme {name}: the default of {odd[0]} is not a number, text, True or False")
         digest = code_digest(Path(sys.modules[cls.__module__].__file__))
-        _entries[name, arm] = Entry(name, arm, paper, cls, defaults, digest)
+        entry = Entry(name, arm, paper, cls, defaults, digest)
+        for key, value in defaults.items():  # runs get their parameters from the column `params`, defaults too
+            if _written(entry, key) != value:
+                raise RegistryError(f"scheme {name}: the default of {key}, {value!r}, cannot be written into a table as it is: use a"
+                                    " number of at most six digits, or text without commas and outer blanks")
+        _entries[name, arm] = entry
         return cls
 
     return enter
+
+
+def _written(entry: Entry, key: str) -> object:
+    """The default of a parameter as it comes back from the column `params`; None where it does not."""
+    try:
+        alone = replace(entry, defaults={key: entry.defaults[key]})
+        return parse_params(alone, format_params(alone, {}))[key]
+    except (RegistryError, KeyError):
+        return None
 
 
 def _origin(cls: type) -> str:
@@ -185,4 +199,5 @@ def parse_params(entry: Entry, text: str) -> dict[str, object]:
 def format_params(entry: Entry, values: dict[str, object]) -> str:
     """The canonical `params` column: every parameter in signature order, defaults included."""
     merged = entry.defaults | values
-    return ",".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={str(v).lower()}" for k, v in merged.items())
+    words = {k: f"{v:g}" if isinstance(v, float) else str(v).lower() if isinstance(v, bool) else str(v) for k, v in merged.items()}
+    return ",".join(f"{k}={word}" for k, word in words.items())

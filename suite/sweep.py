@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import queue
+import select
 import shutil
 import signal
 import subprocess
@@ -70,6 +71,8 @@ class Worker:
         hung = threading.Event()
 
         def kill() -> None:
+            if select.select([process.stdout], [], [], 0)[0]:
+                return  # it has spoken: not the worker but this process was stopped (Ctrl-Z) while the time ran out
             hung.set()
             process.kill()
 
@@ -265,6 +268,10 @@ class Sweep:
         """Train one run and put its rows, or its failure, into the tables; its status, "" if the sweep was stopped."""
         store, folder = self.stores[run.protocol.name], work_folder(self.results, run.run_id)
         record = _read_record(folder / "record.json", run.run_id)
+        if record is not None and (fault := _misfit(store, record)):
+            self.progress.say(f"{run.label()}: what an earlier call left does not fit ({fault}); it is trained again")
+            (folder / "record.json").unlink()
+            record = None
         if record is None:
             self.progress.begin(run)
             event = worker.run(run, self.progress)
@@ -327,6 +334,9 @@ class Sweep:
     def tidy(self) -> None:
         """Mend what a killed sweep left: a stale data package, logs of dead parents' workers, folders of runs that are done."""
         for store in self.stores.values():
+            if self.todo:
+                with store.lock():
+                    pass  # a folder that cannot be written is refused now rather than after the first training
             package = store.folder / PACKAGE
             if store.runs() and not (package.exists() and package.read_text(encoding="utf-8") == package_text(store.folder)):
                 with store.lock():
@@ -349,6 +359,15 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def _misfit(store: Store, record: dict) -> str:
+    """Why a record that another version of the suite wrote cannot go into the tables of this one, or ""."""
+    try:
+        store.laid_out(record)
+    except TableError as error:
+        return error.what
+    return ""
 
 
 def _read_record(path: Path, run_id: str) -> dict | None:

@@ -244,6 +244,8 @@ def read_rows(path, table: Table) -> list[dict[str, str]]:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise TableError(path, "not UTF-8", _RESTORE, data.count(b"\n", 0, error.start) + 1) from None
+    if text.startswith("\ufeff"):
+        raise TableError(path, "starts with a byte order mark", "save it as UTF-8 without one, as plain text", 1)
     if "\r" in text:
         raise TableError(path, "holds carriage returns", "convert it to \\n line ends", text[:text.index("\r")].count("\n") + 1)
     if not text.endswith("\n"):

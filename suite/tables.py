@@ -123,6 +123,20 @@ class Store:
                 finally:
                     self._held = False
 
+    @contextmanager
+    def still(self):
+        """Keep writers out while the folder is looked at as a whole; one that nobody ever wrote to here has none."""
+        import fcntl
+
+        try:
+            file = open(self.folder / ".lock")
+        except FileNotFoundError:
+            yield
+            return
+        with file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
     def runs(self) -> list[dict[str, str]]:
         """The rows of runs.csv as text; none where there is no table yet."""
         path = self.folder / RUNS.path
@@ -146,6 +160,15 @@ class Store:
         All is checked before anything is written, and runs.csv is written last of the tables: a run whose add was killed is
         not done, and adding it again replaces what was left. The real row of quality.csv may come with any run.
         """
+        run_id, row, sides = self.laid_out(record)
+        with self.lock():
+            for path, table, rows in sides:
+                merge_rows(path, table, rows, drop_run_ids=[run_id])
+            merge_rows(self.folder / RUNS.path, RUNS, row)
+            write_package(self.folder)
+
+    def laid_out(self, record: dict) -> tuple[str, list[dict[str, str]], list[tuple]]:
+        """(run_id, its row, (path, table, rows) of every other table) of a record, all as text; TableError where it does not fit."""
         run, parts = dict(record["run"]), {name: "curve" if name == "curves" else name for name in TABLES if name not in ("runs", "bench")}
         run_id, runs_path = run["run_id"], self.folder / RUNS.path
         if unknown := set(record) - {"run"} - set(parts.values()):
@@ -165,12 +188,7 @@ class Store:
             sides.append((path, TABLES[name], rows))
             if name == "curves":
                 run["curve_digest"] = _digests(sort_rows(CURVES, rows)).get(run_id)
-        row = as_text(runs_path, RUNS, [run])
-        with self.lock():
-            for path, table, rows in sides:
-                merge_rows(path, table, rows, drop_run_ids=[run_id])
-            merge_rows(runs_path, RUNS, row)
-            write_package(self.folder)
+        return run_id, as_text(runs_path, RUNS, [run]), sides
 
 
 # ---- the whole folder

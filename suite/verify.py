@@ -38,15 +38,16 @@ def verify(results: Path, pictures: Path | None = None) -> tuple[int, list[str]]
     """
     problems, checked = [], 0
     for folder in sorted(p.parent for p in results.glob("*/runs.csv")):
-        problems += check_folder(folder) + check_parts(folder)
-        try:
-            rows = Store(folder).runs()
-        except TableError:
-            continue  # said by check_folder
-        parts = Parts(folder)
-        for row in rows:
-            checked += 1
-            problems += [f"{folder.name}/runs.csv: run {row['run_id']}: {what}" for what in _row_problems(row, parts)]
+        with Store(folder).still():
+            problems += check_folder(folder) + check_parts(folder)
+            try:
+                rows = Store(folder).runs()
+            except TableError:
+                continue  # said by check_folder
+            parts = Parts(folder)
+            for row in rows:
+                checked += 1
+                problems += [f"{folder.name}/runs.csv: run {row['run_id']}: {what}" for what in _row_problems(row, parts)]
     problems += readme_differs(results)
     if pictures is not None:
         problems += stale(results, pictures)

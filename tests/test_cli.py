@@ -308,6 +308,9 @@ PLUGINS = {
     "no residual": (HEAD + "@register('bad')\nclass Bad: pass\n", "not a class derived from"),
     "no default": (SCHEME + "    def __init__(self, site, gain): super().__init__(site)\n", "gain needs a default"),
     "odd default": (SCHEME + "    def __init__(self, site, gain=None): super().__init__(site)\n", "the default of gain"),
+    # below: they would come back from the column `params` as another value, which the run would use without a word
+    **{f"default {value}": (SCHEME + f"    def __init__(self, site, ok=1, gain={value}): super().__init__(site)\n", "the default of gain, ")
+       for value in ("'a,b'", "'a '", "1 / 3", "float('nan')", "'x\\ny'")},
 }
 SCHEMES = {
     "constructor": ("    def __init__(self, site): raise ValueError('no depth today')\n", "no depth today"),
@@ -336,6 +339,18 @@ def test_schemes_that_cannot_work(capsys, tmp_path, kind):
     (tmp_path / "mine.py").write_text(SCHEME + text)
     message = refused(capsys, "run", "--protocol", "smoke", "--plugin", tmp_path / "mine.py", "--schemes", "bad")
     assert words in message
+
+
+def test_a_default_text_keeps_its_case(tmp_path):
+    upper = "    def __init__(self, site, first: int = 1, mode='Ab'): super().__init__(site)\n"
+    (tmp_path / "p.py").write_text(SCHEME.replace("bad", "upper") + upper)
+    registry.load_plugin(tmp_path / "p.py")
+    entry = registry.get("upper")
+    try:
+        assert registry.format_params(entry, {}) == "first=1,mode=Ab"
+        assert registry.parse_params(entry, registry.format_params(entry, {"mode": "A b"})) == {"first": 1, "mode": "A b"}
+    finally:
+        del registry._entries["upper", "controlled"]
 
 
 def test_a_plugin_that_is_no_python_file(capsys, tmp_path):

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -253,6 +254,25 @@ def test_a_record_that_is_none_is_passed_over(tmp_path, inline, text):
     (folder / "record.json").write_text(text)
     work([run], tmp_path)
     assert inline == [run.run_id] and rows(tmp_path)[run.run_id]["status"] == "done"
+
+
+def test_a_record_of_another_version_is_passed_over(reference, tmp_path, inline, capsys):
+    """Left by a call before an update of the suite: it must not stop this sweep and every later one."""
+    run = plan()[0]
+    record = execute(run, tmp_path, "digits")
+    record["run"]["old_column"] = 1
+    save_record(record, work_folder(tmp_path, run.run_id) / "record.json")
+    work([run], tmp_path)
+    assert inline == [run.run_id] and rows(tmp_path)[run.run_id] == rows(reference)[run.run_id]
+    assert "does not fit (unknown columns ['old_column']); it is trained again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spoil", [lambda folder: folder.touch(), lambda folder: (folder / ".lock").mkdir(parents=True)])
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, inline, spoil):
+    spoil(tmp_path / "smoke")
+    with pytest.raises(SweepError, match="smoke"):
+        work(plan()[:1], tmp_path)
+    assert inline == []
 
 
 def test_a_lost_or_stale_data_package_is_mended(reference, copy):
@@ -656,6 +676,25 @@ def test_a_worker_that_talks_does_not_hang(fake_worker, monkeypatch):
     monkeypatch.setattr(sweep, "STALL", 1.0)
     slow = "".join(STEP + "sleep 0.3\n" for _ in range(6))
     assert fake_worker("read x\n" + slow + 'echo \'{"event": "done"}\'\nread x') == {"event": "done"}
+
+
+def test_a_sweep_that_was_stopped_does_not_blame_its_worker(fake_worker, monkeypatch):
+    """Ctrl-Z, lunch, fg: the time ran out while this process did not listen, but its worker had spoken."""
+
+    class Late:
+        def __init__(self, seconds, function):
+            self.ends = function
+
+        def start(self):
+            (worker_pipe,) = [cell.cell_contents.stdout for cell in self.ends.__closure__ if hasattr(cell.cell_contents, "stdout")]
+            assert select.select([worker_pipe], [], [], 30)[0]
+            self.ends()
+
+        def cancel(self):
+            pass
+
+    monkeypatch.setattr(sweep.threading, "Timer", Late)
+    assert fake_worker('read x\necho \'{"event": "done"}\'\nread x') == {"event": "done"}
 
 
 def test_a_worker_that_does_not_go_is_killed(tmp_path, monkeypatch):

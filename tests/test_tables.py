@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,7 @@ BROKEN = {
     "integer": ("run_id,step,heldout_loss\na,1.0,1\n", ":2: step '1.0' is not of type integer"),
     "required": ("run_id,step,heldout_loss\n,1,1\n", ":2: run_id '' is empty but required"),
     "quote": ('run_id,step,heldout_loss\n"a,1,1\nb,1,1\n', "a quote is left open|not CSV"),
+    "byte order mark": ("\ufeffrun_id,step,heldout_loss\na,1,1\n", ":1: starts with a byte order mark"),
     "line ends": ("run_id,step,heldout_loss\r\na,1,1\r\n", ":1: holds carriage returns"),
     "encoding": (b"run_id,step,heldout_loss\na,1,1\n\xff,1,1\n", ":3: not UTF-8"),
     "nul": ("run_id,step,heldout_loss\na\0,1,1\n", ":2: .*(control character|NUL)"),
@@ -299,6 +301,44 @@ def test_two_processes_lose_nothing(tmp_path):
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert Store(tmp_path / "smoke").done_ids() == {f"{name}{i}" for name in "ab" for i in range(6)}
     assert check_folder(tmp_path / "smoke") == []
+
+
+def test_a_folder_is_checked_while_nobody_writes(store, monkeypatch):
+    """`collect` beside a sweep: between two tables of one run being written, a folder looks broken."""
+    half, go_on, found = threading.Event(), threading.Event(), []
+
+    def slow(folder):
+        half.set()
+        go_on.wait(30)
+        tablefile.write_package(folder)
+
+    def look():
+        with Store(store.folder).still():
+            found.append(check_folder(store.folder))
+
+    monkeypatch.setattr(tables, "write_package", slow)
+    writer = threading.Thread(target=store.add, args=(record("b2", depth=9),))
+    reader = threading.Thread(target=look)
+    writer.start()
+    assert half.wait(30) and check_folder(store.folder) != []
+    reader.start()
+    reader.join(0.3)
+    assert reader.is_alive() and not found
+    go_on.set()
+    writer.join(30)
+    reader.join(30)
+    assert found == [[]]
+
+
+def test_looking_writes_nothing(store):
+    (store.folder / ".lock").unlink()
+    with store.still(), Store(store.folder).still():  # any number may look at once
+        pass
+    assert not (store.folder / ".lock").exists()
+    with store.lock():
+        pass
+    with store.still(), Store(store.folder).still():
+        pass
 
 
 def test_lock_nests(store):

@@ -694,7 +694,7 @@ def test_a_sweep_that_was_stopped_does_not_blame_its_worker(fake_worker, monkeyp
             pass
 
     monkeypatch.setattr(sweep.threading, "Timer", Late)
-    assert fake_worker('read x\necho \'{"event": "done"}\'\nread x') == {"event": "done"}
+    assert fake_worker("read x\n" + STEP + 'sleep 0.5\necho \'{"event": "done"}\'\nread x') == {"event": "done"}
 
 
 def test_a_worker_that_does_not_go_is_killed(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from suite import checkpoint, crash, flow, registry
 from suite.backbone import DiT
+from suite.cuda_graph import StepGraphs
 from suite.data import Data
 from suite.optim import FlatParameters
 from suite.protocol import Run
@@ -69,8 +70,11 @@ class Trainer:
         self.keep_from: int | None = None  # a checkpoint at or before this step must stay, for a replay
         self.seconds: dict[str, float] = defaultdict(float)
         self.counts: dict[str, int] = defaultdict(int)
+        self.graphs: StepGraphs | None = None
         if run.compiled:
             self.dit.compile()
+            if self.device.type == "cuda" and self.accelerator.num_processes == 1:  # an all-reduce in a graph is not tried
+                self.graphs = StepGraphs(self.gradients, self.optimizer, self.device)
 
     @property
     def second_moment(self) -> Tensor | None:
@@ -100,21 +104,28 @@ class Trainer:
         velocity = self.velocity(batch.z_BCHW, self.captions[batch.caption_B])
         return (velocity.float() - batch.target_BCHW).square().mean()
 
-    def forward_backward(self, step: int) -> tuple[float, float]:
-        """Gradients of a step, clipped, in the flat buffer; returns (loss, raw gradient norm)."""
-        self.dit.step.fill_(step)
+    def gradients(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss, raw gradient norm), 0-dim, of a batch's tensors; leaves clipped gradients in the flat buffer."""
         self.flat.grads.zero_()
-        loss = self.loss(self.batch(step))
+        loss = self.loss(flow.Batch(*batch))
         self.accelerator.backward(loss)
         if self.accelerator.num_processes > 1:  # one all-reduce over the flat buffer does what DDP's buckets would
             self.flat.grads.copy_(self.accelerator.reduce(self.flat.grads, "mean"))
-        norm = self.flat.clip(self.run.protocol.clip)
-        return self.accelerator.reduce(loss.detach(), "mean").item(), norm.item()
+        return self.accelerator.reduce(loss.detach(), "mean"), self.flat.clip(self.run.protocol.clip)
+
+    def forward_backward(self, step: int) -> tuple[float, float]:
+        """Gradients of a step, clipped, in the flat buffer; returns (loss, raw gradient norm)."""
+        self.dit.step.fill_(step)
+        loss, norm = (self.graphs or self).gradients(*self.batch(step))
+        return loss.item(), norm.item()
 
     def update(self, step: int) -> None:
         """Apply AdamW with linear warm-up, then a constant rate."""
+        rate = self.run.lr * min(1.0, step / self.run.protocol.warmup)
+        if self.graphs:
+            return self.graphs.update(rate)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.run.lr * min(1.0, step / self.run.protocol.warmup)
+            group["lr"] = rate
         self.optimizer.step()
 
     def advance(self, before_update: Observer | None = None) -> bool:

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from suite import cuda_graph, flow, registry
+from suite import cuda_graph, registry
 from suite.execute import load_data
 from suite.plan import Selection, make_plan
 from suite.protocol import Run, near
@@ -50,27 +50,16 @@ def trainer(tmp_path):
     AcceleratorState._reset_state()
 
 
-def pure(t):
-    """The part of a step between the batch and the numbers that the host reads."""
-
-    def gradients(*batch):
-        t.flat.grads.zero_()
-        loss = t.loss(flow.Batch(*batch))
-        t.accelerator.backward(loss)
-        return loss.detach(), t.flat.clip(t.run.protocol.clip)
-
-    return gradients
-
-
 def graphed(t, capture=CAPTURE):
-    return cuda_graph.StepGraphs(pure(t), t.optimizer, t.device, capture)
+    return cuda_graph.StepGraphs(t.gradients, t.optimizer, t.device, capture)
 
 
 def advance(t, graphs, step):
-    t.dit.step.fill_(step)
-    loss, norm = (x.item() for x in graphs.gradients(*t.batch(step)))
+    """One step of a trainer as it takes it on a GPU."""
+    t.graphs = graphs
+    loss, norm = t.forward_backward(step)
     grads = t.flat.grads.clone()
-    graphs.update(t.run.lr * min(1.0, step / t.run.protocol.warmup))
+    t.update(step)
     return loss, norm, grads
 
 
@@ -188,7 +177,7 @@ def test_the_watch_sees_what_would_go_wrong(trainer):
             function()
         return watch.calls
 
-    gradients = pure(mine)
+    gradients = mine.gradients
     assert seen(lambda: gradients(*mine.batch(1))) != seen(lambda: gradients(*mine.batch(2)))  # batches at new addresses
     with pytest.raises(RuntimeError, match="the host reads"):
         seen(lambda: gradients(*mine.batch(1))[0].item())

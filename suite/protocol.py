@@ -170,8 +170,3 @@ class Run:
         tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["protocol"].items()}
         tuples["cells"] = tuple(Cell(**c) for c in tuples["cells"])
         return Run(**raw | {"protocol": Protocol(**tuples)})
-
-
-def near(protocol: Protocol, **changes) -> Protocol:
-    """A variant of a preset under its own name; used by tests and by presets that differ in a few fields."""
-    return replace(protocol, **changes)

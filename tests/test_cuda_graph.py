@@ -4,6 +4,8 @@ With a GPU the graphs are real; without one `stand_in` keeps a graph's promise: 
 each replay runs the function and writes its result to the same addresses.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -13,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from suite import cuda_graph, registry
 from suite.execute import load_data
 from suite.plan import Selection, make_plan
-from suite.protocol import Run, near
+from suite.protocol import Run
 from suite.train import Trainer
 
 CUDA = torch.cuda.is_available()
@@ -42,7 +44,7 @@ def trainer(tmp_path):
 
     def make(scheme="mvsplit", **changes):
         (run,) = make_plan(Selection("smoke", schemes=(scheme,), depths=(2,), lrs=(LR,), seeds=(0,)))
-        run = Run(**{**vars(run), "protocol": near(run.protocol, warmup=WARM_UP, **changes)})
+        run = Run(**{**vars(run), "protocol": replace(run.protocol, warmup=WARM_UP, **changes)})
         made.append(Trainer(run, load_data("digits"), tmp_path / str(len(made))))
         return made[-1]
 

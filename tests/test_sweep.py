@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -26,7 +27,7 @@ from suite import execute as execute_module
 from suite.execute import execute, save_record, work_folder
 from suite.plan import Selection, make_plan
 from suite.progress import Progress
-from suite.protocol import PROTOCOLS, Run, near
+from suite.protocol import PROTOCOLS, Run
 from suite.schema import TABLES
 from suite.sweep import Claim, Sweep, SweepError, Worker
 from suite.tables import Store, check_folder, read_rows, table_files, write_rows
@@ -178,7 +179,7 @@ def test_a_lost_or_changed_curve_is_trained_again(reference, copy, inline, damag
 ])
 def test_a_lost_part_is_named_and_trained_again(tmp_path, inline, capsys, monkeypatch, file, lost):
     """Row and curve are there, but what the protocol promises besides is not."""
-    monkeypatch.setitem(PROTOCOLS, "smoke", near(PROTOCOLS["smoke"], audit_every=5, probe=True))
+    monkeypatch.setitem(PROTOCOLS, "smoke", replace(PROTOCOLS["smoke"], audit_every=5, probe=True))
     (run,) = plan(("plain",), depths=(3,))
     work([run], tmp_path)
     whole, folder = tables(tmp_path), tmp_path / "smoke"
@@ -214,7 +215,7 @@ def test_a_run_that_ends_early_lacks_nothing(tmp_path, inline, monkeypatch, end)
     """A loss that is not finite at the step of an eval: its update is withheld, and neither eval nor score is owed."""
     loss = Trainer.loss
     monkeypatch.setattr(Trainer, "loss", lambda self, batch: loss(self, batch) * (1 if self.step + 1 < end else float("nan")))
-    monkeypatch.setitem(PROTOCOLS, "smoke", near(PROTOCOLS["smoke"], audit_every=4))
+    monkeypatch.setitem(PROTOCOLS, "smoke", replace(PROTOCOLS["smoke"], audit_every=4))
     (run,) = plan(("plain",), depths=(3,))
     work([run], tmp_path)
     assert rows(tmp_path)[run.run_id]["outcome"] == "nonfinite"
@@ -222,7 +223,7 @@ def test_a_run_that_ends_early_lacks_nothing(tmp_path, inline, monkeypatch, end)
 
 
 def test_a_run_that_ends_at_a_quality_step_is_scored_once(tmp_path, inline, monkeypatch):
-    monkeypatch.setitem(PROTOCOLS, "smoke", near(PROTOCOLS["smoke"], quality_at=(6, 14)))
+    monkeypatch.setitem(PROTOCOLS, "smoke", replace(PROTOCOLS["smoke"], quality_at=(6, 14)))
     (run,) = plan(("plain",), depths=(3,))
     work([run], tmp_path)
     scored = read_rows(tmp_path / "smoke" / "quality.csv", TABLES["quality"])
@@ -823,7 +824,7 @@ def test_compiled_runs_are_the_same_alone_after_others_and_resumed(tmp_path):
     """Compiled blocks are cached by the worker and on disk; neither may change a bit."""
     if not environment.compiler():
         pytest.skip("no C++ compiler")
-    runs = [Run(**{**vars(run), "protocol": near(run.protocol, compiled=True), "compiled": True})
+    runs = [Run(**{**vars(run), "protocol": replace(run.protocol, compiled=True), "compiled": True})
             for run in plan(("plain", "mvsplit"))]
     together = tmp_path / "together"
     work(runs, together)

@@ -6,6 +6,7 @@ with `OMP_NUM_THREADS=1 python -m tests.test_train` and read the difference befo
 
 import json
 import math
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from suite import registry
 from suite.execute import execute, load_data
 from suite.plan import Selection, make_plan
 from suite.progress import Progress
-from suite.protocol import PROTOCOLS, Run, near
+from suite.protocol import PROTOCOLS, Run
 from suite.tables import Store
 from suite.train import Trainer
 
@@ -31,7 +32,7 @@ def run_of(scheme="plain", *, arm="controlled", depth=2, lr=1e-3, seed=0, **chan
     """A smoke run, or one under a variant of that protocol."""
     selection = Selection("smoke", schemes=(scheme,), arms=(arm,), depths=(depth,), lrs=(lr,), seeds=(seed,))
     (run,) = make_plan(selection)
-    return Run(**{**vars(run), "protocol": near(run.protocol, **changes)}) if changes else run
+    return Run(**{**vars(run), "protocol": replace(run.protocol, **changes)}) if changes else run
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from suite.protocol import PROTOCOLS, SCHEMES, near
+from suite.protocol import PROTOCOLS, SCHEMES
 
 SETTINGS = {  # changes to the laptop protocol
     "digits": {},
@@ -20,7 +20,7 @@ __all__ = ["FULL", "IMAGE", "QUICK", "SCHEMES", "SETTINGS", "TINY", "case", "pro
 
 def protocol(setting: str):
     """The laptop protocol with a setting's changes."""
-    return near(PROTOCOLS["laptop"], **SETTINGS[setting])
+    return replace(PROTOCOLS["laptop"], **SETTINGS[setting])
 
 
 def case(phase: str, scheme: str, depth: int | None, *, variant: str = "suite", setting: str = "digits", device: str = "cpu",

@@ -17,7 +17,7 @@ TITLE = "What moves first at a collapse"
 INPUTS = ("runs", "curves", "audit")
 PROTOCOLS = None
 LEAVES = 4.0  # scatters from the calm median that count as leaving; a normal series does so once in 16,000 steps
-STAYS = 5  # steps of which it must be outside in most, the first included, so that one stray step is no precursor
+STAYS = 3  # steps in a row that it must be outside, so that a stray step or two is no precursor
 AUDITED = {  # column -> (site, title)
     "g_mean": ("attn", "g_mean\nW_O"), "g_ctr": ("attn", "g_ctr\nW_O"), "amplification": ("attn", "A\nW_O"),
     "tcs": ("attn", "1 - TCS"), "rho": ("attn", "rho"), "r_tr": ("attn", "r_tr"), "mu_eff": ("attn", "mu_eff"),
@@ -39,7 +39,7 @@ def leaves(values: pd.Series, crash: int) -> float:
     scatter = 1.4826 * (calm - calm.median()).abs().median()
     outside = (late - calm.median()).abs() > LEAVES * scatter
     for step in outside.index[outside & (outside.index <= crash + EVENT)]:
-        if outside.loc[step : step + STAYS - 1].sum() > STAYS / 2:
+        if outside.loc[step : step + STAYS - 1].sum() == STAYS:
             return float(step - crash)
     return float("nan")
 
@@ -72,8 +72,8 @@ def draw(folder: Path, protocol: str):
         return skip(folder, NAME, "no collapsed run was audited at every step before its crash")
     crashed = runs[(runs["outcome"] == "collapsed") & (runs["crash_step"] > AROUND)]
     figure, body = page(11.0, 1.5 + 0.36 * len(table), TITLE, caption(
-        crashed, "Cells: the step, counted from the crash step, at which a quantity left its calm range for most of "
-        f"{STAYS} steps (negative: before the crash); a dash: not within {EVENT} steps of it. Calm range: {LEAVES:g} scatters about the "
+        crashed, "Cells: the step, counted from the crash step, at which a quantity left its calm range for "
+        f"{STAYS} steps or more (negative: before the crash); a dash: not within {EVENT} steps of it. Calm range: {LEAVES:g} scatters about the "
         "median of the logarithm over "
         f"steps {AROUND} to {EVENT + 1} before the crash, so what creeps over longer times does not show, and what is restless already is "
         "hard to leave. Audit quantities: median over the last quarter of the blocks, attention site. The crash step is the first from "

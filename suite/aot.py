@@ -22,6 +22,8 @@ from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses import FakeTensorMode
 
+from suite.environment import usable_cores
+
 MOST_KINDS = 8  # as torch._dynamo.config.recompile_limit: more means that a block reads a number that differs by block
 _OWN = frozenset(vars(nn.Module()))  # what every module has
 
@@ -79,8 +81,9 @@ class Compiled:
         return self.fake.from_tensor(t.detach())
 
     def _compile(self, graph: torch.fx.GraphModule, inputs: list[Tensor], **options) -> Callable[[list[Tensor]], list[Tensor]]:
-        # the asserts on strides cost a seventh of the wrapper's time, and the shapes here are fixed
-        with torch.no_grad(), tracing(TracingContext(self.fake)), config.patch(size_asserts=False, alignment_asserts=False):
+        # the asserts on strides cost a seventh of the wrapper's time, and the shapes here are fixed; threads: of the C++ compiler
+        options_of_inductor = {"size_asserts": False, "alignment_asserts": False, "compile_threads": usable_cores()}
+        with torch.no_grad(), tracing(TracingContext(self.fake)), config.patch(options_of_inductor):
             return compile_fx_inner(graph, inputs, **options)
 
 

@@ -19,7 +19,8 @@ NAME = "fig10_attention_only"
 TITLE = "Figure 10: MV-Split on attention alone"
 INPUTS = ("runs", "curves", "spikes")
 PROTOCOLS = ("anatomy",)
-FINDING = ("In the paper (1000 layers) attention-only MV-Split crashes at step 7415, the loss rising from .81 to 2.12 in four steps, and the"
+FINDING = ("In the paper (1000 layers) attention-only MV-Split crashes at step 7415, the loss rising from .81 to 2.12 in four steps, and "
+           "the"
            " spike moves to the unprotected side: 14 of the top 15 families are W_2 (L32 to L55, .063 to .072, about 93% of the"
            " top-15 mass) and one is the final projection.")
 

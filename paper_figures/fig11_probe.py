@@ -39,7 +39,8 @@ def draw(folder: Path, protocol: str):
     for cell, metric in zip(grid[0].subgridspec(1, 3), PANELS):
         ax = body.add_subplot(cell)
         draw_panel(ax, probe[probe["label"] == main], metric)
-        ax.set(title=f"{main}: {PANELS[metric]}" if metric == "r2" else PANELS[metric], xlabel="relative depth", ylabel={"r2": "R²", "residual_r2": "share of the variance left", "mae": "error (log scale)"}[metric])
+        unit = {"r2": "R²", "residual_r2": "share of the variance left", "mae": "error (log scale)"}[metric]
+        ax.set(title=f"{main}: {PANELS[metric]}" if metric == "r2" else PANELS[metric], xlabel="relative depth", ylabel=unit)
     first = None
     for cell, label in zip(grid[1].subgridspec(1, len(others)), others) if others else ():
         ax = body.add_subplot(cell, sharey=first)

@@ -73,8 +73,8 @@ def draw(folder: Path, protocol: str):
     crashed = runs[(runs["outcome"] == "collapsed") & (runs["crash_step"] > AROUND)]
     figure, body = page(11.0, 1.5 + 0.36 * len(table), TITLE, caption(
         crashed, "Cells: the step, counted from the crash step, at which a quantity left its calm range for "
-        f"{STAYS} steps or more (negative: before the crash); a dash: not within {EVENT} steps of it. Calm range: {LEAVES:g} scatters about the "
-        "median of the logarithm over "
+        f"{STAYS} steps or more (negative: before the crash); a dash: not within {EVENT} steps of it. Calm range: {LEAVES:g} scatters "
+        "about the median of the logarithm over "
         f"steps {AROUND} to {EVENT + 1} before the crash, so what creeps over longer times does not show, and what is restless already is "
         "hard to leave. Audit quantities: median over the last quarter of the blocks, attention site. The crash step is the first from "
         "which the loss stays high, so its own departure is near 0."))

@@ -158,7 +158,8 @@ class DiT(nn.Module):
         """Draw every weight from a generator keyed by (seed, parameter name), so schemes share what they share.
 
         std: standard deviation times sqrt(fan_in). writers, final: "zero" or "std" for W_O and W_2, and for the output
-        projection. Biases are U(-1, 1)/sqrt(fan_in), PyTorch's own (the paper says "standard init" only). Schemes then rescale their block's weights.
+        projection. Biases are U(-1, 1)/sqrt(fan_in), PyTorch's own (the paper says "standard init" only). Schemes then rescale
+        their block's weights.
         """
         for name, weight in self.named_parameters():
             if ".residuals." in name:

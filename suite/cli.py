@@ -82,13 +82,16 @@ def _selection_flags(parser: argparse.ArgumentParser) -> None:
     names = _list_of(str, "a name")
     parser.add_argument("--protocol", default="laptop", metavar="NAME", help="what is fixed (default: laptop)")
     parser.add_argument("--schemes", type=names, metavar="A,B", help="residual schemes (default: the protocol's)")
-    parser.add_argument("--params", type=_text, action="append", metavar="[SCHEME:]K=V,...", help="scheme parameters, writers=zero|std included; repeat for more cells")
+    parser.add_argument("--params", type=_text, action="append", metavar="[SCHEME:]K=V,...",
+                        help="scheme parameters, writers=zero|std included; repeat for more cells")
     parser.add_argument("--arms", type=names, metavar="A,B", help="controlled, native (default: the protocol's)")
     parser.add_argument("--depths", type=_list_of(int, "a number of blocks, 1 to 100000", lambda v: 0 < v <= 100_000), metavar="N,N")
     parser.add_argument("--lrs", type=_list_of(float, "a positive learning rate of at most six digits", _rate), metavar="X,X")
     parser.add_argument("--seeds", type=_list_of(int, "a seed, 0 to 2147483647", lambda v: 0 <= v < 2**31), metavar="N,N")
-    parser.add_argument("--data", type=_text, metavar="SOURCE", help="digits, imagefolder:DIR, parquet:FILE or a hub name; options as SOURCE,size=32,colour=grey,label=COLUMN")
-    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file that registers schemes; it is executed")
+    parser.add_argument("--data", type=_text, metavar="SOURCE",
+                        help="digits, imagefolder:DIR, parquet:FILE or a hub name; options as SOURCE,size=32,colour=grey,label=COLUMN")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE",
+                        help="a Python file that registers schemes; it is executed")
     parser.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="take every N-th run from the I-th")
     _results_flag(parser)
 

@@ -64,7 +64,8 @@ def run_on_slurm(runs: list[Run], results: Path, *, settings: Sequence[str], wor
     shares = {folder: share for folder, share in shares.items() if share}
     print(f"{len(runs)} runs: {len(skip)} done before, {len(runs) - len(skip)} to do", file=sys.stderr)
     if shares:
-        task = {"workers": workers, "features": features, "kernels": kernels, "plugins": [str(Path(p).resolve()) for p in plugins], "retry": retry}
+        files = [str(Path(p).resolve()) for p in plugins]
+        task = {"workers": workers, "features": features, "kernels": kernels, "plugins": files, "retry": retry}
         jobs = _submit(executor, [task | {"results": str(f), "runs": [r.to_json() for r in share]} for f, share in shares.items()])
         try:
             _wait(jobs, shares)

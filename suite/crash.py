@@ -77,8 +77,8 @@ def judge(
 
     `constant_loss` is c; `window` is the confirmation window in points; events that start after the step `horizon` do not
     count; `warmup` is the number of steps in which the learning rate rises: before twice that many (and 200) nothing can be
-    said of a run that has not crashed. A verdict of collapsed or degraded that is confirmed rests on the points up to the end of its window alone, so
-    later points cannot change it. Raises ValueError on arguments that make no sense.
+    said of a run that has not crashed. A verdict of collapsed or degraded that is confirmed rests on the points up to the end
+    of its window alone, so later points cannot change it. Raises ValueError on arguments that make no sense.
     """
     return _judge_known(steps, loss, constant_loss, window, horizon, grad_norm, max(MIN_STEPS, 2 * warmup))
 

@@ -84,7 +84,7 @@ def _cells(protocol: Protocol, selection: Selection) -> list[Cell]:
 
 
 def _with_params(cells: list[Cell], text: str) -> list[Cell]:
-    """The named scheme's cells (or all) with `[scheme:]name=value,...` in place of their params; `writers` is a parameter of every scheme."""
+    """The named scheme's cells (or all) with `[scheme:]name=value,...` in place of their params; `writers` goes with every scheme."""
     scheme, colon, rest = text.rpartition(":")
     items = [item.strip() for item in rest.split(",") if item.strip()]
     writers = [item.partition("=")[2] for item in items if item.startswith("writers=")]

@@ -137,7 +137,8 @@ QUALITY = (
     _number("inception_score", "Inception score of the samples under the feature network's classifier"),
     _text("fid_features", "feature network behind the scores; scores of different networks are not comparable"),
     _integer("fid_n", "sample", "number of samples drawn"),
-    _text("fid_status", "ok; nonfinite: the samples held nan or inf; crashed: the run had crashed; unavailable: the features do not fit the data",
+    _text("fid_status", "ok; nonfinite: the samples held nan or inf; crashed: the run had crashed; "
+                        "unavailable: the features do not fit the data",
           required=True, enum=("ok", "nonfinite", "crashed", "unavailable")),
     _text("features_digest", "digest of the feature network's weights"),
     _integer("nfe", "1", "model evaluations per sample of the Euler sampler, a guided pair counted once"),

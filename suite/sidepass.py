@@ -65,7 +65,7 @@ def _pass_through(dit: DiT, x: Tensor, start: int, stop: int) -> Tensor:
 
 
 def side_pass(trainer: Trainer, layers: Sequence[int], step: int) -> tuple[list[Site], dict[Tensor, Tensor]]:
-    """Forward and backward on the step's own batch, eager in the blocks of `layers`: the sites of `layers`, and gradients of f and of block weights."""
+    """Forward and backward on the step's own batch, eager in `layers`: their sites, and gradients of f and of their weights."""
     dit, batch = trainer.dit, trainer.batch(step)
     wanted, sites = set(layers), []
     with torch.enable_grad():

@@ -273,7 +273,8 @@ def _summary(side: str, rows) -> dict:
     middle = {name: median(values) if (values := [float(row[name]) for row in rows if row[name]]) else None
               for name in ("crash_step", "final_loss")}
     seeds = ",".join(sorted({row["seed"] for row in rows}, key=int))
-    return {f"{side}_runs": len(rows), f"{side}_seeds": seeds, f"{side}_outcome": outcome} | {f"{side}_{name}": v for name, v in middle.items()}
+    shown = {"runs": len(rows), "seeds": seeds, "outcome": outcome} | middle
+    return {f"{side}_{name}": value for name, value in shown.items()}
 
 
 def format_table(rows: list[dict], columns) -> str:

@@ -71,7 +71,8 @@ def _row_problems(row: dict[str, str], parts: Parts) -> list[str]:
     if row["heldout_loss"] != held:
         found.append(f"heldout_loss is {row['heldout_loss'] or 'empty'}, its last row of evals.csv says {held or 'nothing'}")
     again = judged(row, points, run.protocol.warmup)
-    return found + [f"{name} is {row[name] or 'empty'}, its curve gives {again[name]}" for name in JUDGED if not _same(row[name], again[name])]
+    differ = [name for name in JUDGED if not _same(row[name], again[name])]
+    return found + [f"{name} is {row[name] or 'empty'}, its curve gives {again[name]}" for name in differ]
 
 
 def judged(row: dict[str, str], points: list[dict[str, str]], warmup: int) -> dict[str, object]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from paper_figures.rows import caption, curves_of, load_runs, main_lr
+from paper_figures.rows import caption, curves_of, load_runs
 from paper_figures.style import NEUTRAL, crash_handle, legend, line_of, page, scheme_handles, scheme_look, skip
 from suite.protocol import PROTOCOLS as PRESETS
 from suite.tables import REAL, read
@@ -52,9 +53,10 @@ def draw(folder: Path, protocol: str):
 
 
 def main_setting(runs):
-    """The runs at the deepest depth and, of these, the commonest learning rate: figures of the anatomy show one setting."""
-    deepest = runs[runs["depth"] == runs["depth"].max()]
-    chosen = deepest[deepest["lr"] == main_lr(deepest)].copy()
+    """The runs at the commonest depth and learning rate, the deepest of several: figures of the anatomy show one setting."""
+    counts = Counter(zip(runs["depth"], runs["lr"]))
+    depth, lr = max(counts, key=lambda setting: (counts[setting], setting))
+    chosen = runs[(runs["depth"] == depth) & (runs["lr"] == lr)].copy()
     chosen.attrs = dict(runs.attrs)
     return chosen
 

@@ -15,7 +15,7 @@ from suite.tables import read
 NAME = "precursors"
 TITLE = "What moves first at a collapse"
 INPUTS = ("runs", "curves", "audit")
-PROTOCOLS = None
+PROTOCOLS = ("anatomy", "anatomy64")
 LEAVES = 4.0  # scatters from the calm median that count as leaving; a normal series does so once in 16,000 steps
 STAYS = 3  # steps in a row that it must be outside, so that a stray step or two is no precursor
 AUDITED = {  # column -> (site, title)

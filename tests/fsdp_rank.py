@@ -101,7 +101,7 @@ def policy(plugin) -> dict:
         seen.update(rope=str(rope.dtype), step=str(step.dtype), gate=str(block.residuals[0].gate_beta.dtype))
 
     model.blocks[0].register_forward_pre_hook(look)  # after FSDP's own
-    backward(model, False, dist.get_rank(), dist.get_world_size())
+    backward(model, True, dist.get_rank(), dist.get_world_size())  # autocast: the trunk is fp32, which linear maps of bf16 weights refuse
     return seen | {"reduce": str(plugin.mixed_precision_policy.reduce_dtype)}
 
 

@@ -47,7 +47,7 @@ def test_a_copy_is_sound(copy):
     [
         ("crash_step", "93", "crash_step"),
         ("outcome", "degraded", "outcome"),
-        ("lr", "0.005", "run id"),
+        ("lr", "0.006", "run id"),
         ("seed", "7", "run id"),
         ("best_loss", "0.1", "best_loss"),
         ("code_digest", "0" * 16, "code of scheme"),

@@ -21,6 +21,7 @@ from torch._inductor import config
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from suite.environment import usable_cores
 
@@ -59,7 +60,7 @@ class Compiled:
             return (torch.func.functional_call(block, dict(zip(names, weights)), (x, rope, segments, step)),)
 
         real = [x, rope, step, *_tensors(block).values()]
-        self.fake = FakeTensorMode()
+        self.fake = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without a ShapeEnv Inductor's cache of graphs is bypassed
         inputs = [self._fake(t) for t in real]
         if training:
             for fake, is_learnt in zip(inputs, [True, False, False, *(isinstance(t, nn.Parameter) for t in real[3:])]):
@@ -84,7 +85,7 @@ class Compiled:
         # the asserts on strides cost a seventh of the wrapper's time, and the shapes here are fixed; threads: of the C++ compiler
         options_of_inductor = {"size_asserts": False, "alignment_asserts": False, "compile_threads": usable_cores()}
         with torch.no_grad(), tracing(TracingContext(self.fake)), config.patch(options_of_inductor):
-            return compile_fx_inner(graph, inputs, **options)
+            return compile_fx_inner(graph, inputs, cpp_wrapper=True, **options)
 
 
 _compiled: dict[tuple, Compiled] = {}

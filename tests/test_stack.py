@@ -1,10 +1,15 @@
 """The CPU's compiled stack against the same blocks run eagerly by autograd."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from suite import aot, registry
+from suite.environment import ROOT
 from suite.optim import FlatParameters
 from suite.residual import Residual, rms_norm
 
@@ -72,6 +77,30 @@ def test_the_same_holds_for_the_machine_code(name, tiny_model):
     assert close(out, want_out) and close(grads, want_grads)
     with torch.inference_mode():
         assert close(model(*batch(model, 5)), twin(*batch(twin, 5)))
+
+
+ANOTHER_PROCESS = """
+import json, torch
+from functools import partial
+from torch._dynamo.utils import counters
+from suite import backbone, optim, registry
+torch.set_num_threads(1)
+sizes = dict(width=16, heads=2, ffn=24, depth=5, patch=2, channels=2, image_size=4, caption_tokens=3)
+model = backbone.DiT(**sizes, scheme=partial(registry.get("plain", "controlled").cls))
+model.init_weights(0, std=0.64, writers="std", final="std")
+flat = optim.FlatParameters(model)
+model.compile()
+model(torch.randn(2, 2, 4, 4), torch.randn(2, 3, 16)).square().mean().backward()
+print(json.dumps({name: counters["inductor"][f"fxgraph_cache_{name}"] for name in ("hit", "miss", "bypass")}))
+"""
+
+
+def test_another_process_and_depth_takes_the_machine_code_from_disk(tiny_model):
+    """Tracing must give the same graph, byte for byte, or every worker and every depth would compile again."""
+    result(tiny_model("plain", depth=3), compiled=True)
+    done = subprocess.run([sys.executable, "-c", ANOTHER_PROCESS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"hit": 2, "miss": 0, "bypass": 0}
 
 
 @every_scheme

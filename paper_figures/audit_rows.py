@@ -13,6 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from paper_figures.rows import main_lr
 from paper_figures.style import NEUTRAL
 from suite.schema import TABLES
 from suite.tables import read, table_files
@@ -66,7 +67,8 @@ def deep(rows, depth: int) -> pd.DataFrame:
 
 
 def dissected(folder: Path, runs):
-    """(row of the run to dissect, its dense rows): the collapsed plain run of the lowest learning rate, first seed.
+    """(row of the run to dissect, its dense rows): a collapsed plain run at the learning rate that most runs share
+    (there the other schemes stand beside it), else the lowest; the first seed.
 
     (None, None) where no collapsed plain run has a dense window on both sides of its crash.
     """
@@ -74,7 +76,8 @@ def dissected(folder: Path, runs):
     if plain.empty:
         return None, None
     audit = audit_of(folder, plain, "plain")
-    for run in plain.sort_values(["lr", "seed", "depth", "run_id"]).itertuples():
+    lonely = plain["lr"] != main_lr(runs)
+    for run in plain.assign(lonely=lonely).sort_values(["lonely", "lr", "seed", "depth", "run_id"]).itertuples():
         window = audit[(audit["run_id"] == run.run_id) & audit["window"]]
         if len(window) and window["step"].min() < run.crash_step - EVENT and window["step"].max() > run.crash_step:
             return run, window

@@ -51,7 +51,7 @@ def draw(folder: Path, protocol: str):
     curves = curves_of(folder, mine)
     attn = window[window["site"] == "attn"]
     figure, body = page(WIDTH, HEIGHT, f"{TITLE} (plain, {run.depth} blocks)", caption(
-        mine, f"Shown: {name_of(run)}: of the plain runs that collapsed, the first seed at the lowest learning rate.",
+        mine, f"Shown: {name_of(run)}: of the plain runs that collapsed, the first seed at the learning rate that most runs share.",
         f"Dashed line: crash_step {crash}, from which the loss stays up. Deep: median over the audited blocks of the "
         f"last quarter of the depth. Event: step {event}, the largest deep g_mean of attention W_O within {EVENT} "
         f"steps of the crash; factors: value at the event over the median of steps up to {EVENT + 1} before the crash.",

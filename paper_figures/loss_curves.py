@@ -1,4 +1,4 @@
-"""Training loss against step, one panel per depth (and one row of panels per learning rate)."""
+"""Training loss against step, one panel per learning rate and depth that was run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ TITLE = "Training loss by depth and scheme"
 INPUTS = ("runs", "curves")
 PROTOCOLS = None
 MEDIAN = 11  # points of the running median
+PER_LINE = 4  # panels beside each other, where not every learning rate was run at every depth
 
 
 def draw(folder: Path, protocol: str):
@@ -23,17 +24,22 @@ def draw(folder: Path, protocol: str):
     if not curves:
         return skip(folder, NAME, "no run has a curve")
     shown = runs[runs["run_id"].isin(curves)]
-    depths, lrs = sorted(set(shown["depth"])), sorted(set(shown["lr"]))
+    panels = sorted(set(zip(shown["lr"], shown["depth"], strict=True)))
+    lrs, depths = set(shown["lr"]), set(shown["depth"])
+    columns = len(depths) if len(panels) == len(lrs) * len(depths) else min(len(panels), PER_LINE)
+    lines = -(-len(panels) // columns)
     limits = loss_limits(shown, curves)
-    width, height = max(6.0, 1.0 + 3.0 * len(depths)), 1.3 + 2.5 * len(lrs)
+    width, height = max(6.0, 1.0 + 3.0 * columns), 1.3 + 2.5 * lines
     figure, body = page(width, height, TITLE, caption(runs, curve_note(limits, curves)))
-    axes = body.subplots(len(lrs), len(depths), sharex=True, sharey=True, squeeze=False)
-    for i, lr in enumerate(lrs):
-        for j, depth in enumerate(depths):
-            ax = axes[i, j]
-            draw_curves(ax, shown[(shown["depth"] == depth) & (shown["lr"] == lr)], curves, limits)
-            ax.set_title(f"depth {depth}" + (f", learning rate {lr:g}" if len(lrs) > 1 else ""))
-            ax.set(xlabel="step" if i == len(lrs) - 1 else "", ylabel="loss" if j == 0 else "")
+    axes = body.subplots(lines, columns, sharey=True, squeeze=False).flatten()
+    last_step = max(curve["step"].max() for curve in curves.values())
+    for i, (ax, (lr, depth)) in enumerate(zip(axes, panels, strict=False)):
+        draw_curves(ax, shown[(shown["depth"] == depth) & (shown["lr"] == lr)], curves, limits)
+        ax.set_title(f"depth {depth}" + (f", learning rate {lr:g}" if len(lrs) > 1 else ""))
+        ax.set(xlabel="step" if i + columns >= len(panels) else "", ylabel="" if i % columns else "loss")
+        ax.set_xlim(-0.02 * last_step, 1.02 * last_step)
+    for ax in axes[len(panels):]:
+        ax.axis("off")
     legend(body, curve_handles(shown), width)
     return figure
 

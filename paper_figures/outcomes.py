@@ -16,28 +16,43 @@ NAME = "outcomes"
 TITLE = "Outcome by scheme and depth"
 INPUTS = ("runs",)
 PROTOCOLS = None
-PER_LINE = 3  # panels beside each other
+PER_LINE = 12  # columns beside each other
 
 
 def draw(folder: Path, protocol: str):
     runs = load_runs(folder)
     if runs.empty:
         return skip(folder, NAME, "no run yet")
-    lrs, labels, depths = sorted(set(runs["lr"])), runs["label"].drop_duplicates(), sorted(set(runs["depth"]))
-    columns = min(len(lrs), max(1, PER_LINE if len(depths) < 5 else PER_LINE - 1))
-    lines = -(-len(lrs) // columns)
+    labels, panels = runs["label"].drop_duplicates(), {lr: sorted(set(part["depth"])) for lr, part in runs.groupby("lr")}
+    lines = lines_of(panels)
+    columns = max(sum(len(panels[lr]) for lr in line) for line in lines)
     widest = max(len(label) for label in labels)
-    width = max(6.5, 0.4 + 0.085 * widest + columns * (0.3 + 1.15 * len(depths)))
-    height = 1.0 + lines * (0.65 + 0.52 * len(labels))
+    width = max(6.5, 0.4 + 0.085 * widest + 0.1 * len(lines[0]) + 1.15 * columns)
+    height = 1.0 + len(lines) * (0.65 + 0.52 * len(labels))
     figure, body = page(width, height, TITLE, caption(runs, note(runs)))
-    axes = body.subplots(lines, columns, sharey=True, squeeze=False).flatten()
-    for ax, lr in zip(axes[:len(lrs)], lrs, strict=True):
-        draw_grid(ax, runs[runs["lr"] == lr], depths, runs.drop_duplicates("label"))
-        ax.set_title(f"learning rate {lr:g}")
-    for ax in axes[len(lrs):]:
-        ax.axis("off")
+    grid = body.add_gridspec(len(lines), columns)
+    for y, line in enumerate(lines):
+        x = 0
+        for lr in line:
+            depths = panels[lr]
+            ax = body.add_subplot(grid[y, x:x + len(depths)])
+            draw_grid(ax, runs[runs["lr"] == lr], depths, runs.drop_duplicates("label"))
+            ax.set_title(f"learning rate {lr:g}" if len(depths) > 1 else f"lr {lr:g}")
+            ax.tick_params(labelleft=x == 0)
+            x += len(depths)
     legend(body, outcome_handles(runs["result"]), width)
     return figure
+
+
+def lines_of(panels: dict[float, list[int]]) -> list[list[float]]:
+    """Learning rates in order, broken into lines of at most PER_LINE columns."""
+    lines, used = [[]], 0
+    for lr, depths in panels.items():
+        if lines[-1] and used + len(depths) > PER_LINE:
+            lines, used = [*lines, []], 0
+        lines[-1].append(lr)
+        used += len(depths)
+    return lines
 
 
 def draw_grid(ax, runs, depths, rows) -> None:

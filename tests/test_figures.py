@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
@@ -145,6 +146,23 @@ def figure_of(module, folder):
 
 def caption_of(module, folder):
     return style.caption_of(figure_of(module, folder))
+
+
+def test_panels_only_for_what_was_run(tmp_path):
+    """Three learning rates at one or two of three depths: no empty panel, no column of cells that nobody ran."""
+    store = Store(tmp_path / "anatomy")
+    for depth, lr in ((25, 0.004), (50, 0.004), (100, 0.002), (50, 0.001)):
+        store.add(record("plain", depth, lr=lr, protocol="anatomy"))
+    figure = figure_of(loss_curves, tmp_path / "anatomy")
+    shown = [ax for ax in figure.findobj(Axes) if ax.axison]
+    assert [ax.get_title() for ax in shown] == ["depth 50, learning rate 0.001", "depth 100, learning rate 0.002",
+                                                "depth 25, learning rate 0.004", "depth 50, learning rate 0.004"]
+    assert len({ax.get_xlim() for ax in shown}) == 1 and all(len(ax.lines) > 1 for ax in shown)
+    figure = figure_of(outcomes, tmp_path / "anatomy")
+    columns = [(ax.get_title(), [t.get_text() for t in ax.get_xticklabels()]) for ax in figure.findobj(Axes)]
+    assert columns == [("lr 0.001", ["50"]), ("lr 0.002", ["100"]), ("learning rate 0.004", ["25", "50"])]
+    assert "not run" not in [text.get_text() for text in figure.findobj(Text)]
+    assert outcomes.lines_of({lr: [25, 50, 100, 200, 400] for lr in (1, 2, 3)}) == [[1, 2], [3]]
 
 
 def test_draws_every_figure_it_can(drawn):

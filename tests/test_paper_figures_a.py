@@ -112,6 +112,15 @@ def test_the_run_to_dissect(results, tmp_path):
     assert audit_rows.dissected(folder, rows.load_runs(folder)) == (None, None)
 
 
+def test_the_run_to_dissect_stands_where_the_others_do(tmp_path):
+    """Figure 6 shows its depth and learning rate: a colder run without company would empty it."""
+    lonely, shared = record("plain", crash=CRASH, lr=2e-3), record("plain", crash=CRASH)
+    folder = store(tmp_path / "anatomy", lonely, shared, record("mvsplit"))
+    assert audit_rows.dissected(folder, rows.load_runs(folder))[0].lr == 3.5e-3
+    folder = store(tmp_path / "alone", lonely, record("plain"), record("mvsplit"))
+    assert audit_rows.dissected(folder, rows.load_runs(folder))[0].lr == 2e-3
+
+
 def test_uniform_rows_have_the_same_layers_everywhere(results):
     table = read(results / "anatomy", "audit", "plain")
     kept = audit_rows.uniform(table[table["run_id"] == "plain10.0035"])

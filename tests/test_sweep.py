@@ -327,8 +327,11 @@ class Parent:
         happened = what if callable(what) else lambda: next(self.results.glob(what), None)
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.ended():
-            if happened():
-                return True
+            try:
+                if happened():
+                    return True
+            except FileNotFoundError:
+                pass  # a folder that went into the tables while it was listed
             time.sleep(0.001)
         return False
 

@@ -78,7 +78,8 @@ suite() { .venv/bin/python -m suite "$@"; }
 case "${1:-}" in
     test)
         shift
-        OMP_NUM_THREADS=1 exec .venv/bin/python -m pytest "$@"
+        # one thread in each of two processes; a file stays in one of them, with its fixtures
+        OMP_NUM_THREADS=1 exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
         ;;
     figures)
         shift

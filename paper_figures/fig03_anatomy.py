@@ -74,14 +74,15 @@ def draw(folder: Path, protocol: str):
     for ax in axes[2]:
         ax.set_xlabel("step")
     mark = Line2D([], [], linestyle="", marker="v", color=NEUTRAL, markersize=7, label=f"event, step {event}")
-    legend(body, [crash_line_handle(f"crash, step {crash}"), mark], WIDTH)
+    blocks = [Line2D([], [], color=colour, label=f"block {layer} (d, e)") for layer, colour in _colours(legend_layers)]
+    legend(body, [*blocks, crash_line_handle(f"crash, step {crash}"), mark], WIDTH)
     return figure
 
 
-def _inner_legend(ax, handles, **where) -> None:
+def _inner_legend(ax, handles) -> None:
     """A legend inside its panel, on a veil of white."""
     box = ax.legend(handles=handles, fontsize=8, handlelength=1.8, borderpad=0.2, labelspacing=0.25, frameon=True,
-                    framealpha=0.8, edgecolor="none", **where)
+                    framealpha=0.8, edgecolor="none", loc="lower left")
     box.set_zorder(10)
 
 
@@ -120,7 +121,7 @@ def _modes(ax, window, depth: int, event: int, crash: int) -> None:
     low, high = ax.get_ylim()
     ax.set_ylim(low * (low / high) ** 0.4, high)  # room for the legend
     ax.plot(event, 1, "v", color=NEUTRAL, markersize=7, clip_on=False, zorder=5, transform=ax.get_xaxis_transform())
-    _inner_legend(ax, handles, loc="lower left")
+    _inner_legend(ax, handles)
 
 
 def _gradients(ax, rows) -> None:
@@ -131,18 +132,22 @@ def _gradients(ax, rows) -> None:
         series = positive(medians(rows, metric))
         ax.plot(series.index, series, color=colour, linestyle=dashes, label=label, linewidth=1.5)
     log_axis(ax, "root mean square")
-    _inner_legend(ax, ax.get_legend_handles_labels()[0], loc="lower left")
+    _inner_legend(ax, ax.get_legend_handles_labels()[0])
+
+
+def _colours(layers):
+    """Each layer with its colour, from the bottom up."""
+    return zip(layers, BLOCKS(np.linspace(0, 1, len(layers))), strict=True)
 
 
 def _by_layer(ax, attn, metric: str, layers, **look) -> None:
-    colours = BLOCKS(np.linspace(0, 1, len(layers)))
-    for layer, colour in zip(layers, colours, strict=True):
+    for layer, colour in _colours(layers):
         mine = attn[attn["layer"] == layer].sort_values("step")
-        ax.plot(mine["step"], mine[metric], color=colour, label=f"block {layer}", linewidth=1.3, **look)
+        ax.plot(mine["step"], mine[metric], color=colour, linewidth=1.3, **look)
 
 
 def _ratios(ax, attn, layers) -> None:
-    ax.set_title("r_tr (solid, left) and rho (dashed, right); blocks as in (e)")
+    ax.set_title("r_tr (solid, left) and rho (dashed, right)")
     _by_layer(ax, attn, "r_tr", layers)
     ax.set_ylabel("r_tr = ||branch|| / ||trunk||")
     twin = ax.twinx()
@@ -157,7 +162,6 @@ def _contraction(ax, attn, layers) -> None:
     _by_layer(ax, attn, "mu_eff", layers)
     ax.axhline(1, color=NEUTRAL, linewidth=0.8, linestyle=":")
     ax.set_ylabel("mu_eff")
-    _inner_legend(ax, ax.get_legend_handles_labels()[0], loc="best")
 
 
 def _similarity(ax, attn):

@@ -158,7 +158,8 @@ def test_shards_partition_the_plan(n):
 
 def test_a_selection_narrows_or_extends_the_plan():
     whole = make_plan(Selection("smoke"))
-    assert [(r.scheme, r.depth) for r in whole] == [(s, d) for s in ("plain", "layerscale", "rezero", "deepnorm", "mvsplit") for d in (2, 3)]
+    schemes = ("plain", "layerscale", "rezero", "deepnorm", "mvsplit")
+    assert [(r.scheme, r.depth) for r in whole] == [(s, d) for s in schemes for d in (2, 3)]
     assert all(r.arm == "controlled" and r.seed == 0 and r.lr == 1e-3 and not r.compiled for r in whole)
     assert {r.writers for r in whole if r.scheme == "rezero"} == {"std"} and {r.writers for r in whole if r.scheme == "plain"} == {"zero"}
     part = make_plan(Selection("smoke", schemes=("mvsplit", "plain"), depths=(5,), lrs=(0.1, 0.2), seeds=(3, 4)))
@@ -429,8 +430,8 @@ def test_ctrl_c_while_libraries_are_imported():
 
 # ---- any words at all
 
-PIECE = st.one_of(st.sampled_from(["0", "1", "-1", "2", "1e-3", "nan", "inf", "-inf", "1_0", "plain", "native", "1/2", "2/1", "", " ", ",", "=",
-                                   "²", "１", "0x10", "1e999", "beta=1", "mvsplit:beta=1"]), st.text(max_size=6))
+PIECE = st.one_of(st.sampled_from(["0", "1", "-1", "2", "1e-3", "nan", "inf", "-inf", "1_0", "plain", "native", "1/2", "2/1", "",
+                                   " ", ",", "=", "²", "１", "0x10", "1e999", "beta=1", "mvsplit:beta=1"]), st.text(max_size=6))
 VALUE = st.lists(PIECE, min_size=1, max_size=4).map(",".join)
 FLAG = st.sampled_from(["--protocol", "--schemes", "--params", "--arms", "--depths", "--lrs", "--seeds", "--data", "--plugin",
                         "--shard", "--results", "--workers", "--features"])

@@ -303,7 +303,8 @@ def test_digest_is_of_data_not_of_rounding_or_looks():
     assert base == of(1.0 - 1e-16, 0.123456 + 1e-16, 1e-17, -np.nan)
     assert base == of(1.0, 0.123456, -0.0, np.nan, color="red", linewidth=9)
     others = [of(1.0, 0.123457, 0.0, np.nan), of(1.0, 0.123456, 1e-6, np.nan), of(1.0, 0.123456, 0.0, np.inf),
-              of(0.123456, 1.0, 0.0, np.nan), of(1.0, 0.123456, 0.0), of(1.0, 0.123456, 0.0, np.nan, word="y"), of(1.0, 0.123456, 0.0, np.nan, label="z")]
+              of(0.123456, 1.0, 0.0, np.nan), of(1.0, 0.123456, 0.0), of(1.0, 0.123456, 0.0, np.nan, word="y"),
+              of(1.0, 0.123456, 0.0, np.nan, label="z")]
     assert len({base, *others}) == 1 + len(others)
 
 

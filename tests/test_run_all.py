@@ -119,7 +119,8 @@ def test_statuses_of_the_steps_are_passed_on(clone, tmp_path):
     """run 0 and 1 go on to collect and figures, anything above stops; what went wrong anywhere is told at the end."""
     log = tmp_path / "log"
     body = f"""
-if [ "$1 $2" = "-m suite" ]; then echo "${{@:3}}" >>{log}; case "$3" in run) exit ${{RUN:-0}};; figures) exit ${{FIGURES:-0}};; esac; exit 0; fi
+if [ "$1 $2" = "-m suite" ]; then echo "${{@:3}}" >>{log}
+case "$3" in run) exit ${{RUN:-0}};; figures) exit ${{FIGURES:-0}};; esac; exit 0; fi
 """
     fake = script(tmp_path / "bin" / "fake", body + PIP.format(pip=":", python=sys.executable))
     for env, status, steps in (({}, 0, 3), ({"RUN": "1"}, 1, 3), ({"RUN": "130"}, 130, 1), ({"FIGURES": "3"}, 1, 3)):

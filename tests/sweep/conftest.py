@@ -1,0 +1,59 @@
+"""Fixtures of the sweep tests: the undisturbed sweep that all others are compared with, and workers in this process."""
+
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sweeps import plan, work
+
+from suite import environment
+from suite.execute import execute, save_record, work_folder
+from suite.sweep import Worker
+
+
+@contextmanager
+def no_commit():
+    """Tables are compared over minutes, in which somebody may edit or commit: here no process knows of a commit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GIT_DIR", "/nonexistent")
+        environment.commit.cache_clear()
+        yield
+    environment.commit.cache_clear()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def every_test_without_a_commit():
+    with no_commit():
+        yield
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """The tables of an undisturbed sweep by one worker, in the order of the plan."""
+    results = tmp_path_factory.mktemp("reference")
+    with no_commit():  # made before the fixture above, which has the narrower scope
+        done = work(plan(), results)
+    assert (done.finished, done.total, done.broken) == (6, 6, [])
+    return results
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    """Workers that train in this process; returns the list of run ids they trained."""
+    trained = []
+
+    def run(self, run, progress):
+        trained.append(run.run_id)
+        save_record(execute(run, Path(self.job["results"]), "digits"), work_folder(Path(self.job["results"]), run.run_id) / "record.json")
+        return {"event": "done"}
+
+    monkeypatch.setattr(Worker, "run", run)
+    return trained
+
+
+@pytest.fixture
+def copy(reference, tmp_path):
+    """The reference tables, to be spoilt."""
+    shutil.copytree(reference, tmp_path / "copy")
+    return tmp_path / "copy"

@@ -1,0 +1,204 @@
+"""A worker that dies, hangs or runs out of memory costs its own run only, and the row says how."""
+
+import errno
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from sweeps import ROOT, left_over, plan, rows, steps_trained, work
+
+from suite import sweep
+from suite.execute import work_folder
+from suite.progress import Progress
+from suite.sweep import Worker
+from suite.tables import check_folder
+from suite.train import Trainer
+from suite.worker import status_of
+
+SICK = '''
+"""A scheme that dies in the worker, after the first checkpoint, as long as a file named `sick` lies beside this one."""
+import os, signal
+import __main__
+from pathlib import Path
+from suite.registry import register
+from suite.residual import Residual
+
+WORKER = getattr(getattr(__main__, "__spec__", None), "name", "") == "suite.worker"
+
+@register("sick")
+class Sick(Residual):
+    def __init__(self, site, how: str = "kill"):
+        super().__init__(site)
+        self.how = how
+
+    def merge(self, x_BTD, f_BTD, ctx):
+        if WORKER and ctx.step > 5 and Path(__file__).with_name("sick").exists():
+            if self.how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "segv":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if self.how == "memory":
+                raise MemoryError("on purpose")
+            raise RuntimeError("on\\npurpose")
+        return x_BTD + f_BTD
+'''
+
+
+def test_a_dying_worker_costs_its_own_run_only(tmp_path):
+    plugin, mark = tmp_path / "sick.py", tmp_path / "sick"
+    plugin.write_text(SICK)
+    mark.touch()
+    results = tmp_path / "results"
+    hows = ("kill", "segv", "memory", "raise")
+    params = [f"--params=sick:how={how}" for how in hows] + ["--params=plain:writers=zero"]
+    words = [sys.executable, "-m", "suite", "run", "--protocol", "smoke", "--schemes", "sick,plain", "--depths", "2",
+             "--workers", "1", "--plugin", plugin, "--results", results, *params]
+
+    def go(*more):
+        done = subprocess.run([*words, *more], cwd=ROOT, capture_output=True, text=True, timeout=200)
+        found = {row["params"].removeprefix("how="): row for row in rows(results).values()}
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stderr, found
+
+    status, err, found = go()
+    assert status == 1 and err.count("broken: sick(how=") == 4 and len(found) == 5
+    assert {how: row["status"] for how, row in found.items()} == {
+        "kill": "oom", "segv": "error", "memory": "oom", "raise": "error", "": "done"}
+    for how, reason in {"kill": "signal 9", "segv": "signal SIGSEGV", "memory": "MemoryError: on purpose",
+                        "raise": "RuntimeError: on"}.items():
+        assert reason in found[how]["reason"] and found[how]["outcome"] == ""
+    trace = (work_folder(results, found["raise"]["run_id"]) / "error.txt").read_text()
+    assert "Traceback" in trace and "purpose" in trace
+    assert check_folder(results / "smoke") == []
+    plain = found[""]
+
+    status, err, found = go()  # not repeated unasked, and not forgotten
+    assert status == 1 and "5 runs: 5 done before, 0 to do" in err and "4 runs broke before; --retry-failed repeats them" in err
+
+    mark.unlink()
+    status, err, found = go("--retry-failed")
+    assert status == 0 and "5 runs: 1 done before, 4 to do" in err and found[""] == plain
+    assert {row["status"] for row in found.values()} == {"done"} and {row["reason"] for row in found.values()} == {""}
+    steps = [line.split(",", 1)[1] for line in (results / "smoke/curves/sick-L2.csv").read_text().splitlines()[1:]]
+    assert len(steps) == 4 * 14 and len(set(steps)) == 14  # `how` changes no number
+    assert steps_trained(results) == [10, 10, 10, 10, 14] and left_over(results) == []  # from the checkpoint at step 4
+
+
+@pytest.fixture
+def fake_worker(tmp_path, monkeypatch):
+    """A shell script instead of Python as the worker; returns the outcome of one run."""
+
+    def outcome(script) -> dict:
+        path = tmp_path / "python"
+        path.write_text("#!/bin/sh\n" + script)
+        path.chmod(0o755)
+        monkeypatch.setattr(sweep.sys, "executable", str(path))
+        worker = Worker(tmp_path / "results", "digits", ())
+        with Progress(1) as progress:
+            try:
+                return worker.run(plan(("plain",), depths=(2,))[0], progress)
+            finally:
+                worker.stop(force=True)
+                assert worker.process.returncode is not None and not worker.log.exists()
+
+    return outcome
+
+
+STEP = 'echo \'{"event": "step", "step": 3, "loss": 1.5}\'\n'
+
+
+@pytest.mark.parametrize(("script", "status", "words"), [
+    ("exit 3", "error", "worker died (exit status 3)"),
+    ("echo 'No module named torch' >&2; exit 1", "error", "worker died (exit status 1): No module named torch"),
+    ("read x; exit 0", "error", "worker died (exit status 0)"),
+    ("read x\n" + STEP + "kill -9 $$", "oom", "signal 9"),
+    ("read x\n" + STEP + "printf '{\"event\": \"st'; kill -SEGV $$", "error", "signal SIGSEGV"),  # in the middle of a line
+    ("read x; kill -40 $$", "error", "signal 40"),  # a signal without a name
+])
+def test_how_a_worker_died(fake_worker, script, status, words):
+    event = fake_worker(script)
+    assert (event["event"], event["status"]) == ("failed", status) and words in event["reason"]
+
+
+def test_a_worker_that_hangs_is_a_timeout(fake_worker, monkeypatch):
+    monkeypatch.setattr(sweep, "STALL", 0.4)
+    started = time.monotonic()
+    event = fake_worker("read x\n" + STEP + "exec sleep 60")
+    assert event["status"] == "timeout" and "no progress" in event["reason"] and time.monotonic() - started < 10
+
+
+def test_a_worker_that_talks_does_not_hang(fake_worker, monkeypatch):
+    monkeypatch.setattr(sweep, "STALL", 1.0)
+    slow = "".join(STEP + "sleep 0.3\n" for _ in range(6))
+    assert fake_worker("read x\n" + slow + 'echo \'{"event": "done"}\'\nread x') == {"event": "done"}
+
+
+def test_a_sweep_that_was_stopped_does_not_blame_its_worker(fake_worker, monkeypatch):
+    """Ctrl-Z, lunch, fg: the time ran out while this process did not listen, but its worker had spoken."""
+
+    class Late:
+        def __init__(self, seconds, function):
+            self.ends = function
+
+        def start(self):
+            (worker_pipe,) = [cell.cell_contents.stdout for cell in self.ends.__closure__ if hasattr(cell.cell_contents, "stdout")]
+            assert select.select([worker_pipe], [], [], 30)[0]
+            self.ends()
+
+        def cancel(self):
+            pass
+
+    monkeypatch.setattr(sweep.threading, "Timer", Late)
+    assert fake_worker("read x\n" + STEP + 'sleep 0.5\necho \'{"event": "done"}\'\nread x') == {"event": "done"}
+
+
+def test_a_worker_that_does_not_go_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "FAREWELL", 0.3)
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sweep.sys, "executable", str(script))
+    worker = Worker(tmp_path, "digits", ())
+    process = worker.start()
+    worker.stop()
+    assert process.returncode == -signal.SIGKILL and worker.start() is None
+
+
+def test_the_choice_of_kernels_reaches_the_worker(tmp_path):
+    """A word that no kernel knows is refused where it is used, in the process that trains; on a CPU the cell is empty."""
+    (run,) = plan(("mvsplit",), depths=(2,))
+    (broken,) = work([run], tmp_path, kernels="nonsense").broken
+    assert broken == (run, "error: ValueError: kernels='nonsense' is not one of auto, off")
+    assert work([run], tmp_path, kernels="off", retry=True).broken == [] and rows(tmp_path)[run.run_id]["kernels"] == ""
+
+
+def test_notes_of_a_worker_reach_the_person(fake_worker, capsys):
+    fake_worker('read x\necho \'{"event": "note", "text": "checkpoint passed over"}\'\necho \'{"event": "done"}\'\nread x')
+    assert "seed 0: checkpoint passed over" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_reported_and_costs_nothing(reference, tmp_path, capfd):
+    """A whole worker: the newer checkpoint is damaged, the older one is used, a line says so."""
+    (run,) = plan(("plain",), depths=(2,))
+    from suite.execute import load_data
+
+    Trainer(run, load_data("digits"), work_folder(tmp_path, run.run_id)).train()
+    victim = work_folder(tmp_path, run.run_id) / "step-00000012" / "state.safetensors"
+    os.truncate(victim, 100)
+    work([run], tmp_path)
+    assert "step-00000012" in capfd.readouterr().err and steps_trained(tmp_path) == [6]
+    assert rows(tmp_path)[run.run_id] == rows(reference)[run.run_id] and left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize(("error", "status"), [
+    (MemoryError(), "oom"), (RuntimeError("CUDA out of memory. Tried to allocate"), "oom"), (RuntimeError("shape mismatch"), "error"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "oom"),
+    (OSError(errno.ENOSPC, "No space left on device"), "disk"), (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk"),
+    (RuntimeError("InductorError: OSError: [Errno 28] No space left on device"), "disk"), (OSError(errno.EIO, "x"), "error"),
+])
+def test_status_of_an_error(error, status):
+    assert status_of(error) == status

@@ -9,6 +9,7 @@ from matplotlib.text import Text
 
 from paper_figures import (
     audit_rows,
+    fading,
     fig02_loss_and_rho,
     fig03_anatomy,
     fig04_amplification,
@@ -222,7 +223,7 @@ def test_vanished_gradients(tmp_path):
     FigureCanvasAgg(drawn[1]).draw()
 
 
-@pytest.mark.parametrize("module", [*ANATOMY, fig07_stdinit], ids=lambda module: module.NAME)
+@pytest.mark.parametrize("module", [*ANATOMY, fading, fig07_stdinit], ids=lambda module: module.NAME)
 def test_on_the_page_and_large_enough(results, module):
     figure = figure_of(module, results / module.PROTOCOLS[0])
     canvas = FigureCanvasAgg(figure)
@@ -242,6 +243,23 @@ def test_same_tables_same_bytes(results, tmp_path):
     with style.context():
         one, two = (style.save(figure_of(fig04_amplification, results / "anatomy"), tmp_path / name) for name in "ab")
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+
+
+def test_fading_is_the_first_quarter_over_the_last(tmp_path):
+    """Of a run whose gradient falls by ten a layer from the top; a crashed run is not shown."""
+    item = record("mvsplit")
+    for entry in item["audit"]:
+        if entry["site"] == "attn":
+            entry["wo_grad"] = 10.0 ** (entry["layer"] - DEPTH)
+    folder = store(tmp_path / "anatomy", item, record("plain", crash=CRASH))
+    figure = figure_of(fading, folder)
+    by_block, by_step, by_loss = figure.subfigs[0].axes
+    (profile,), (course,), (end,) = by_block.lines, by_step.lines, by_loss.lines
+    assert profile.get_ydata() == pytest.approx([1e-8, 1e-6, 1e-3, 1e-1])  # the anchors: layers 0, 2, 5, 7 of 8
+    assert profile.get_xdata() == pytest.approx([0.5 / 8, 2.5 / 8, 5.5 / 8, 7.5 / 8])
+    assert course.get_ydata() == pytest.approx(1e-7) and end.get_xdata() == pytest.approx([1e-7])  # layer 0 over layer 7
+    folder = store(tmp_path / "crashed" / "anatomy", record("plain", crash=CRASH))
+    assert figure_of(fading, folder) is None
 
 
 def test_cached_rows_follow_the_file(tmp_path):

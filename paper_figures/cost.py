@@ -34,7 +34,6 @@ def draw(folder: Path, protocol: str):
         return skip(folder, NAME, f"the timings were not taken together ({', '.join(mixed)} differ); run bench again")
     figure, body = page(WIDTH, HEIGHT, TITLE, _caption(table, steps))
     (time, memory), (over, costs) = body.subplots(2, 2, height_ratios=(1.25, 1))
-    plain = steps[(steps["scheme"] == "plain") & (steps["variant"] == "suite")].set_index("depth")["median_ms"]
     for (scheme, variant), group in steps.sort_values("depth").groupby(["scheme", "variant"]):
         colour, marker = scheme_look(scheme)
         dashes, width, size = LOOKS[variant]
@@ -43,11 +42,12 @@ def draw(folder: Path, protocol: str):
         time.errorbar(group["depth"], each, yerr=spread / 2, elinewidth=0.8, capsize=2, **look)
         memory.plot(group["depth"], group["peak_mib"] / 1024, **look)
         if variant == "suite":
-            over.plot(group["depth"], 100 * (group["median_ms"] / group["depth"].map(plain) - 1), **look)
+            ratio = group["over_plain"].fillna(1.0) if scheme == "plain" else group["over_plain"]
+            over.plot(group["depth"], 100 * (ratio - 1), **look)
     time.set(ylim=(0, None), ylabel="ms per block and step", title="time of a step")
     plain_log(memory)
     memory.set(ylabel="GiB, the whole process", title="peak memory")
-    over.set(ylabel="% over plain", title="time of a step, over plain")
+    over.set(ylabel="% over plain", title="time of a step, over plain's in turn")
     for ax in (time, memory, over):
         _depth_axis(ax, sorted(set(steps["depth"])))
     _table(costs, over_plain(table))
@@ -92,7 +92,8 @@ def _caption(table, steps) -> str:
         f"{threads} on {first.hardware} ({first.cpu_isa}), torch {first.torch},",
         f"{first.compiler or 'no C++ compiler'}, commit {first.commit or 'unknown'}, {first.started[:10]}.",
         f"Medians of {' to '.join(f'{n}' for n in dict.fromkeys((rounds[0], rounds[-1])))} steps, each point in a process of its own,",
-        "all in one call; bars: interquartile range. Memory holds what Python and its imports take.",
+        "all in one call; bars: interquartile range. Over plain: median over steps taken in turn, one of plain and one of the scheme,",
+        "which a drift of the machine's speed leaves alone; the milliseconds are not. Memory holds what Python and its imports take.",
         "Dashed: a straightforward eager implementation of the same scheme (tests/bench/reference.py).",
         f"GPU: measured too, in bench.csv ({', '.join(gpu)})." if gpu else "GPU: not measured.",
     ])

@@ -212,7 +212,7 @@ PROBE = (
 BENCH = (
     _text("phase", "what one measurement is: a training step (step); one block alone, eager, forward or forward and backward; the "
           "clip and update of all weights (optimiser); an audit pass of the anatomy protocol's layers (audit); the held-out loss "
-          "(heldout); one sampled image (sample); the model's building and first step in a new process, with an empty compile cache "
+          "(heldout); one sampled image (sample); the first step of a model built in a new process, with an empty compile cache "
           "(first_step_cold) or a filled one at another depth (first_step_warm); a sweep's worker from nothing to its first step "
           "(worker_start); one run of a sweep, its wall-clock time shared out (sweep); one merge and its norm (merge)", required=True,
           enum=("step", "block_forward", "block_forward_backward", "optimiser", "audit", "heldout", "sample", "first_step_cold",
@@ -241,6 +241,8 @@ BENCH = (
     _number("peak_mib", "peak memory, of its own fresh process (imports included) on cpu, of tensors on cuda; of a sweep the "
             "largest worker's", "MiB"),
     _number("evaluation_share", "time in held-out loss, sampling and scores over time in training; of a sweep, over all its runs"),
+    _number("over_plain", "median over the rounds of a step's time over that of a step of plain taken just before it, in turn; of a "
+            "step of another scheme", "1"),
     _number("gb_per_s", "memory traffic that the shape cannot do without over the median time; of a merge", "GB/s"),
     _text("hardware", "processor or accelerator it was timed on"),
     _text("started", "when the call of bench that measured it began, UTC: only rows that share it may be compared", required=True),

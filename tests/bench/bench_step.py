@@ -8,7 +8,8 @@ BOTH = ("suite", "reference")
 
 def cases(size):
     if size == TINY:
-        return [case("step", "plain", 2, variant=v, setting="tiny", device=d) for d in ("cpu", "cuda") for v in BOTH]
+        pairs = [("cpu", "suite", "mvsplit")] + [(d, v, "plain") for d in ("cpu", "cuda") for v in BOTH]
+        return [case("step", scheme, 2, variant=v, setting="tiny", device=d) for d, v, scheme in pairs]
     if size == QUICK:
         return [case("step", scheme, depth, variant=v) for depth in (10, 100) for scheme in ("plain", "mvsplit") for v in BOTH]
     # neighbours in time are what is compared: the machine may not be the same an hour later
@@ -42,4 +43,5 @@ def prepare(case):
 
 def test_step(measure, case):
     slow = case["setting"] == "wide"
-    measure(case, rounds=2 if slow else max(5, min(40, 2500 // case["depth"])), warmup=1 if slow else 2)
+    plain = case | {"scheme": "plain"} if case["variant"] == "suite" and case["scheme"] != "plain" and not slow else None
+    measure(case, rounds=2 if slow else max(5, min(40, 2500 // case["depth"])), warmup=1 if slow else 2, beside=plain)

@@ -3,7 +3,10 @@ process of its own calls (`child.py`). `python -m suite bench` runs all of them 
 
 from __future__ import annotations
 
+import statistics
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -66,15 +69,28 @@ def cache(tmp_path_factory):
 def measure(request, cache):
     """measure(case, rounds=…): time the file's `prepare(case)` in a fresh process, with its peak memory.
 
-    warmup: calls not counted; calls: calls in a round; per: what one call does, where a row is about a part of it.
+    warmup: calls not counted; calls: calls in a round; per: what one call does, where a row is about a part of it;
+    beside: a case of `plain` that takes turns with this one, for a ratio that a drift of the machine's speed leaves alone.
     """
 
-    def run(case, *, rounds, warmup=1, calls=1, per=1):
+    def run(case, *, rounds, warmup=1, calls=1, per=1, beside=None):
         if case["device"] == "cuda" and not torch.cuda.is_available():
             pytest.skip("no CUDA device")
         benchmark = request.getfixturevalue("benchmark")
-        with Child(request.module.__name__, case, cache) as child:
-            benchmark.pedantic(child.call, args=(calls,), rounds=rounds, warmup_rounds=warmup)
+        with ExitStack() as stack:
+            child = stack.enter_context(Child(request.module.__name__, case, cache))
+            other = beside and stack.enter_context(Child(request.module.__name__, beside, cache))
+            turns = []
+
+            def turn_of_other():
+                start = time.perf_counter()
+                other.call(calls)
+                turns.append(time.perf_counter() - start)
+
+            benchmark.pedantic(child.call, args=(calls,), rounds=rounds, warmup_rounds=warmup, setup=turn_of_other if other else None)
             benchmark.extra_info |= case | child.report() | {"divisor": calls * per}
+            if other:
+                own = benchmark.stats.stats.data
+                benchmark.extra_info["over_plain"] = statistics.median(a / b for a, b in zip(own, turns[-len(own):], strict=True))
 
     return run

@@ -27,7 +27,7 @@ BENCH = TABLES["bench"]
 def bench(results: Path, size: str = "full") -> list[str]:
     """Measure, write `<results>/bench/bench.csv`, print the targets; returns one line per benchmark that failed.
 
-    size: full (about 30 minutes on two idle cores), quick (about 5) or tiny (seconds, to test the machinery).
+    size: full (about 40 minutes on two idle cores), quick (about 5) or tiny (seconds, to test the machinery).
     Raises ValueError with one line where nothing could be measured.
     """
     folder = Path(results) / FOLDER

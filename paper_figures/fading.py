@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from paper_figures.audit_rows import audit_of, deep, log_axis, power, uniform
+from paper_figures.audit_rows import audit_of, deep, log_axis, medians, positive, uniform
 from paper_figures.rows import caption, load_runs
 from paper_figures.style import legend, line_of, page, scheme_handles, scheme_look, skip
 
@@ -38,10 +36,10 @@ def draw(folder: Path, protocol: str):
     axes = body.subplots(1, 3)
     for row in runs.itertuples():
         colour, marker = scheme_look(row.scheme)
-        profile = of_last(rows[row.run_id]).groupby("layer")["wo_grad"].median()
-        course = early_over_deep(rows[row.run_id], row.depth).rolling(LAST, center=True, min_periods=1).median()
-        axes[0].plot((profile.index + 0.5) / row.depth, profile.where(profile > 0), linewidth=1.4, **line_of(row))
-        axes[1].plot(course.index, course.where(course > 0), linewidth=1.4, **line_of(row))
+        profile = positive(of_last(rows[row.run_id]).groupby("layer")["wo_grad"].median())
+        course = positive(early_over_deep(rows[row.run_id], row.depth).rolling(LAST, center=True, min_periods=1).median())
+        axes[0].plot((profile.index + 0.5) / row.depth, profile, linewidth=1.4, **line_of(row))
+        axes[1].plot(course.index, course, linewidth=1.4, **line_of(row))
         axes[2].plot(ends[row.run_id], row.heldout_loss, marker, markersize=7.5, color=colour, markeredgewidth=1.4,
                      markerfacecolor="none" if row.variant else colour, alpha=0.85)
     _label(axes)
@@ -57,16 +55,14 @@ def _label(axes) -> None:
     axes[1].set_xlabel("step")
     log_axis(axes[1], "ratio")
     axes[2].set_title("(c) where that ratio ended, and the loss", loc="left")
-    axes[2].set(xscale="log", xlabel="ratio (log scale)", ylabel="held-out loss (last)")
-    axes[2].xaxis.set_major_locator(LogLocator(numticks=6))
-    axes[2].xaxis.set_major_formatter(FuncFormatter(lambda value, _: power(np.log10(value), 0)))
-    axes[2].xaxis.set_minor_formatter(NullFormatter())
+    axes[2].set_ylabel("held-out loss (last)")
+    log_axis(axes[2], "ratio", "x")
 
 
 def _similar(rows) -> str:
     """How alike the tokens are, which tells this from the collapse."""
-    medians = [of_last(part)["tcs"].median() for part in rows.values()]
-    return f"Median TCS at the end: {min(medians):.2f} to {max(medians):.2f} (1 would be the collapse)."
+    ends = [of_last(part)["tcs"].median() for part in rows.values()]
+    return f"Median TCS at the end: {min(ends):.2f} to {max(ends):.2f} (1 would be the collapse)."
 
 
 def of_last(rows) -> pd.DataFrame:
@@ -76,8 +72,7 @@ def of_last(rows) -> pd.DataFrame:
 
 def early_over_deep(rows, depth: int) -> pd.Series:
     """Median W_O gradient of the first quarter of the blocks over that of the last quarter, by step."""
-    first = rows[rows["layer"] < 0.25 * depth].groupby("step")["wo_grad"].median()
-    return first / deep(rows, depth).groupby("step")["wo_grad"].median()
+    return medians(rows[rows["layer"] < 0.25 * depth], "wo_grad") / medians(deep(rows, depth), "wo_grad")
 
 
 def at_end(rows, depth: int) -> float:

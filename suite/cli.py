@@ -139,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
     detect.add_argument("file", type=Path)
     detect.add_argument("--constant-loss", type=float, metavar="X", help="loss of the best constant predictor, if known")
     bench = add("bench", help="what a step costs by scheme and depth, beside the project's targets; about 40 minutes on an idle machine")
-    bench.add_argument("--quick", action="store_true", help="two schemes and few depths, in under two minutes")
+    bench.add_argument("--quick", action="store_true", help="two schemes and few depths, in about five minutes")
     _results_flag(bench)
     return top
 

@@ -13,7 +13,7 @@ SETTINGS = {  # changes to the laptop protocol
     "tiny": {"compiled": False},
 }
 IMAGE = 8  # pixels a side of a digit
-FULL, QUICK, TINY = "full", "quick", "tiny"  # sizes of the bench: the whole, under two minutes, seconds (a test of the machinery)
+FULL, QUICK, TINY = "full", "quick", "tiny"  # sizes of the bench: the whole, about five minutes, seconds (a test of the machinery)
 
 __all__ = ["FULL", "IMAGE", "QUICK", "SCHEMES", "SETTINGS", "TINY", "case", "protocol", "trainer"]
 

@@ -9,7 +9,11 @@ from suite.cli import leave, main
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored (`nohup`), and stays so
     signal.signal(signal.SIGINT, leave)
 status = main()
-if status == 130:  # Ctrl-C: do not let torch take its time to say goodbye
+launched = sys.modules.get("suite.distributed")
+if status == 130 or launched and launched.processes() > 1:
+    # Ctrl-C: do not let torch take its time to say goodbye. Several processes: a thread of gloo that lets go of a tensor while
+    # Python shuts down aborts a process that has done its work (PyTorch issue 190489), also after destroy_process_group
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 raise SystemExit(status)

@@ -115,8 +115,9 @@ def main() -> None:
     seen["plugin"] = {"version": plugin.fsdp_version, "classes": plugin.transformer_cls_names_to_wrap,
                       "reshard": plugin.reshard_after_forward, "precision": os.environ["ACCELERATE_MIXED_PRECISION"]}
     if dist.get_rank() == 0:
-        print(json.dumps(seen))
-    dist.destroy_process_group()
+        print(json.dumps(seen), flush=True)
+    dist.barrier()
+    os._exit(0)  # as suite/__main__.py does, and why
 
 
 if __name__ == "__main__":

@@ -18,6 +18,15 @@ RUN = ["-m", "suite", "run", "--protocol", "smoke", "--schemes", "mvsplit", "--d
 ACCELERATE = ["-m", "accelerate.commands.launch", "--num_processes", "2"]
 LAUNCH = [*ACCELERATE, "--multi_gpu", "--main_process_port", "0"]
 
+LATE = """
+import atexit
+from baselines.plain import Plain
+from suite.registry import register
+
+atexit.register(print, "torn down", flush=True)
+register("late")(type("Late", (Plain,), {}))
+"""
+
 
 def launch(words, results, **env):
     """Run from the repository; returns the finished process."""
@@ -69,6 +78,16 @@ def test_a_launcher_takes_exactly_one_run(tmp_path):
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: under a launcher exactly one run")
     assert not (tmp_path / "many" / "smoke").exists()
+
+
+@pytest.mark.parametrize(("world", "torn_down"), [("1", True), ("2", False)])
+def test_a_launched_process_ends_without_pythons_teardown(tmp_path, world, torn_down):
+    """In which gloo's threads abort it now and then, with all its work done; here the work is a refusal."""
+    (tmp_path / "late.py").write_text(LATE)
+    nothing = ["--shard", "9/9", "--plugin", str(tmp_path / "late.py")]
+    done = launch([*RUN, *nothing], tmp_path / "none", WORLD_SIZE=world, RANK="0")
+    assert done.returncode == (0 if world == "1" else 2)
+    assert ("torn down" in done.stdout) is torn_down
 
 
 def test_full_sharding_is_refused(tmp_path):

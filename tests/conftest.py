@@ -1,6 +1,7 @@
 """Shared by every test file: one thread, and a model small enough to be checked by explicit loops."""
 
 import os
+import sys
 from functools import partial
 
 import pytest
@@ -27,3 +28,16 @@ def tiny_model():
         return model
 
     return make
+
+
+@pytest.fixture
+def scratch_registry():
+    """What a test registers is forgotten afterwards."""
+    registry.discover()
+    entries, modules = dict(registry._entries), set(sys.modules)
+    yield
+    registry._entries.clear()
+    registry._entries.update(entries)
+    for name in set(sys.modules) - modules:
+        if name.startswith("screambench_plugin"):
+            del sys.modules[name]

@@ -1,4 +1,4 @@
-"""The command line: frozen, quick to answer, and one line with status 2 for whatever a user can get wrong."""
+"""The command line: frozen, quick to answer; list and plan, and the verbs that no other file tests."""
 
 import contextlib
 import io
@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from commands import GOOD, ROOT, call, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,6 @@ from suite import cli, registry
 from suite.plan import Selection, make_plan
 from suite.protocol import PROTOCOLS, Run
 
-ROOT = Path(__file__).resolve().parent.parent
 SELECTION = ["--protocol NAME", "--schemes A,B", "--params [SCHEME:]K=V,...", "--arms A,B", "--depths N,N", "--lrs X,X",
              "--seeds N,N", "--data SOURCE", "--plugin FILE", "--shard I/N", "--results DIR"]
 VERBS = {
@@ -35,42 +35,6 @@ VERBS = {
     "detect": ["file", "--constant-loss X"],
     "bench": ["--quick", "--results DIR"],
 }
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """An empty working directory, and a registry that forgets the plugins of a test."""
-    folder = tmp_path / "cwd"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    registry.discover()
-    entries, modules = dict(registry._entries), set(sys.modules)
-    yield folder
-    registry._entries.clear()
-    registry._entries.update(entries)
-    for name in set(sys.modules) - modules:
-        if name.startswith("screambench_plugin"):
-            del sys.modules[name]
-
-
-def call(capsys, *words):
-    """(status, lines on standard output, lines on standard error) of a command in this process."""
-    try:
-        status = cli.main([str(word) for word in words])
-    except SystemExit as stop:
-        status = stop.code
-    out, err = capsys.readouterr()
-    return status, out.splitlines(), err.splitlines()
-
-
-def refused(capsys, *words):
-    """The one line of a command that must fail with status 2 and leave nothing behind."""
-    before = sorted(Path().rglob("*"))
-    status, out, err = call(capsys, *words)
-    assert (status, len(err)) == (2, 1), (status, err)
-    assert not out and err[0].startswith("error: ") and "Traceback" not in err[0]
-    assert sorted(Path().rglob("*")) == before, "something was written"
-    return err[0]
 
 
 # ---- the surface
@@ -200,172 +164,6 @@ def test_the_run_id_sees_what_changes_the_numbers_and_nothing_else():
     assert Run(**{**vars(base), "data": "imagefolder:elsewhere"}).run_id == base.run_id  # a path; the digest counts
     for field, value in {"purpose": "x", "depths": (9,), "lrs": (9.0,), "seeds": (9,), "cells": (), "data": "x"}.items():
         assert Run(**{**vars(base), "protocol": replace(smoke, **{field: value})}).run_id == base.run_id, field
-
-
-# ---- what a user can get wrong
-
-@pytest.mark.parametrize("verb", ["plan", "run"])
-@pytest.mark.parametrize(("flag", "value", "culprit"), [
-    ("--protocol", "smok", "smok"), ("--protocol", "", "unknown protocol"),
-    ("--schemes", "plian", "did you mean plain"), ("--schemes", "", "not a name"), ("--schemes", "plain,,rezero", "not a name"),
-    ("--schemes", "xyzzy", "known:"), ("--schemes", "../../etc", "unknown scheme"),
-    ("--arms", "natural", "natural"), ("--arms", ",", "not a name"),
-    ("--params", "beta", "beta"), ("--params", "gamma=1", "gamma=1"), ("--params", "mvsplit:beta=x", "beta='x'"),
-    ("--params", "mvsplit:beta=nan", "finite"), ("--params", "deepnorm:beta=inf", "finite"),
-    ("--params", "mvsplit:beta=0.123456789", "six significant"), ("--params", "mvsplit:beta=1,beta=2", "given twice"),
-    ("--params", "mvsplit:sites=all", "sites='all'"), ("--params", "nosuch:beta=1", "not selected"),
-    ("--params", "", "empty"), ("--params", "mvsplit:", "names no parameter"), ("--params", ":beta=1", "not selected"),
-    ("--params", "plain:writers=none", "writers=none"), ("--params", "plain:writers=", "writers is empty"),
-    ("--params", "plain:writers=std,writers=zero", "given twice"), ("--params", "rezero:writers=zero", "refuses zero writers"),
-    ("--params", "mvsplit:sites=a\nb", "sites"),
-    ("--depths", "0", "0"), ("--depths", "-3", "-3"), ("--depths", "2.5", "2.5"), ("--depths", "two", "two"),
-    ("--depths", "2,,3", "''"), ("--depths", "1000000000", "1000000000"), ("--depths", "9" * 5000, "is not"),
-    ("--lrs", "0", "0"), ("--lrs", "-1e-3", "-1e-3"), ("--lrs", "nan", "nan"), ("--lrs", "inf", "inf"), ("--lrs", "fast", "fast"),
-    ("--lrs", "1e-400", "1e-400"), ("--lrs", "0.00123456789", "six digits"),
-    ("--seeds", "-1", "-1"), ("--seeds", "1.5", "1.5"), ("--seeds", str(10**20), str(10**20)), ("--seeds", "", "''"),
-    ("--data", "", "empty"), ("--data", "imagefolder:/nowhere", "/nowhere"), ("--data", "parquet:/nowhere.parquet", "/nowhere"),
-    ("--data", "digits,size=16", "takes no options"),
-    ("--plugin", "nowhere.py", "no such file"), ("--plugin", "", "no such file"),
-    ("--shard", "3/2", "3/2"), ("--shard", "0/2", "0/2"), ("--shard", "1", "'1'"), ("--shard", "1/2/3", "1/2/3"),
-    ("--shard", "-1/2", "-1/2"), ("--shard", "a/b", "a/b"), ("--shard", "²/³", "²/³"),
-    ("--results", "", "empty"),
-])
-def test_bad_values(capsys, verb, flag, value, culprit):
-    selection = [] if flag == "--protocol" else ["--protocol", "smoke"]
-    assert culprit in refused(capsys, verb, *selection, f"{flag}={value}")
-
-
-@pytest.mark.parametrize(("flag", "value"), [("--workers", "0"), ("--workers", "-1"), ("--workers", "two"), ("--workers", "1.5"),
-                                             ("--features", "vgg"), ("--executor", "cloud")])
-def test_bad_values_of_run_alone(capsys, flag, value):
-    assert value in refused(capsys, "run", "--protocol", "smoke", f"{flag}={value}")
-
-
-def test_slurm_settings_without_slurm(capsys):
-    assert "goes with --executor slurm" in refused(capsys, "run", "--protocol", "smoke", "--slurm", "jobs=2,time=5")
-
-
-def test_inception_without_weights_is_refused_before_training(capsys, monkeypatch):
-    monkeypatch.delenv("INCEPTION_WEIGHTS", raising=False)
-    assert "weights" in refused(capsys, "run", "--protocol", "smoke", "--features", "inception")
-
-
-def test_a_flag_without_its_value(capsys):
-    for flag in ("--depths", "--protocol", "--results"):
-        assert flag in refused(capsys, "run", flag)
-
-
-@pytest.mark.parametrize("verb", ["plan", "run", "status", "collect"])
-def test_results_that_are_a_file(capsys, verb):
-    Path("taken").write_text("x")
-    assert "taken is a file" in refused(capsys, verb, "--results", "taken")
-    if verb == "run":
-        refused(capsys, verb, "--protocol", "smoke", "--results", "taken/below")
-
-
-def test_damaged_tables_are_named(capsys):
-    Path("r/smoke").mkdir(parents=True)
-    for content, words in ((b"", "empty"), (b"run_id,protocol\n", "header"), (b"\xff\n", "UTF-8")):
-        Path("r/smoke/runs.csv").write_bytes(content)
-        for verb in (["plan", "--protocol", "smoke"], ["run", "--protocol", "smoke"], ["status"]):
-            message = refused(capsys, *verb, "--results", "r")
-            assert "runs.csv" in message and words in message
-
-
-def test_other_schema_version_is_refused(capsys):
-    Path("r/smoke").mkdir(parents=True)
-    Path("r/smoke/runs.csv").write_text("x\n")
-    Path("r/smoke/datapackage.json").write_text('{"schema_version": "99", "resources": []}')
-    assert "schema version '99'" in refused(capsys, "plan", "--protocol", "smoke", "--results", "r")
-
-
-def test_images_that_do_not_divide_into_patches(capsys, tmp_path):
-    import numpy as np
-    from PIL import Image
-
-    for i in range(30):
-        (tmp_path / "odd" / str(i % 2)).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (7, 9), dtype=np.uint8)).save(tmp_path / "odd" / str(i % 2) / f"{i}.png")
-    message = refused(capsys, "run", "--protocol", "smoke", "--data", f"imagefolder:{tmp_path}/odd")
-    assert "7 x 7" in message and "size=6" in message
-    assert call(capsys, "plan", "--protocol", "smoke", "--data", f"imagefolder:{tmp_path}/odd,size=6")[0] == 0
-
-
-# ---- plugins
-
-HEAD = "import torch\nfrom suite.registry import register\nfrom suite.residual import Residual\n"
-GOOD = HEAD + "@register('halved')\nclass Halved(Residual):\n    def merge(self, x, f, ctx): return x + 0.5 * f\n"
-SCHEME = HEAD + "@register('bad')\nclass Bad(Residual):\n"
-PLUGINS = {
-    "syntax": ("def broken(:\n", "line 1: SyntaxError"),
-    "raises": ("raise RuntimeError('on purpose')\n", "RuntimeError: on purpose"),
-    "exits": ("import sys; sys.exit(0)\n", "SystemExit"),
-    "imports": ("import no_such_module\n", "no_such_module"),
-    "empty": ("", "registers no scheme"),
-    "binary": ("\0", "--plugin"),
-    "duplicate": (GOOD.replace("'halved'", "'plain'"), "is already registered by"),
-    "name": (GOOD.replace("'halved'", "'Half life'"), "scheme name 'Half life'"),
-    "arm": (GOOD.replace("'halved'", "'halved', arm='wild'"), "arm 'wild'"),
-    "function": (HEAD + "@register('bad')\ndef bad(x): return x\n", "not a class derived from"),
-    "no residual": (HEAD + "@register('bad')\nclass Bad: pass\n", "not a class derived from"),
-    "no default": (SCHEME + "    def __init__(self, site, gain): super().__init__(site)\n", "gain needs a default"),
-    "odd default": (SCHEME + "    def __init__(self, site, gain=None): super().__init__(site)\n", "the default of gain"),
-    # below: they would come back from the column `params` as another value, which the run would use without a word
-    **{f"default {value}": (SCHEME + f"    def __init__(self, site, ok=1, gain={value}): super().__init__(site)\n", "the default of gain, ")
-       for value in ("'a,b'", "'a '", "1 / 3", "float('nan')", "'x\\ny'")},
-}
-SCHEMES = {
-    "constructor": ("    def __init__(self, site): raise ValueError('no depth today')\n", "no depth today"),
-    "no merge": ("    pass\n", "scheme bad"),
-    "merge raises": ("    def merge(self, x, f, ctx): return x + undefined\n", "NameError"),
-    "wrong shape": ("    def merge(self, x, f, ctx): return (x + f)[:, :1]\n", "came back as (2, 1, 8)"),
-    "wrong rank": ("    def merge(self, x, f, ctx): return (x + f).mean()\n", "scheme bad"),
-    "nan": ("    def merge(self, x, f, ctx): return (x + f) * float('nan')\n", "nan or inf"),
-    "no tensor": ("    def forward(self, x, branch, ctx): return None\n", "came back as NoneType"),
-}
-
-
-@pytest.mark.parametrize("kind", PLUGINS)
-def test_plugins_that_cannot_be_loaded(capsys, tmp_path, kind):
-    text, words = PLUGINS[kind]
-    (tmp_path / "mine.py").write_text(text)
-    for verb in ("plan", "list"):
-        message = refused(capsys, verb, "--plugin", tmp_path / "mine.py")
-        assert words in message and "mine.py" in message
-    assert call(capsys, "plan", "--protocol", "smoke")[0] == 0  # nothing of it stays
-
-
-@pytest.mark.parametrize("kind", SCHEMES)
-def test_schemes_that_cannot_work(capsys, tmp_path, kind):
-    text, words = SCHEMES[kind]
-    (tmp_path / "mine.py").write_text(SCHEME + text)
-    message = refused(capsys, "run", "--protocol", "smoke", "--plugin", tmp_path / "mine.py", "--schemes", "bad")
-    assert words in message
-
-
-def test_a_default_text_keeps_its_case(tmp_path):
-    upper = "    def __init__(self, site, first: int = 1, mode='Ab'): super().__init__(site)\n"
-    (tmp_path / "p.py").write_text(SCHEME.replace("bad", "upper") + upper)
-    registry.load_plugin(tmp_path / "p.py")
-    entry = registry.get("upper")
-    try:
-        assert registry.format_params(entry, {}) == "first=1,mode=Ab"
-        assert registry.parse_params(entry, registry.format_params(entry, {"mode": "A b"})) == {"first": 1, "mode": "A b"}
-    finally:
-        del registry._entries["upper", "controlled"]
-
-
-def test_a_plugin_that_is_no_python_file(capsys, tmp_path):
-    (tmp_path / "mine.txt").write_text(GOOD)
-    assert "end in .py" in refused(capsys, "list", "--plugin", tmp_path / "mine.txt")
-    assert "no such file" in refused(capsys, "list", "--plugin", tmp_path)
-
-
-def test_two_plugins_with_one_name(capsys, tmp_path):
-    for name in ("a.py", "b.py"):
-        (tmp_path / name).write_text(GOOD)
-    message = refused(capsys, "list", "--plugin", tmp_path / "a.py", "--plugin", tmp_path / "b.py")
-    assert "b.py is already registered by" in message and "a.py; choose another name" in message
 
 
 # ---- other verbs

@@ -1,0 +1,63 @@
+"""Schemes, contexts and batches for the scheme tests.
+
+T tokens, D width. Projectors are explicit T x T matrices here, so nothing is checked against `token_mean` itself.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from suite import registry
+from suite.residual import Context, Residual, Site
+
+ROOT = Path(__file__).resolve().parents[2]
+ENTRIES = [(name, arm) for arm in registry.ARMS for name in registry.names(arm)]
+every_scheme = pytest.mark.parametrize(("name", "arm"), ENTRIES, ids=["-".join(e) for e in ENTRIES])
+SEGMENTS = (4, 3)
+
+
+def build(name, arm="controlled", *, site="attn", width=8, depth=4, block=1, params=""):
+    entry = registry.get(name, arm)
+    return entry.cls(Site(width, depth, block, site), **registry.parse_params(entry, params))
+
+
+def context(segments=SEGMENTS, site="attn"):
+    return Context(segments, site, torch.zeros(()))
+
+
+def normal(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def shake(module, seed=0):
+    """Move every gate to a random place, so that no test passes because a gate is 0 or 1."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if isinstance(module, Residual) or ".residuals." in name:
+                p.copy_(0.5 + torch.rand(p.shape, generator=draw))
+    return module
+
+
+def projector(segments):
+    """J of Eq. 3 and 43 as a (T, T) float64 matrix: block-diagonal, each block 1/t everywhere."""
+    return torch.block_diag(*[torch.full((t, t), 1 / t, dtype=torch.float64) for t in segments if t])
+
+
+def inputs(model, batch=2, seed=5):
+    """An image and captions for a model, in the type of its weights."""
+    c = model.embed.in_features // model.patch**2
+    size = model.patch * int(model.segments[0] ** 0.5)
+    d = model.embed.out_features
+    image = normal(batch, c, size, size, seed=seed)
+    caption = normal(batch, model.segments[1], d, seed=seed + 1)
+    return image.to(model.final.weight.dtype), caption.to(model.final.weight.dtype)
+
+
+def backward(model, seed=5):
+    """Gradients of a squared error against a random target."""
+    image, caption = inputs(model, seed=seed)
+    out = model(image, caption)
+    (out - normal(*out.shape, seed=9, dtype=out.dtype)).square().mean().backward()
+    return out.detach()

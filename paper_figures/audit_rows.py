@@ -15,10 +15,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from paper_figures.rows import main_lr
 from paper_figures.style import NEUTRAL
-from suite.schema import TABLES
-from suite.tables import read, table_files
+from suite.records.schema import TABLES
+from suite.records.tables import read, table_files
 
-AROUND = 30  # steps on either side of the crash in the dense window (suite/auditor.py)
+AROUND = 30  # steps on either side of the crash in the dense window (suite/diagnosis/auditor.py)
 EVENT = 10  # the event is looked for in this many steps around the crash; `before` is what the window holds before them
 SITES = {"attn": "attention W_O", "ffn": "FFN W_2"}
 CRASH_LINE = {"color": NEUTRAL, "linestyle": (0, (4, 2)), "linewidth": 1.2, "zorder": 1.5}

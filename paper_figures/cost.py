@@ -9,9 +9,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from paper_figures.fig05_quality import plain_log
 from paper_figures.style import NEUTRAL, legend, page, scheme_look, scheme_order, skip
-from suite.bench import over_plain
-from suite.schema import PROVENANCE
-from suite.tables import read
+from suite.evidence.bench import over_plain
+from suite.records.schema import PROVENANCE
+from suite.records.tables import read
 
 NAME = "cost"
 TITLE = "Cost of a training step, by depth and scheme"

@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 
 import paper_figures
 from paper_figures import style
-from suite.schema import TABLES
-from suite.tables import format_table
+from suite.records.schema import TABLES
+from suite.records.tables import format_table
 
 
 def figures() -> list:

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from paper_figures.rows import caption, curves_of, load_runs
 from paper_figures.style import NEUTRAL, crash_handle, legend, line_of, page, scheme_handles, scheme_look, skip
 from suite.protocol import PROTOCOLS as PRESETS
-from suite.tables import REAL, read
+from suite.records.tables import REAL, read
 
 NAME = "fig05_quality"
 TITLE = "Figure 5: sample quality and post-clip gradient norm along training"

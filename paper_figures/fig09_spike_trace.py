@@ -11,7 +11,7 @@ from paper_figures.fig05_quality import crash_of, main_setting, plain_log
 from paper_figures.rows import caption, curves_of, load_runs
 from paper_figures.spike_rows import COLOURS, by_kind, came_back, families, fatal, kind, notes_of, summary, until_crash
 from paper_figures.style import NEUTRAL, legend, page, skip
-from suite.tables import read
+from suite.records.tables import read
 
 NAME = "fig09_spike_trace"
 TITLE = "Figure 9: the spike before the collapse of a plain network, traced to its weights"

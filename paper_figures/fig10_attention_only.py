@@ -13,7 +13,7 @@ from paper_figures.loss_curves import loss_limits
 from paper_figures.rows import caption, curves_of, load_runs, short_outcome
 from paper_figures.spike_rows import families, fatal, notes_of
 from paper_figures.style import crash_handle, legend, line_of, page, skip
-from suite.tables import read
+from suite.records.tables import read
 
 NAME = "fig10_attention_only"
 TITLE = "Figure 10: MV-Split on attention alone"

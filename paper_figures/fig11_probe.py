@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from paper_figures.fig05_quality import main_setting, plain_log
 from paper_figures.rows import caption, load_runs
 from paper_figures.style import NEUTRAL, PALETTE, legend, page, skip
-from suite.tables import read
+from suite.records.tables import read
 
 NAME = "fig11_probe"
 TITLE = "Figure 11: where along depth the timestep can be read"

@@ -10,7 +10,7 @@ from paper_figures.fig05_quality import crash_of, main_setting, plain_log
 from paper_figures.loss_curves import curve_handles, loss_limits
 from paper_figures.rows import caption, curves_of, load_runs, short_outcome
 from paper_figures.style import NEUTRAL, legend, line_of, page, skip
-from suite.tables import read
+from suite.records.tables import read
 
 NAME = "fig12_full_loss"
 TITLE = "Figure 12: loss over the whole horizon"

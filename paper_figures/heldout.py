@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from paper_figures.rows import caption, load_runs
 from paper_figures.style import NEUTRAL, crash_handle, legend, line_of, page, scheme_handles, scheme_look, skip
-from suite.tables import REAL, read
+from suite.records.tables import REAL, read
 
 NAME = "heldout"
 TITLE = "Held-out loss and sample quality by depth"

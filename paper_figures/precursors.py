@@ -10,7 +10,7 @@ import pandas as pd
 from paper_figures.audit_rows import AROUND, EVENT, audit_of, deep, medians
 from paper_figures.rows import caption, load_runs
 from paper_figures.style import page, skip
-from suite.tables import read
+from suite.records.tables import read
 
 NAME = "precursors"
 TITLE = "What moves first at a collapse"

@@ -10,7 +10,7 @@ import pandas as pd
 
 from paper_figures.style import OUTCOMES, scheme_order
 from suite.protocol import PROTOCOLS
-from suite.tables import read
+from suite.records.tables import read
 
 CRASHED = ("collapsed", "degraded", "collapsed_at_init", "nonfinite")
 VARIANT = ["arm", "params", "writers", "data", "compiled"]  # what tells the variants of a scheme apart

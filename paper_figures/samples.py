@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 from paper_figures.rows import caption, load_runs, main_lr, short_outcome
 from paper_figures.style import page, scheme_look, skip
-from suite.tables import picture_path
+from suite.records.tables import picture_path
 
 NAME = "samples"
 TITLE = "Samples at the end of training"

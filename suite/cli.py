@@ -10,8 +10,10 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from suite.environment import ROOT
+
 RESULTS = Path("results/local")  # a user's own runs; maintainers write the committed tables with --results results
-COMMITTED = Path(__file__).resolve().parent.parent / "results"
+COMMITTED = ROOT / "results"
 SEEN = {"cell": ("data", "scheme", "arm", "params", "writers", "depth", "lr"),
         "both": ("mine_seeds", "mine_outcome", "mine_crash_step", "mine_final_loss",
                  "committed_seeds", "committed_outcome", "committed_crash_step", "committed_final_loss", "agree")}  # fmt: skip
@@ -163,7 +165,7 @@ def _list(args) -> int:
 
 
 def _plan_of(args):
-    from suite.plan import Selection, make_plan
+    from suite.sweep.plan import Selection, make_plan
 
     wanted = ("protocol", "schemes", "arms", "depths", "lrs", "seeds", "data", "shard")
     params = tuple(args.params) if args.params else None
@@ -171,8 +173,8 @@ def _plan_of(args):
 
 
 def _plan(args) -> int:
-    from suite.tables import Store
-    from suite.whole import done_ids
+    from suite.records.completeness import done_ids
+    from suite.records.tables import Store
 
     runs = _plan_of(args)
     store = Store(args.results / args.protocol)
@@ -189,12 +191,12 @@ def _run(args) -> int:
 
     runs, cores = _plan_of(args), environment.usable_cores()
     if args.features == "inception":
-        from suite.features import extractor
+        from suite.quality.features import extractor
 
         extractor(args.features)  # refused now rather than after the first training
     if runs and runs[0].protocol.compiled and not runs[0].compiled:
         print("no C++ compiler found: blocks run eager, about half as fast (and under run ids of their own)", file=sys.stderr)
-    from suite.distributed import launched_alone, processes, run_distributed
+    from suite.sweep.distributed import launched_alone, processes, run_distributed
 
     if launched_alone():
         print("accelerate started one process, not several (--cpu needs MPI): this is an ordinary run; for data parallelism say "
@@ -204,7 +206,7 @@ def _run(args) -> int:
     if args.slurm and args.executor != "slurm":
         raise ValueError("--slurm goes with --executor slurm")
     if args.executor == "slurm":
-        from suite.cluster import run_on_slurm
+        from suite.sweep.slurm import run_on_slurm
 
         with _interruptible():
             return run_on_slurm(
@@ -213,7 +215,7 @@ def _run(args) -> int:
             )  # fmt: skip
     if args.workers and args.workers > cores:
         print(f"--workers {args.workers}: only {cores} cores may be used, so {cores} workers", file=sys.stderr)
-    from suite.sweep import Sweep
+    from suite.sweep.sweep import Sweep
 
     sweep = Sweep(
         runs, args.results.resolve(), workers=min(args.workers or cores, cores), features=args.features,
@@ -243,7 +245,7 @@ def _protocol_folders(results: Path) -> list[Path]:
 def _status(args) -> int:
     from collections import Counter
 
-    from suite.tables import Store
+    from suite.records.tables import Store
 
     folders = _protocol_folders(args.results)
     if not folders:
@@ -256,13 +258,13 @@ def _status(args) -> int:
 
 def _collect(args) -> int:
     from suite.protocol import PROTOCOLS
-    from suite.tables import Store, check_folder, compare, format_table
-    from suite.whole import check_parts
+    from suite.records.completeness import check_parts
+    from suite.records.tables import Store, check_folder, compare, format_table
 
     if args.protocol and args.protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {args.protocol!r}; known: {', '.join(PROTOCOLS)}")
     if args.sources:
-        from suite.merge import merge
+        from suite.records.gather import merge
 
         print(f"{merge(args.sources, args.results, args.protocol)} runs merged into {args.results}", file=sys.stderr)
     folders = [f for f in _protocol_folders(args.results) if args.protocol in (None, f.name)]
@@ -293,8 +295,8 @@ def _pictures(results: Path) -> Path:
 
 def _verify(args) -> int:
     from suite import environment, registry
-    from suite.tables import format_table
-    from suite.verify import rerun, verify
+    from suite.evidence.verify import rerun, verify
+    from suite.records.tables import format_table
 
     for plugin in args.plugin:
         registry.load_plugin(plugin)
@@ -314,7 +316,7 @@ def _verify(args) -> int:
 
 
 def _report(args) -> int:
-    from suite.report import outcome_table, write_readme
+    from suite.evidence.report import outcome_table, write_readme
 
     if not (args.results / "laptop" / "runs.csv").exists():
         raise ValueError(f"{args.results}: no laptop results to report; start with: python -m suite run")
@@ -326,7 +328,7 @@ def _report(args) -> int:
 
 
 def _detect(args) -> int:
-    from suite.crash import detect
+    from suite.verdict.crash import detect
 
     print(json.dumps(detect(args.file, args.constant_loss)))
     return 0
@@ -334,7 +336,7 @@ def _detect(args) -> int:
 
 def _bench(args) -> int:
     from paper_figures.draw import draw_folder
-    from suite.bench import FOLDER, bench
+    from suite.evidence.bench import FOLDER, bench
 
     try:
         with _interruptible():
@@ -383,7 +385,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {str(error).splitlines()[0] if str(error) else type(error).__name__}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        from suite.sweep import SweepError
+        from suite.sweep.sweep import SweepError
 
         if not isinstance(error, SweepError):
             raise

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 EPS = 1e-6  # Table 3 of arXiv:2605.06169 (the released code has 1e-5)
 HALF = (torch.bfloat16, torch.float16)  # what autocast makes of a linear map's output
-FUSED: dict[str, Callable[..., Tensor]] = {}  # operators in use, by name; `suite.fused` fills it, on CUDA only
+FUSED: dict[str, Callable[..., Tensor]] = {}  # operators in use, by name; `suite.model.fused` fills it, on CUDA only
 
 
 class Context(NamedTuple):
@@ -95,7 +95,7 @@ class Residual(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} overrides neither merge nor forward")
 
     def fused(self) -> tuple[str, tuple[Tensor, ...]] | None:
-        """Name and gates of an operator (x, f, *gates, segments, eps) -> rms_norm(merge(x, f)) of `suite.kernels`, if there is one."""
+        """Name and gates of an operator (x, f, *gates, segments, eps) -> rms_norm(merge(x, f)) of `suite.model.kernels`, if any."""
         return None
 
     def forward(self, x_BTD: Tensor, branch: Callable[[Tensor], Tensor], ctx: Context) -> Tensor:

@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which the first compilation does
 
 from suite import registry
-from suite.backbone import DiT
+from suite.model.backbone import DiT
 
 torch.set_num_threads(1)
 TINY = {"width": 16, "heads": 2, "ffn": 24, "depth": 2, "patch": 2, "channels": 2, "image_size": 4, "caption_tokens": 3}

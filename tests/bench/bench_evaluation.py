@@ -16,8 +16,8 @@ def prepare(case):
         return model.heldout_loss
     if case["phase"] == "sample":
         return lambda: model.sample(IMAGES)
+    from suite.diagnosis.sidepass import anchor_layers, audit_step
     from suite.protocol import PROTOCOLS
-    from suite.sidepass import anchor_layers, audit_step
 
     model.advance()  # an audit reads Adam's state
     layers = anchor_layers(case["depth"], PROTOCOLS["anatomy"].audit_layers)

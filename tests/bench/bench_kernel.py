@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import FULL, case
 
-kernels = pytest.importorskip("suite.kernels", reason="no triton for this platform: not measured", exc_type=ImportError)
+kernels = pytest.importorskip("suite.model.kernels", reason="no triton for this platform: not measured", exc_type=ImportError)
 from suite.residual import EPS, rms_norm, token_mean  # noqa: E402
 
 SHAPES = {"paper": (32, (256, 256), 1024, torch.bfloat16), "digits": (16, (16, 4), 32, torch.float32)}

@@ -10,8 +10,8 @@ import pytest
 from cases import FULL, case
 
 from suite import environment
-from suite.sweep import Worker
-from suite.tables import TABLES, Store, read_rows
+from suite.records.tables import TABLES, Store, read_rows
+from suite.sweep.sweep import Worker
 
 SCHEMES, DEPTHS, LR = "plain,mvsplit", "25,50,100", "1e-3"
 EVALUATION = ("heldout", "sample", "score")
@@ -45,7 +45,7 @@ class FirstStep(Exception):
 
 
 class Watch:
-    """In place of `suite.progress.Progress`."""
+    """In place of `suite.sweep.progress.Progress`."""
 
     def step(self, run, step, loss):
         raise FirstStep
@@ -79,7 +79,7 @@ def seconds(rows, phases):
 
 
 def worker_start(benchmark, results, case):
-    from suite.plan import Selection, make_plan
+    from suite.sweep.plan import Selection, make_plan
 
     (run,) = make_plan(Selection("laptop", schemes=(case["scheme"],), depths=(case["depth"],)))
     workers = []

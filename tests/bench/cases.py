@@ -36,9 +36,9 @@ def case(phase: str, scheme: str, depth: int | None, *, variant: str = "suite", 
 
 def trainer(case: dict):
     """A Trainer of a case that has taken no step; the learning rate is one at which nothing collapses."""
-    from suite.execute import load_data
-    from suite.plan import Selection, make_plan
-    from suite.train import Trainer
+    from suite.sweep.execute import load_data
+    from suite.sweep.plan import Selection, make_plan
+    from suite.training.trainer import Trainer
 
     (run,) = make_plan(Selection("laptop", schemes=(case["scheme"],), depths=(case["depth"],), lrs=(1e-3,)))
     p = protocol(case["setting"])

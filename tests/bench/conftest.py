@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from suite import environment
-from suite.schema import TABLES
+from suite.records.schema import TABLES
 
 sys.path.insert(0, str(Path(__file__).parent))  # bench files and their helpers import each other by name
 from cases import FULL, QUICK, TINY  # noqa: E402

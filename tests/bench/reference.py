@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from suite.backbone import rope_2d
+from suite.model.backbone import rope_2d
 
 EPS = 1e-6
 

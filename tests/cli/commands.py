@@ -4,7 +4,6 @@ from pathlib import Path
 
 from suite import cli
 
-ROOT = Path(__file__).resolve().parents[2]
 HEAD = "import torch\nfrom suite.registry import register\nfrom suite.residual import Residual\n"
 GOOD = HEAD + "@register('halved')\nclass Halved(Residual):\n    def merge(self, x, f, ctx): return x + 0.5 * f\n"
 

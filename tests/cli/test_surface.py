@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import GOOD, ROOT, call, refused
+from commands import GOOD, call, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suite import cli, registry
-from suite.plan import Selection, make_plan
+from suite.environment import ROOT
 from suite.protocol import PROTOCOLS, Run
+from suite.sweep.plan import Selection, make_plan
 
 SELECTION = ["--protocol NAME", "--schemes A,B", "--params [SCHEME:]K=V,...", "--arms A,B", "--depths N,N", "--lrs X,X",
              "--seeds N,N", "--data SOURCE", "--plugin FILE", "--shard I/N", "--results DIR"]
@@ -72,7 +73,7 @@ def test_help_imports_nothing_heavy(words):
     assert "usage: python -m suite" in out and out.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("module", ["suite.tables", "suite.protocol", "suite.registry", "suite.schema", "suite.environment"])
+@pytest.mark.parametrize("module", ["suite.tables", "suite.protocol", "suite.registry", "suite.environment", "suite.verdict.crash"])
 def test_light_modules_do_not_import_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

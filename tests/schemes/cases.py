@@ -3,7 +3,6 @@
 T tokens, D width. Projectors are explicit T x T matrices here, so nothing is checked against `token_mean` itself.
 """
 
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ import torch
 from suite import registry
 from suite.residual import Context, Residual, Site
 
-ROOT = Path(__file__).resolve().parents[2]
 ENTRIES = [(name, arm) for arm in registry.ARMS for name in registry.names(arm)]
 every_scheme = pytest.mark.parametrize(("name", "arm"), ENTRIES, ids=["-".join(e) for e in ENTRIES])
 SEGMENTS = (4, 3)

@@ -5,9 +5,9 @@ import torch
 from cases import build, context, every_scheme, inputs, normal, shake
 
 from suite import registry
-from suite.optim import FlatParameters
-from suite.plan import Selection, make_plan
 from suite.residual import Residual
+from suite.sweep.plan import Selection, make_plan
+from suite.training.optim import FlatParameters
 
 
 @every_scheme

@@ -7,8 +7,8 @@ import torch
 from cases import SEGMENTS, backward, build, context, normal, projector, shake
 
 from suite import registry
-from suite.plan import Selection, SelectionError, make_plan
 from suite.residual import centered, token_mean
+from suite.sweep.plan import Selection, SelectionError, make_plan
 
 
 def mvsplit_case(segments, seed=0):

@@ -7,8 +7,8 @@ import torch
 from cases import backward, build, context, inputs, normal, shake
 
 from suite import registry
-from suite.plan import Selection, SelectionError, make_plan
 from suite.residual import rms_norm
+from suite.sweep.plan import Selection, SelectionError, make_plan
 
 # --- plain, LayerScale ------------------------------------------------------------------------------------------------
 

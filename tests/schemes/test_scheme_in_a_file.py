@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from cases import ROOT
 
 from suite import registry
 from suite.cli import main
+from suite.environment import ROOT
 
 PLUGIN = """
 from suite.registry import register

@@ -8,8 +8,8 @@ import pytest
 from sweeps import plan, work
 
 from suite import environment
-from suite.execute import execute, save_record, work_folder
-from suite.sweep import Worker
+from suite.sweep.execute import execute, save_record, work_folder
+from suite.sweep.sweep import Worker
 
 
 @contextmanager

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from suite.plan import Selection, make_plan
 from suite.protocol import Run
-from suite.schema import TABLES
-from suite.sweep import Sweep
-from suite.tables import Store, read_rows, table_files
+from suite.records.schema import TABLES
+from suite.records.tables import Store, read_rows, table_files
+from suite.sweep.plan import Selection, make_plan
+from suite.sweep.sweep import Sweep
 
-ROOT = Path(__file__).resolve().parents[2]
 SCHEMES = ("plain", "rezero", "mvsplit")
 WORDS = ["run", "--protocol", "smoke", "--schemes", ",".join(SCHEMES)]
 

@@ -9,11 +9,13 @@ import threading
 import time
 
 import pytest
-from sweeps import ROOT, WORDS, check_half_way, left_over, plan, rows, tables, work
+from sweeps import WORDS, check_half_way, left_over, plan, rows, tables, work
 
-from suite import cli, tablefile
-from suite.sweep import SweepError, Worker
-from suite.tables import check_folder
+from suite import cli
+from suite.environment import ROOT
+from suite.records import csvfile
+from suite.records.tables import check_folder
+from suite.sweep.sweep import SweepError, Worker
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -22,7 +24,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 def test_a_full_disk_while_tables_are_written(reference, tmp_path, inline, monkeypatch, capsys, nth):
     """At whatever file: one line, status 1, what was finished is kept and valid, and the next call ends as ever."""
     words = ["run", "--protocol", "smoke", "--schemes", "plain", "--workers", "1", "--results", str(tmp_path)]
-    count, real = [0], tablefile._replace
+    count, real = [0], csvfile._replace
 
     def replace(path, data):
         count[0] += 1
@@ -31,7 +33,7 @@ def test_a_full_disk_while_tables_are_written(reference, tmp_path, inline, monke
         real(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tablefile, "_replace", replace)
+        patch.setattr(csvfile, "_replace", replace)
         assert cli.main(words) == 1
     err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(err) == 1 and f"the disk under {tmp_path} is full" in err[0] and "everything finished is kept" in err[0]

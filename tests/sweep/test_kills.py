@@ -13,12 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from sweeps import ROOT, WORDS, check_half_way, left_over, plan, rows, steps_trained, tables, work
+from sweeps import WORDS, check_half_way, left_over, plan, rows, steps_trained, tables, work
 
-from suite import execute as execute_module
-from suite import sweep
-from suite.sweep import Claim, Sweep
-from suite.tables import Store
+from suite.environment import ROOT
+from suite.records.tables import Store
+from suite.sweep import execute as execute_module
+from suite.sweep import sweep
+from suite.sweep.sweep import Claim, Sweep
 
 
 class Parent:
@@ -34,7 +35,7 @@ class Parent:
 
     def workers(self) -> list[psutil.Process]:
         try:
-            return [p for p in psutil.Process(self.process.pid).children() if "suite.worker" in p.cmdline()]
+            return [p for p in psutil.Process(self.process.pid).children() if "suite.sweep.worker" in p.cmdline()]
         except psutil.NoSuchProcess:
             return []
 
@@ -222,7 +223,7 @@ def test_what_another_sweep_has_done_meanwhile_is_not_done_again(tmp_path, inlin
 HOLDER = """
 import sys, time
 from pathlib import Path
-from suite.sweep import Claim
+from suite.sweep.sweep import Claim
 claim = Claim(Path(sys.argv[1]), sys.argv[2])
 assert claim.take()
 print("held", flush=True)

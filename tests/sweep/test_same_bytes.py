@@ -11,16 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sweeps import ROOT, SCHEMES, WORDS, left_over, plan, rows, steps_trained, tables, work
+from sweeps import SCHEMES, WORDS, left_over, plan, rows, steps_trained, tables, work
 
 from suite import cli, environment
-from suite.execute import execute, save_record, work_folder
+from suite.environment import ROOT
 from suite.protocol import PROTOCOLS, Run
-from suite.schema import TABLES
-from suite.sweep import SweepError, Worker
-from suite.tables import check_folder, read_rows, table_files, write_rows
-from suite.train import Trainer
-from suite.whole import check_parts
+from suite.records.completeness import check_parts
+from suite.records.schema import TABLES
+from suite.records.tables import check_folder, read_rows, table_files, write_rows
+from suite.sweep.execute import execute, save_record, work_folder
+from suite.sweep.sweep import SweepError, Worker
+from suite.training.trainer import Trainer
 
 
 def test_reference_is_sound(reference):
@@ -235,7 +236,7 @@ def test_compiled_runs_are_the_same_alone_after_others_and_resumed(tmp_path):
     run = runs[3]
     cut = tmp_path / "cut"
     cache = shutil.copytree(together / ".work" / "compile-cache", cut / ".work" / "compile-cache")
-    process = subprocess.Popen([sys.executable, "-m", "suite.worker"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    process = subprocess.Popen([sys.executable, "-m", "suite.sweep.worker"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.DEVNULL, text=True,
                                env=os.environ | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(cache)})
     job = {"results": str(cut), "features": "digits", "plugins": [], "kernels": "auto", "run": run.to_json()}

@@ -9,15 +9,16 @@ import sys
 import time
 
 import pytest
-from sweeps import ROOT, left_over, plan, rows, steps_trained, work
+from sweeps import left_over, plan, rows, steps_trained, work
 
-from suite import sweep
-from suite.execute import work_folder
-from suite.progress import Progress
-from suite.sweep import Worker
-from suite.tables import check_folder
-from suite.train import Trainer
-from suite.worker import status_of
+from suite.environment import ROOT
+from suite.records.tables import check_folder
+from suite.sweep import sweep
+from suite.sweep.execute import work_folder
+from suite.sweep.progress import Progress
+from suite.sweep.sweep import Worker
+from suite.sweep.worker import status_of
+from suite.training.trainer import Trainer
 
 SICK = '''
 """A scheme that dies in the worker, after the first checkpoint, as long as a file named `sick` lies beside this one."""
@@ -27,7 +28,7 @@ from pathlib import Path
 from suite.registry import register
 from suite.residual import Residual
 
-WORKER = getattr(getattr(__main__, "__spec__", None), "name", "") == "suite.worker"
+WORKER = getattr(getattr(__main__, "__spec__", None), "name", "") == "suite.sweep.worker"
 
 @register("sick")
 class Sick(Residual):
@@ -184,7 +185,7 @@ def test_notes_of_a_worker_reach_the_person(fake_worker, capsys):
 def test_a_damaged_checkpoint_is_reported_and_costs_nothing(reference, tmp_path, capfd):
     """A whole worker: the newer checkpoint is damaged, the older one is used, a line says so."""
     (run,) = plan(("plain",), depths=(2,))
-    from suite.execute import load_data
+    from suite.sweep.execute import load_data
 
     Trainer(run, load_data("digits"), work_folder(tmp_path, run.run_id)).train()
     victim = work_folder(tmp_path, run.run_id) / "step-00000012" / "state.safetensors"

@@ -1,0 +1,103 @@
+"""The paper's writer metrics on any torch model. Public as `suite.audit.audit`.
+
+Shapes: B samples, T tokens; as in `suite.diagnosis.metrics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from suite.diagnosis.metrics import tcs, writer_metrics
+
+
+class AuditError(ValueError):
+    """A model or closure that cannot be audited; one line."""
+
+
+@contextmanager
+def _capture(weights: dict[int, str], seen: dict[str, tuple[Tensor, Tensor]]):
+    """Record input and output of every `F.linear` whose weight is one of `weights` (by id).
+
+    Patching the function, not hooking modules, also sees nn.MultiheadAttention, which never calls its out_proj module.
+    """
+    original = F.linear
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        out = original(x, weight, bias)
+        if (name := weights.get(id(weight))) is not None:
+            if name in seen:
+                raise AuditError(f"writer {name} is called twice in one forward; audit its calls apart")
+            seen[name] = (x, out)
+            return out.clone()  # what the model does in place to its copy leaves ours as the writer wrote it
+        return out
+
+    with mock.patch.object(F, "linear", linear):
+        yield
+
+
+def _by_sample(x: Tensor, batch: int, name: str, token_first: bool) -> Tensor:
+    """(B, T, width) from (B, T, width), or from rows as nn.MultiheadAttention lays them out: token by token, (T * B, width)."""
+    if x.ndim == 3 and x.shape[0] == batch:
+        return x
+    if x.ndim == 2 and token_first and x.shape[0] % batch == 0:
+        return x.unflatten(0, (-1, batch)).transpose(0, 1)
+    raise AuditError(f"writer {name} sees {tuple(x.shape)}; expected ({batch}, tokens, width)")
+
+
+def _check(value: object, names: list[str], seen: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """Raise AuditError unless a gradient of `value` with respect to every writer's output can be asked for."""
+    if missing := [n for n in names if n not in seen]:
+        raise AuditError(f"writer {missing[0]} was not called in the forward")
+    if not isinstance(value, Tensor) or value.ndim:
+        what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise AuditError(f"the loss must be a scalar tensor, not {what}")
+    for what, x in [("the loss", value), *((f"writer {n}'s output", seen[n][1]) for n in names)]:
+        if not x.requires_grad:
+            raise AuditError(f"{what} carries no gradient: frozen weights, detach, no_grad or inference_mode?")
+
+
+def audit(model: nn.Module, writers: Iterable[str], loss: Callable[[], Tensor], *, batch: int) -> list[dict[str, object]]:
+    """The paper's writer metrics on any torch model: one dictionary a writer, in the order given.
+
+    writers: names of nn.Linear modules that write to a residual stream, such as "layers.0.linear2". loss: runs one forward
+    of the model and returns a scalar. batch: samples in that forward, B; activations are (B, tokens, width).
+    Beside g_mean, g_ctr, amplification, kappa_hat there are `tcs` of the writer's output, `grad` (its gradient norm) and
+    `tokens`. Nothing is left behind: no hook, no .grad, no random state, no changed buffer. Raises AuditError.
+    """
+    modules = dict(model.named_modules())
+    names = list(writers)
+    if not names:
+        raise AuditError("no writers named")
+    for name in names:
+        if not isinstance(modules.get(name), nn.Linear):
+            raise AuditError(f"{name!r} is not an nn.Linear of this model")
+    attention = {f"{n}.out_proj" for n, m in modules.items() if isinstance(m, nn.MultiheadAttention)}
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    buffers = [(b, b.clone()) for b in model.buffers()]  # running statistics of a norm
+    try:
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            with _capture({id(modules[n].weight): n for n in names}, seen):
+                value = loss()
+            _check(value, names, seen)
+            deltas = torch.autograd.grad(value, [seen[n][1] for n in names], allow_unused=True)
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+    if unused := [n for n, delta in zip(names, deltas, strict=True) if delta is None]:
+        raise AuditError(f"the loss does not depend on writer {unused[0]}")
+    rows = []
+    for name, delta in zip(names, deltas, strict=True):
+        y, out = (_by_sample(t.detach(), batch, name, name in attention) for t in seen[name])
+        d_BTD = _by_sample(delta, batch, name, name in attention)
+        metrics = writer_metrics(d_BTD, y)
+        grad = torch.einsum("btd,btf->df", d_BTD.double(), y.double()).norm().item()
+        rows.append({"writer": name, **metrics, "grad": grad, "tcs": tcs(out.double()).item(), "tokens": y.shape[1]})
+    return rows

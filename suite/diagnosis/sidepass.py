@@ -1,0 +1,161 @@
+"""The audit of our own model: an eager forward and backward on the side, which never touches the training graph.
+
+Shapes as in `suite.diagnosis.metrics`. X is the trunk entering a merge, U = f the branch output, per sample and token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from suite.diagnosis import metrics
+from suite.model.backbone import Block, DiT, attention_matrix
+from suite.residual import Context
+from suite.training.trainer import Trainer
+
+SEGMENTS = ("all", "image", "caption")
+GATES = ("gate_alpha", "gate_beta", "gate_lambda")
+
+
+def anchor_layers(depth: int, most: int) -> list[int]:
+    """At most `most` layers, evenly over depth, the first and the last among them."""
+    n = min(depth, most)
+    return sorted({round(i * (depth - 1) / max(1, n - 1)) for i in range(n)})
+
+
+class Site:
+    """What one merge of an audited block saw: x, y, f with their graph, and the attention matrix at attention sites."""
+
+    def __init__(self, layer: int, name: str, x_BTD: Tensor) -> None:
+        self.layer, self.name, self.x = layer, name, x_BTD
+        self.y = self.f = self.a = None
+
+
+def _watch(block: Block, layer: int, x: Tensor, rope: Tensor, segments: tuple[int, ...], step: Tensor) -> tuple[Tensor, list[Site]]:
+    """`Block.forward`, with the inputs and outputs of both writers recorded."""
+    attn, ffn = Site(layer, "attn", x), None
+
+    def attention(x_BTD: Tensor) -> Tensor:
+        q, k, v = block.qkv(x_BTD, rope)
+        attn.a = attention_matrix(q, k)
+        attn.y = (attn.a @ v).transpose(1, 2).flatten(2)
+        attn.f = nn.functional.linear(attn.y, block.wo)
+        return attn.f
+
+    def feed_forward(x_BTD: Tensor) -> Tensor:
+        ffn.y = block.ffn_hidden(x_BTD)
+        ffn.f = nn.functional.linear(ffn.y, block.w2)
+        return ffn.f
+
+    x = block.residuals[0](x, attention, Context(segments, "attn", step))
+    ffn = Site(layer, "ffn", x)
+    return block.residuals[-1](x, feed_forward, Context(segments, "ffn", step)), [attn, ffn]
+
+
+def _pass_through(dit: DiT, x: Tensor, start: int, stop: int) -> Tensor:
+    """The trunk after blocks that nobody looks into: by the compiled functions where there are any, with no gradient kept."""
+    if dit.stack is not None and stop > start:
+        return dit.stack(x, start, stop, into_grad=False)
+    for block in dit.blocks[start:stop]:
+        x = block.forward(x, dit.rope, dit.segments, dit.step)  # not block(...): that may be a compiled one
+    return x
+
+
+def side_pass(trainer: Trainer, layers: Sequence[int], step: int) -> tuple[list[Site], dict[Tensor, Tensor]]:
+    """Forward and backward on the step's own batch, eager in `layers`: their sites, and gradients of f and of their weights."""
+    dit, batch = trainer.dit, trainer.batch(step)
+    wanted, sites = set(layers), []
+    with torch.enable_grad():
+        x = dit.blocks[0].residuals[0].open(dit.tokens(batch.z_BCHW, trainer.captions[batch.caption_B]))
+        done = 0
+        for layer in sorted(wanted):
+            x = _pass_through(dit, x, done, layer)
+            x, seen = _watch(dit.blocks[layer], layer, x, dit.rope, dit.segments, dit.step)
+            sites += seen
+            done = layer + 1
+        x = _pass_through(dit, x, done, len(dit.blocks))
+        x = dit.blocks[-1].residuals[-1].fold(x)
+        velocity = dit.pixels(dit.final(x[:, : dit.segments[0]]), batch.z_BCHW)
+        loss = (velocity.float() - batch.target_BCHW).square().mean()
+        targets = [site.f for site in sites]
+        targets += [w for i in layers for w in (dit.blocks[i].wqkv, dit.blocks[i].wo, dit.blocks[i].w2)]
+        grads = torch.autograd.grad(loss, targets)
+    return sites, dict(zip(targets, grads, strict=True))
+
+
+def _relative_update(trainer: Trainer, names: list[str], step: int, v: Tensor | None) -> float:
+    """RMS over a family of g / sqrt(v-hat) for the clipped gradient Adam is about to see, v taken with it included.
+
+    The usual predictor of Adam's loss spikes: Wortsman et al. 2023, arXiv:2304.13013, section 3.4. 1 is healthy.
+    """
+    p = trainer.run.protocol
+    g = torch.cat([trainer.flat.grads[trainer.flat.slices[n]] for n in names]).double()
+    old = torch.cat([v[trainer.flat.slices[n]] for n in names]).double() if v is not None else torch.zeros_like(g)
+    new = (p.beta2 * old + (1 - p.beta2) * g.square()) / (1 - p.beta2**step)
+    return metrics.rms(g / (new.sqrt() + p.adam_eps)).item()
+
+
+def _rows(
+    trainer: Trainer, site: Site, grads: dict[Tensor, Tensor], step: int, v: Tensor | None, window: bool
+) -> list[dict]:
+    dit, block = trainer.dit, trainer.dit.blocks[site.layer]
+    d_BTD, image = grads[site.f].detach(), dit.segments[0]
+    x, y, f = site.x.detach().double(), site.y.detach(), site.f.detach().double()
+    rows = []
+    for segment, cut in zip(SEGMENTS, (slice(None), slice(image), slice(image, None)), strict=True):
+        if x[:, cut].shape[1] == 0:
+            continue
+        rows.append(
+            {"step": step, "layer": site.layer, "site": site.name, "segment": segment, "window": window}
+            | metrics.writer_metrics(d_BTD[:, cut], y[:, cut])
+            | {"rho": metrics.rho(x[:, cut]).item(), "r_tr": metrics.r_tr(x[:, cut], f[:, cut]).item(),
+               "var_gain": metrics.var_gain(x[:, cut], f[:, cut]).item(), "tcs": metrics.tcs(x[:, cut]).item()}
+        )  # fmt: skip
+    whole, prefix = rows[0], f"blocks.{site.layer}."
+    if site.name == "attn":
+        a_BNTT = site.a.detach()
+        kept, leaked = metrics.retention_leakage(a_BNTT.double(), x)
+        q, k, _ = grads[block.wqkv].chunk(3)
+        whole |= {"mu_eff": metrics.mu_eff(a_BNTT).item(), "row_div": metrics.row_div(a_BNTT).item(), "retention": kept.item(),
+                  "leakage": leaked.item(), "q_grad": metrics.rms(q.double()).item(), "k_grad": metrics.rms(k.double()).item(),
+                  "wo_grad": metrics.rms(grads[block.wo].double()).item()}  # fmt: skip
+        family = [prefix + "wqkv", prefix + "wo"]
+    else:
+        whole |= {"w2_grad": metrics.rms(grads[block.w2].double()).item()}
+        family = [prefix + "w13", prefix + "w2"]
+    whole["update_rms"] = _relative_update(trainer, family, step, v)
+    gates = block.residuals[0 if site.name == "attn" else -1]
+    whole |= {g: getattr(gates, g).detach().mean().item() for g in GATES if hasattr(gates, g)}
+    return rows
+
+
+def audit_step(trainer: Trainer, layers: Sequence[int], step: int, window: bool = False) -> list[dict]:
+    """Rows of the audit table for the step about to be applied; weights, gradients and random state are only read."""
+    sites, grads = side_pass(trainer, layers, step)
+    v = trainer.second_moment
+    return [row for site in sites for row in _rows(trainer, site, grads, step, v, window)]
+
+
+@torch.no_grad()
+def final_state(trainer: Trainer) -> str:
+    """What kind of state a crashed run ended in, from the trunk of its deeper half on held-out images.
+
+    mean_dominated: mean TCS above 0.9 (the paper's white contour, Fig. 7); mean_free: within 0.02 of -1/(T-1), a token
+    mean of zero; other. Pre- and multi-stream trunks are judged as they are.
+    """
+    dit, data = trainer.dit, trainer.data
+    rows = data.heldout[:16]
+    z_BCHW, label_B = data.images_NCHW[rows].to(trainer.device), data.labels_N[rows].to(trainer.device)
+    x = dit.blocks[0].residuals[0].open(dit.tokens(z_BCHW, trainer.captions[label_B]))
+    values = []
+    for layer, block in enumerate(dit.blocks):
+        x = block.forward(x, dit.rope, dit.segments, dit.step)
+        if layer >= len(dit.blocks) // 2:
+            values.append(metrics.tcs(x.double()).item())
+    value = sum(values) / len(values)
+    if math.isfinite(value) and value > 0.9:
+        return "mean_dominated"
+    return "mean_free" if abs(value + 1 / (sum(dit.segments) - 1)) < 0.02 else "other"

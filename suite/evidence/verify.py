@@ -1,0 +1,156 @@
+"""Do the committed tables still say what they said? Recompute what can be recomputed, and re-train a sample on demand."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from pathlib import Path
+
+from paper_figures.draw import stale
+from suite import registry
+from suite.evidence.report import readme_differs
+from suite.protocol import PROTOCOLS, Run
+from suite.records.completeness import Parts, check_parts
+from suite.records.tables import TABLES, Store, TableError, check_folder, read_rows, table_path
+from suite.verdict import crash
+
+EARLY = 20  # steps compared on another processor: later ones drift apart, exponentially, from rounding
+EARLY_RTOL = 1e-3  # eager against compiled differs by 4e-6 in a step; two processors should not differ by more than this
+SAME_MACHINE = ("cpu_model", "cpu_isa", "compiler", "python", "torch", "commit", "threads", "device")
+JUDGED = ("outcome", "crash_step", "confirmed", "last_step", "best_loss", "final_loss", "max_grad_norm", "spikes")
+
+
+def run_of(row: dict[str, str]) -> Run:
+    """The run of a row of runs.csv, as today's code would make it; ValueError where it no longer can."""
+    protocol = PROTOCOLS.get(row["protocol"])
+    if protocol is None or str(protocol.version) != row["protocol_version"]:
+        raise ValueError(f"was made under {row['protocol']} v{row['protocol_version']}, which this code no longer has")
+    entry = registry.get(row["scheme"], row["arm"])
+    return Run(
+        protocol, row["scheme"], row["arm"], row["params"], row["writers"], int(row["depth"]), float(row["lr"]),
+        int(row["seed"]), row["data"], row["data_digest"], entry.code_digest, row["compiled"] == "true",
+    )  # fmt: skip
+
+
+def verify(results: Path, pictures: Path | None = None) -> tuple[int, list[str]]:
+    """(rows checked, problems): schema, digests, run ids, verdicts and aggregates of every protocol, and the README's table.
+
+    With `pictures`, also whether the figures in that folder show what the tables give.
+    """
+    problems, checked = [], 0
+    for folder in sorted(p.parent for p in results.glob("*/runs.csv")):
+        with Store(folder).still():
+            problems += check_folder(folder) + check_parts(folder)
+            try:
+                rows = Store(folder).runs()
+            except TableError:
+                continue  # said by check_folder
+            parts = Parts(folder)
+            for row in rows:
+                checked += 1
+                problems += [f"{folder.name}/runs.csv: run {row['run_id']}: {what}" for what in _row_problems(row, parts)]
+    problems += readme_differs(results)
+    if pictures is not None:
+        problems += stale(results, pictures)
+    return checked, problems
+
+
+def _row_problems(row: dict[str, str], parts: Parts) -> list[str]:
+    try:
+        run = run_of(row)
+    except ValueError as error:
+        return [str(error)]
+    if row["code_digest"] and run.code_digest != row["code_digest"]:
+        return [f"the code of scheme {row['scheme']} has changed since (digest {row['code_digest']}, now {run.code_digest})"]
+    if row["status"] != "done":
+        return []
+    found = [] if run.run_id == row["run_id"] else [f"its settings give the run id {run.run_id}"]
+    points, evals = parts.rows("curves", row), parts.rows("evals", row)
+    if not points:
+        return [*found, "has no curve"]
+    held = evals[-1]["heldout_loss"] if evals else ""
+    if row["heldout_loss"] != held:
+        found.append(f"heldout_loss is {row['heldout_loss'] or 'empty'}, its last row of evals.csv says {held or 'nothing'}")
+    again = judged(row, points, run.protocol.warmup)
+    differ = [name for name in JUDGED if not _same(row[name], again[name])]
+    return found + [f"{name} is {row[name] or 'empty'}, its curve gives {again[name]}" for name in differ]
+
+
+def judged(row: dict[str, str], points: list[dict[str, str]], warmup: int) -> dict[str, object]:
+    """The columns of runs.csv that follow from the committed curve (six digits of it)."""
+    steps, loss, norm = ([float(p[name]) for p in points] for name in ("step", "loss", "grad_norm"))
+    verdict = crash.judge(
+        steps, loss, constant_loss=float(row["constant_loss"]), window=int(row["window"]), horizon=int(row["horizon"]),
+        grad_norm=norm, warmup=warmup,
+    )  # fmt: skip
+    bad = [n for n in norm if not abs(n) < float("inf")]
+    return {
+        "outcome": verdict.outcome, "crash_step": verdict.crash_step,
+        "confirmed": None if verdict.crash_step is None else verdict.confirmed, "last_step": int(steps[-1]),
+        "best_loss": verdict.best_loss, "final_loss": verdict.final_loss, "max_grad_norm": bad[0] if bad else max(norm),
+        "spikes": verdict.spikes,
+    }  # fmt: skip
+
+
+def _same(cell: str, value: object) -> bool:
+    if value is None or isinstance(value, bool):
+        return cell == {None: "", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return cell == value
+    if not cell:
+        return False
+    a, b = float(cell), float(value)
+    return a == b or a != a and b != b or abs(a - b) <= 2e-5 * max(abs(a), abs(b))
+
+
+def rerun(results: Path, k: int, seed: int, workers: int) -> list[dict[str, object]]:
+    """Re-train k randomly chosen committed runs aside; one row a run: what was compared, and whether it agrees."""
+    from suite.sweep.sweep import Sweep
+
+    candidates = []
+    for folder in sorted(p.parent for p in results.glob("*/runs.csv")):
+        for row in Store(folder).runs():
+            if row["status"] == "done":
+                candidates.append((folder, row))
+    if not candidates:
+        raise ValueError(f"{results}: no finished runs to repeat")
+    chosen = random.Random(seed).sample(candidates, min(k, len(candidates)))
+    runs = [run_of(row) for _, row in chosen]
+    out = []
+    with tempfile.TemporaryDirectory(prefix="screambench-verify-") as aside:
+        Sweep(runs, Path(aside), workers=workers, features="digits", plugins=(), retry=False).run()
+        for (folder, row), run in zip(chosen, runs, strict=True):
+            new_folder = Path(aside) / folder.name
+            new = {r["run_id"]: r for r in Store(new_folder).runs()}.get(run.run_id)
+            out.append({"run": run.label(), **_compare(folder, row, new_folder, new)})
+    return out
+
+
+def _compare(folder: Path, row: dict[str, str], new_folder: Path, new: dict[str, str] | None) -> dict[str, object]:
+    """Byte-equality where machine, commit and versions are the same; elsewhere outcome and early loss."""
+    if new is None or new["status"] != "done":
+        return {"compared": "nothing", "agrees": False, "why": "the run broke: " + (new["reason"] if new else "no row")}
+    if all(row[name] == new[name] for name in SAME_MACHINE):
+        same = _lines(folder, row) == _lines(new_folder, new)
+        return {"compared": "bytes", "agrees": same, "why": "" if same else "tables differ"}
+    old_early, new_early = (_early(f, r) for f, r in ((folder, row), (new_folder, new)))
+    worst = max(abs(a - b) / abs(a) for a, b in zip(old_early, new_early, strict=True))
+    agrees = row["outcome"] == new["outcome"] and worst <= EARLY_RTOL
+    differs = ", ".join(name for name in SAME_MACHINE if row[name] != new[name])
+    why = f"other {differs}; outcome {row['outcome']} / {new['outcome']}, loss of {EARLY} steps within {worst:.1e}"
+    return {"compared": "outcome and early loss", "agrees": agrees, "why": why}
+
+
+def _early(folder: Path, row: dict[str, str]) -> list[float]:
+    path = table_path(folder, TABLES["curves"], row["scheme"], row["depth"])
+    return [float(p["loss"]) for p in read_rows(path, TABLES["curves"]) if p["run_id"] == row["run_id"]][:EARLY]
+
+
+def _lines(folder: Path, row: dict[str, str]) -> dict[str, list[str]]:
+    """Every line of a run in every table but throughput.csv, as text."""
+    out = {}
+    for name, table in TABLES.items():
+        path = table_path(folder, table, row["scheme"], row["depth"])
+        if name != "throughput" and path.exists():
+            out[name] = [line for line in path.read_text().splitlines() if line.startswith(row["run_id"] + ",")]
+    return {name: lines for name, lines in out.items() if lines}

@@ -1,0 +1,209 @@
+"""The single-stream Post-Norm diffusion transformer of arXiv:2605.06169, section 2 and Table 3.
+
+No AdaLN and no timestep input; image and caption tokens in one sequence; 2-D RoPE on image tokens, then QK-Norm, then
+attention; SwiGLU; non-affine RMSNorm; no biases in blocks; two merges a block.
+
+Shapes: B batch, C channels, H, W pixels, I image tokens, T all tokens, D width, N heads, K head dimension, F FFN width,
+E = C * patch * patch values of an image token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from suite.model.flow import generator
+from suite.residual import Context, Residual, Site, rms_norm
+
+if TYPE_CHECKING:
+    from suite.model.compiled_blocks import Stack
+
+SiteFactory = Callable[[Site], Residual]
+
+
+def linear(fan_in: int, fan_out: int) -> nn.Parameter:
+    """An undrawn (fan_out, fan_in) weight; `DiT.init_weights` fills it."""
+    return nn.Parameter(torch.empty(fan_out, fan_in))
+
+
+def rope_2d(grid: int, tokens: int, head_dim: int, theta: float = 1e4) -> Tensor:
+    """(2, tokens, head_dim/2) cosines and sines: half the angles for the row, half for the column, identity on captions.
+
+    inv_freq = theta^(-arange(0, head_dim/2, 2)/(head_dim/2)), half-split pairs, as in the official code.
+    """
+    inv_freq = theta ** -(torch.arange(0, head_dim // 2, 2, dtype=torch.float64) / (head_dim // 2))
+    position = torch.arange(grid, dtype=torch.float64)
+    row = torch.outer(position.repeat_interleave(grid), inv_freq)
+    column = torch.outer(position.repeat(grid), inv_freq)
+    angle = torch.zeros(tokens, head_dim // 2, dtype=torch.float64)
+    angle[: grid * grid] = torch.cat([row, column], dim=1)
+    return torch.stack([angle.cos(), angle.sin()]).float()
+
+
+def rotate(x_BTNK: Tensor, rope: Tensor) -> Tensor:
+    """Rotate the half-split pairs of the last axis by `rope_2d`'s angles."""
+    cos_TNK, sin_TNK = rope[0, :, None], rope[1, :, None]
+    a, b = x_BTNK.chunk(2, dim=-1)
+    return torch.cat([a * cos_TNK - b * sin_TNK, b * cos_TNK + a * sin_TNK], dim=-1)
+
+
+def attention_matrix(q_BNTK: Tensor, k_BNTK: Tensor) -> Tensor:
+    """Row-stochastic attention (B, N, T, T) with scale 1/sqrt(K)."""
+    return torch.softmax(q_BNTK @ k_BNTK.transpose(-1, -2) * q_BNTK.shape[-1] ** -0.5, dim=-1)
+
+
+class Block(nn.Module):
+    """Self-attention and SwiGLU, each joined to the trunk by a residual scheme."""
+
+    def __init__(self, width: int, heads: int, ffn: int, depth: int, index: int, scheme: SiteFactory) -> None:
+        super().__init__()
+        self.heads = heads
+        self.wqkv = linear(width, 3 * width)
+        self.wo = linear(width, width)
+        self.w13 = linear(width, 2 * ffn)
+        self.w2 = linear(ffn, width)
+        first = scheme(Site(width, depth, index, "attn"))
+        second = first if first.shared else scheme(Site(width, depth, index, "ffn"))
+        self.residuals = nn.ModuleList([first] if first.shared else [first, second])
+
+    def weights(self, site: str) -> dict[str, Tensor]:
+        """Views of the branch weights by the names schemes know them by."""
+        if site == "attn":
+            q, k, v = self.wqkv.data.chunk(3)
+            return {"q": q, "k": k, "v": v, "o": self.wo.data}
+        return {"w13": self.w13.data, "w2": self.w2.data}
+
+    def attention(self, x_BTD: Tensor, rope: Tensor) -> Tensor:
+        """Branch f of the first merge: RoPE, then QK-Norm, then softmax attention with scale 1/sqrt(K)."""
+        return F.linear(self.heads_out(*self.qkv(x_BTD, rope)), self.wo)
+
+    def qkv(self, x_BTD: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised queries and keys and plain values, each (B, N, T, K)."""
+        q_BTNK, k_BTNK, v_BTNK = F.linear(x_BTD, self.wqkv).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q_BTNK, k_BTNK = rms_norm(rotate(q_BTNK, rope)), rms_norm(rotate(k_BTNK, rope))
+        return q_BTNK.transpose(1, 2), k_BTNK.transpose(1, 2), v_BTNK.transpose(1, 2)
+
+    def heads_out(self, q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor) -> Tensor:
+        """(B, T, D): what the writer W_O reads. Written out on a CPU, where it compiles to less work than the fused operator."""
+        if v_BNTK.device.type == "cpu":
+            return (attention_matrix(q_BNTK, k_BNTK) @ v_BNTK).transpose(1, 2).flatten(2)
+        return F.scaled_dot_product_attention(q_BNTK, k_BNTK, v_BNTK).transpose(1, 2).flatten(2)
+
+    def ffn_hidden(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, F): what the writer W_2 reads, SiLU(g) * v with [g, v] = W_13 x (Eq. 1)."""
+        gate_BTF, value_BTF = F.linear(x_BTD, self.w13).chunk(2, dim=-1)
+        return F.silu(gate_BTF) * value_BTF
+
+    def ffn(self, x_BTD: Tensor) -> Tensor:
+        """Branch f of the second merge."""
+        return F.linear(self.ffn_hidden(x_BTD), self.w2)
+
+    def forward(self, x_BTD: Tensor, rope: Tensor, segments: tuple[int, ...], step: Tensor) -> Tensor:
+        x_BTD = self.residuals[0](x_BTD, lambda x: self.attention(x, rope), Context(segments, "attn", step))
+        return self.residuals[-1](x_BTD, self.ffn, Context(segments, "ffn", step))
+
+
+class DiT(nn.Module):
+    """image (B, C, H, H) noisy pixels and caption (B, S, D) tokens -> velocity (B, C, H, H)."""
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        heads: int,
+        ffn: int,
+        depth: int,
+        patch: int,
+        channels: int,
+        image_size: int,
+        caption_tokens: int,
+        scheme: SiteFactory,
+        checkpoint_blocks: bool = False,
+    ) -> None:
+        super().__init__()
+        # sqrt(depth) segments of sqrt(depth) blocks hold the fewest activations: Chen et al. 2016, arXiv:1604.06174
+        self.segment = math.isqrt(depth - 1) + 1 if checkpoint_blocks else 0
+        self.patch, grid = patch, image_size // patch
+        self.segments = (grid * grid, caption_tokens)
+        token = channels * patch * patch
+        self.embed = nn.Linear(token, width)
+        self.blocks = nn.ModuleList(Block(width, heads, ffn, depth, i, scheme) for i in range(depth))
+        self.final = nn.Linear(width, token)
+        self.register_buffer("rope", rope_2d(grid, sum(self.segments), width // heads), persistent=False)
+        self.register_buffer("step", torch.zeros(()), persistent=False)
+        self.stack: Stack | None = None
+
+    def compile(self) -> None:
+        """Run the blocks as compiled code from now on: on a CPU as one `Stack`, elsewhere each by torch.compile.
+
+        To be called when the parameters lie where they will stay. Raises aot.CompileError for a scheme that cannot be.
+        """
+        if self.rope.device.type == "cpu":
+            from suite.model.compiled_blocks import Stack
+
+            self.stack = Stack(self.blocks, self.rope, self.step, self.segments, self.segment)
+            return
+        torch._dynamo.config.fail_on_recompile_limit_hit = True  # never fall back to eager without a word
+        for block in self.blocks:
+            block.compile(fullgraph=True, dynamic=False)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int, *, std: float, writers: str, final: str) -> None:
+        """Draw every weight from a generator keyed by (seed, parameter name), so schemes share what they share.
+
+        std: standard deviation times sqrt(fan_in). writers, final: "zero" or "std" for W_O and W_2, and for the output
+        projection. Biases are U(-1, 1)/sqrt(fan_in), PyTorch's own (the paper says "standard init" only). Schemes then rescale
+        their block's weights.
+        """
+        for name, weight in self.named_parameters():
+            if ".residuals." in name:
+                continue
+            kind = final if name.startswith("final") else writers if name.endswith((".wo", ".w2")) else "std"
+            if kind == "zero":
+                weight.zero_()
+                continue
+            draw = generator(seed, "weights", name)
+            if weight.ndim == 1:  # a bias: without one, RMSNorm would hide the size of a patch of few values
+                fan_in = self.get_parameter(name.replace("bias", "weight")).shape[1]
+                weight.copy_((2 * torch.rand(weight.shape, generator=draw) - 1) * fan_in**-0.5)
+            else:
+                weight.copy_(torch.randn(weight.shape, generator=draw) * (std * weight.shape[1] ** -0.5))
+        for block in self.blocks:
+            block.residuals[0].init_weights("attn", block.weights("attn"))
+            block.residuals[-1].init_weights("ffn", block.weights("ffn"))
+
+    def tokens(self, image_BCHW: Tensor, caption_BSD: Tensor) -> Tensor:
+        """The first block's input (B, T, D)."""
+        b, c, h, w = image_BCHW.shape
+        p = self.patch
+        patches = image_BCHW.reshape(b, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * p * p)
+        return torch.cat([rms_norm(self.embed(patches)), rms_norm(caption_BSD)], dim=1)
+
+    def pixels(self, token_BIE: Tensor, like_BCHW: Tensor) -> Tensor:
+        """Image tokens back to pixels, the inverse of the patching in `tokens`."""
+        b, c, h, w = like_BCHW.shape
+        p = self.patch
+        return token_BIE.reshape(b, h // p, w // p, c, p, p).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
+
+    def _blocks(self, x: Tensor, start: int, stop: int) -> Tensor:
+        if self.stack is not None:
+            return self.stack(x, start, stop)
+        for block in self.blocks[start:stop]:
+            x = block(x, self.rope, self.segments, self.step)
+        return x
+
+    def forward(self, image_BCHW: Tensor, caption_BSD: Tensor) -> Tensor:
+        x = self.blocks[0].residuals[0].open(self.tokens(image_BCHW, caption_BSD))
+        if self.segment and self.stack is None and torch.is_grad_enabled():
+            for start in range(0, len(self.blocks), self.segment):
+                x = checkpoint(self._blocks, x, start, start + self.segment, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = self._blocks(x, 0, len(self.blocks))
+        x_BTD = self.blocks[-1].residuals[-1].fold(x)
+        return self.pixels(self.final(x_BTD[:, : self.segments[0]]), image_BCHW)

@@ -1,0 +1,92 @@
+"""The blocks of a model on a CPU: compiled functions called in a row, under a single node of autograd's graph.
+
+At width 32 a block is a millisecond of arithmetic, and Dynamo's guards and autograd's bookkeeping cost as much again.
+Here the loops over depth are Python's own, forward and backward; gradients of weights are added to `.grad` directly.
+
+Shapes: as in suite.model.aot.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from suite.model import aot
+
+
+class Stack:
+    """Runs `blocks` of one model; `rope` and `step` are its buffers, read at every call.
+
+    segment: blocks per checkpointed segment, whose activations are recomputed in the backward by the same function, so
+    with the same bits; 0 = keep all activations.
+    """
+
+    def __init__(self, blocks: nn.ModuleList, rope: Tensor, step: Tensor, segments: tuple[int, ...], segment: int) -> None:
+        self.blocks, self.fixed, self.segments = blocks, [rope, step], segments
+        self.segment = segment or len(blocks)
+        self.learnt = [list(block.parameters()) for block in blocks]
+        self.weights = [[t.detach() for t in (*block.parameters(), *block.buffers())] for block in blocks]
+        kinds = {aot.kind(block): i for i, block in reversed(list(enumerate(blocks)))}
+        if len(kinds) > aot.MOST_KINDS:
+            scheme = type(blocks[0].residuals[0]).__name__
+            raise aot.CompileError(
+                f"{scheme}: {len(kinds)} kinds of blocks in a model of {len(blocks)}; numbers that differ by block must be buffers"
+            )
+        self.first = [kinds[aot.kind(block)] for block in blocks]  # the first block of the same kind
+        self._functions: dict[tuple, aot.Compiled] = {}
+
+    def functions(self, index: int, x: Tensor, training: bool) -> aot.Compiled:
+        """The compiled functions of a block for this shape of trunk."""
+        key = (self.first[index], x.shape, training)
+        if key not in self._functions:
+            self._functions[key] = aot.compiled(self.blocks[index], x, *self.fixed, self.segments, training)
+        return self._functions[key]
+
+    def __call__(self, x: Tensor, start: int = 0, stop: int | None = None, into_grad: bool = True) -> Tensor:
+        """The trunk after blocks start to stop. into_grad: whether a backward adds to the weights' `.grad`."""
+        stop = len(self.blocks) if stop is None else stop
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _Blocks.apply(x, self, start, stop, into_grad)
+        for i in range(start, stop):
+            (x,) = self.functions(i, x, False).infer([x, *self.fixed, *self.weights[i]])
+        return x
+
+    def forward(self, x: Tensor, start: int, stop: int) -> tuple[Tensor, list[list[Tensor]]]:
+        """The trunk and, for every block, what its backward needs."""
+        kept = []
+        for i in range(start, stop):
+            x, *saved = self.functions(i, x, True).forward([x, *self.fixed, *self.weights[i]])
+            kept.append(saved)
+        return x, kept
+
+    def backward(self, d_x: Tensor, like: Tensor, start: int, stop: int, kept: list[list[Tensor]], into_grad: bool) -> Tensor:
+        """The trunk's gradient before block `start`; consumes `kept`."""
+        for i in reversed(range(start, stop)):
+            d_x, _, _, *d_weights = self.functions(i, like, True).backward([*kept.pop(), d_x])
+            if into_grad:
+                pairs = [(p.grad, d) for p, d in zip(self.learnt[i], d_weights) if d is not None]
+                torch._foreach_add_([grad for grad, _ in pairs], [d for _, d in pairs])
+        return d_x
+
+
+class _Blocks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, stack: Stack, start: int, stop: int, into_grad: bool) -> Tensor:
+        ctx.stack, ctx.into_grad, ctx.parts = stack, into_grad, []
+        for first in range(start, stop, stack.segment):
+            last = min(first + stack.segment, stop)
+            begin = x
+            x, kept = stack.forward(x, first, last)
+            ctx.parts.append((first, last, begin, None if stack.segment < stop - start else kept))
+            del kept
+        return x
+
+    @staticmethod
+    def backward(ctx, d_x: Tensor):
+        d_x = d_x.contiguous()
+        while ctx.parts:
+            first, last, begin, kept = ctx.parts.pop()
+            if kept is None:
+                _, kept = ctx.stack.forward(begin, first, last)
+            d_x = ctx.stack.backward(d_x, begin, first, last, kept, ctx.into_grad)
+        return d_x, None, None, None, None

@@ -1,0 +1,1 @@
+"""FID and its kin: feature networks and the scores from their features."""

@@ -1,0 +1,68 @@
+"""One run in data-parallel processes, under `accelerate launch`: every process trains, the first one writes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
+
+from suite.protocol import Run
+from suite.records.completeness import done_ids
+from suite.records.tables import Store
+from suite.sweep.execute import execute
+from suite.sweep.sweep import Claim
+
+MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # what Accelerate reads under `accelerate launch --cpu`
+
+
+def processes() -> int:
+    """How many processes a launcher started together, this one included."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")  # else a sweep on each rank is meant
+    names = ("WORLD_SIZE", *MPI) if on_cpu else ("WORLD_SIZE",)
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 1)
+
+
+def launched_alone() -> bool:
+    """Whether `accelerate launch --cpu` was asked for several processes and started one: without MPI it does so, silently."""
+    return processes() == 1 and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def run_distributed(runs: list[Run], results: Path, features: str, kernels: str = "auto") -> int:
+    """Train the one run of the selection with the same global batch as a single process; returns the exit status.
+
+    Gradients are averages of the processes' shares, so curves agree with a single process within rounding, not to the
+    byte; `processes` in runs.csv tells them apart. The run is held as a sweep holds it: a second launcher, or a launcher beside
+    a sweep, says so and gives up. Raises ValueError unless the selection is exactly one run, and under
+    FSDP.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise ValueError("the training loop keeps all parameters in one flat buffer and cannot shard them: launch without FSDP")
+    if len(runs) != 1:
+        raise ValueError(f"under a launcher exactly one run is trained; this selection has {len(runs)}: narrow it with the flags of plan")
+    run, world = runs[0], processes()
+    if run.protocol.batch % world:
+        raise ValueError(f"a batch of {run.protocol.batch} does not divide into {world} processes")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # unsaid, Accelerate finds no backend: each process would train alone
+    store, claim = Store(results / run.protocol.name), Claim(results, run.run_id)
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    word = None
+    if state.is_main_process:  # one process looks and holds for all, so that all do the same
+        word = "hold" if not claim.take() else "done" if run.run_id in done_ids(store) else "train"
+    (word,) = broadcast_object_list([word])
+    try:
+        if word == "hold":
+            if state.is_main_process:
+                print(f"error: {run.label()}: another sweep or launcher holds this run; call again when it has ended", file=sys.stderr)
+            return 2
+        if word == "train" and (record := execute(run, results, features, kernels=kernels)):
+            store.add(record)
+        word = "done"
+    finally:
+        if state.is_main_process:
+            claim.drop(clear=word == "done")
+    return 0

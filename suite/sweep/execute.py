@@ -1,0 +1,185 @@
+"""From a run to its record: train (or resume), judge, measure quality, lay out the rows of every table."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+
+from suite import environment, registry
+from suite.diagnosis.auditor import Auditor, recovered, signature
+from suite.diagnosis.probe import probe
+from suite.diagnosis.sidepass import final_state
+from suite.model.fused import use_kernels
+from suite.protocol import Run
+from suite.quality.features import QualityError, extractor
+from suite.quality.fid import real_floor, sample_grid, scores
+from suite.records.tables import picture_path
+from suite.training.data import Data, DataError, load
+from suite.training.trainer import Report, Trainer
+
+GRID_ROWS = 8  # samples per class in the picture of a run
+
+load_data = cache(load)  # a worker takes many runs of the same data
+
+
+def work_folder(results: Path, run_id: str) -> Path:
+    """Where a run's checkpoints and finished record wait until its rows are in the tables."""
+    return results / ".work" / run_id
+
+
+def execute(run: Run, results: Path, features: str, report: Report | None = None, kernels: str = "auto") -> dict:
+    """Train and measure one run; returns its record for `tables.Store.add`. Resumes from the newest whole checkpoint.
+
+    kernels: "auto" or "off", as `fused.use_kernels` has it.
+    """
+    data = load_data(run.data)
+    if data.digest != run.data_digest:
+        raise DataError(f"--data {run.data}: its digest is now {data.digest}, the plan was made for {run.data_digest}")
+    if registry.get(run.scheme, run.arm).code_digest != run.code_digest:
+        raise registry.RegistryError(f"scheme {run.scheme}: its code has changed since the plan was made; plan again")
+    environment.reset_peak_memory()
+    trainer = Trainer(run, data, work_folder(results, run.run_id))
+    fused = use_kernels(kernels, trainer.dit, trainer.device)
+    trainer.restore()
+    p, auditor = run.protocol, None
+    if p.audit_every:
+        auditor = Auditor(trainer)
+    trainer.train(report, auditor and auditor.before_update, partial(_checkpoint_quality, trainer, features))
+    if not trainer.accelerator.is_main_process:
+        return {}
+    verdict, last = trainer.judge(), trainer.step
+    quality_rows = _quality(trainer, results, features) if p.fid_samples else []
+    probe_rows = []
+    if p.probe and verdict.crash_step is None:
+        with trainer.timed("probe"):
+            probe_rows = probe(trainer)
+    row = _run_row(trainer) | {"kernels": fused}  # before the replay, which leaves the trainer inside its window
+    if auditor and verdict.outcome in ("collapsed", "degraded", "nonfinite"):  # not at init: that is no event
+        row["reason"] = auditor.replay(verdict)
+        row["mms_signature"] = signature(trainer.log["audit"], verdict, deep_from=run.depth // 2)
+    hardware = torch.cuda.get_device_name() if trainer.device.type == "cuda" else environment.cpu_model()
+    peak = environment.peak_memory_mib()
+    return {
+        "run": row,
+        "curve": [{"step": s, "loss": loss, "grad_norm": norm} for s, loss, norm in trainer.curve],
+        "evals": [{"step": s, "heldout_loss": loss} for s, loss in trainer.evals],
+        "quality": [_unscored(q, verdict.crash_step) for q in trainer.log.get("quality", []) if q["step"] != last] + quality_rows,
+        "audit": trainer.log.get("audit", []),
+        "spikes": recovered(trainer.log.get("spikes", []), verdict, p.window),
+        "probe": probe_rows,
+        "throughput": [
+            {"phase": phase, "count": trainer.counts[phase], "seconds": seconds,
+             "ms_each": 1e3 * seconds / max(1, trainer.counts[phase]), "peak_mib": peak, "hardware": hardware}
+            for phase, seconds in trainer.seconds.items()
+        ],
+    }  # fmt: skip
+
+
+def _run_row(trainer: Trainer) -> dict:
+    run, p, dit, verdict = trainer.run, trainer.run.protocol, trainer.dit, trainer.judge()
+    norms = [norm for _, _, norm in trainer.curve]
+    return {
+        **identity(run),
+        "data_digest": run.data_digest, "width": p.width, "image_tokens": dit.segments[0],
+        "caption_tokens": dit.segments[1], "batch": p.batch, "horizon": p.horizon, "window": p.window,
+        "n_params": sum(parameter.numel() for parameter in dit.parameters()), "status": "done",
+        "outcome": verdict.outcome, "state": None if verdict.crash_step is None else final_state(trainer), "crash_step": verdict.crash_step,
+        "confirmed": None if verdict.crash_step is None else verdict.confirmed, "last_step": trainer.curve[-1][0],
+        "constant_loss": trainer.constant_loss, "best_loss": verdict.best_loss, "final_loss": verdict.final_loss,
+        "heldout_loss": trainer.evals[-1][1] if trainer.evals else None, "max_grad_norm": _max(norms),
+        "spikes": verdict.spikes, "compiled": run.compiled, "dtype": p.dtype, "device": trainer.device.type,
+        "processes": trainer.accelerator.num_processes,
+        "code_digest": run.code_digest, **environment.provenance(),
+    }  # fmt: skip
+
+
+def _max(norms: list[float]) -> float:
+    return next((n for n in norms if not math.isfinite(n)), max(norms))
+
+
+def identity(run: Run) -> dict:
+    """The columns of runs.csv that even a run that broke has."""
+    return {
+        "run_id": run.run_id, "protocol": run.protocol.name, "protocol_version": run.protocol.version,
+        "scheme": run.scheme, "arm": run.arm, "params": run.params, "writers": run.writers, "depth": run.depth,
+        "lr": run.lr, "seed": run.seed, "data": run.data,
+    }  # fmt: skip
+
+
+def _quality(trainer: Trainer, results: Path, features: str) -> list[dict]:
+    """The score row of the finished run and the real-against-real floor; a picture of samples even where it crashed."""
+    run, p, data = trainer.run, trainer.run.protocol, trainer.data
+    crashed = trainer.judge().crash_step is not None
+    row = {"step": trainer.step, "fid_status": "crashed", "nfe": p.nfe, "guidance": p.guidance}
+    floor = []
+    # a crashed run gets its picture alone, and a run whose weights hold nan gets samples of nan, drawn as such
+    n = min(p.fid_samples, GRID_ROWS * data.classes) if crashed else p.fid_samples
+    with trainer.timed("sample", n):
+        samples, labels = trainer.sample(n)
+    grid = samples[: GRID_ROWS * data.classes]
+    path = picture_path(results / p.name, run.scheme, run.depth, run.run_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{path.name}.*.part"):  # by a worker that was killed while it drew
+        left.unlink(missing_ok=True)
+    sample_grid(grid, labels[: len(grid)], path)
+    if not crashed:
+        row |= _scores(trainer, samples, features)
+        if row["fid_status"] != "unavailable":
+            floor = [{"run_id": "real", **_floor(data, features, p.fid_samples)}]
+    return [row, *floor]
+
+
+def _scores(trainer: Trainer, samples, features: str) -> dict:
+    """FID and its kin of samples against the training images; status `unavailable` where the features do not fit the data."""
+    data, net = trainer.data, extractor(features)
+    real = data.pixels(data.images_NCHW[data.train]).clamp(0, 1)
+    try:
+        net.check_shape(real)
+    except QualityError:
+        return {"fid_status": "unavailable"}  # the digit features know digits only; the picture stands alone
+    with trainer.timed("score"):
+        return scores(samples, real, net)
+
+
+def _unscored(row: dict, crash_step: int | None) -> dict:
+    """The row as it is, or without its scores if it was taken after what later proved to be the crash."""
+    if crash_step is None or row["step"] < crash_step:
+        return row
+    return {name: row[name] for name in ("step", "nfe", "guidance")} | {"fid_status": "crashed"}
+
+
+def _checkpoint_quality(trainer: Trainer, features: str, step: int) -> None:
+    """Score the run at the protocol's quality steps (Table 1 and Figure 5); a crash is known only later, see `_quality`."""
+    p = trainer.run.protocol
+    if step in p.quality_at:
+        with trainer.timed("sample", p.fid_samples):
+            samples, _ = trainer.sample(p.fid_samples)
+        row = {"step": step, "nfe": p.nfe, "guidance": p.guidance} | _scores(trainer, samples, features)
+        trainer.log.setdefault("quality", []).append(row)
+
+
+_floors: dict[tuple, dict] = {}
+
+
+def _floor(data: Data, features: str, n: int) -> dict:
+    key = (data.digest, features, n)
+    if key not in _floors:
+        real = data.pixels(data.images_NCHW[data.train]).clamp(0, 1)
+        _floors[key] = real_floor(real, n, extractor(features), labels=data.labels_N[data.train])
+    return _floors[key]
+
+
+def save_record(record: dict, path: Path) -> None:
+    """Write a finished record beside its checkpoints, whole or not at all."""
+    aside = path.with_suffix(f".{os.getpid()}")
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(record, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)

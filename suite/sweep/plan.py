@@ -1,0 +1,149 @@
+"""From a selection to the list of runs: presets, flags, shards; and the refusal of what cannot work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from suite import environment, registry
+from suite.protocol import PROTOCOLS, Cell, Protocol, Run
+
+
+class SelectionError(ValueError):
+    """A selection that makes no runs; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the selection flags of `plan` and `run` say; None = the protocol's own plan."""
+
+    protocol: str = "laptop"
+    schemes: tuple[str, ...] | None = None
+    params: tuple[str, ...] | None = None
+    arms: tuple[str, ...] | None = None
+    depths: tuple[int, ...] | None = None
+    lrs: tuple[float, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    data: str | None = None
+    plugins: tuple[str, ...] = ()
+    shard: tuple[int, int] = (1, 1)
+
+
+def protocol_named(name: str) -> Protocol:
+    """The preset, or SelectionError with the known names."""
+    if name not in PROTOCOLS:
+        raise SelectionError(f"unknown protocol {name!r}; known: {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def make_plan(selection: Selection) -> list[Run]:
+    """The runs of a selection, in a fixed order; shard i/n takes every n-th from the i-th. Raises one-line errors."""
+    protocol = protocol_named(selection.protocol)
+    for plugin in selection.plugins:
+        registry.load_plugin(Path(plugin))
+    cells = [_resolve(cell) for cell in _cells(protocol, selection)]
+    source = protocol.data if selection.data is None else selection.data
+    digest = _digest(source, protocol)
+    compiled = protocol.compiled and bool(environment.compiler())
+    depths, lrs, seeds = (
+        selection.depths or protocol.depths, selection.lrs or protocol.lrs, selection.seeds or protocol.seeds
+    )  # fmt: skip
+    for scheme, arm, params, _writers, _ in cells:
+        _try_out(scheme, arm, params, max(depths))
+    runs = [
+        Run(protocol, scheme, arm, params, writers, depth, lr, seed, source, digest, code, compiled)
+        for scheme, arm, params, writers, code in cells
+        for depth in depths
+        for lr in lrs
+        for seed in seeds
+    ]
+    runs = list({run.run_id: run for run in runs}.values())
+    i, n = selection.shard
+    return runs[i - 1 :: n]
+
+
+def _cells(protocol: Protocol, selection: Selection) -> list[Cell]:
+    """The protocol's cells narrowed by --schemes and --arms, or new cells where these name what it has not."""
+    cells = list(protocol.cells)
+    if selection.schemes:
+        planned = {c.scheme for c in cells}
+        chosen = [c for c in cells if c.scheme in selection.schemes]
+        cells = chosen + [Cell(s) for s in selection.schemes if s not in planned]
+        cells.sort(key=lambda c: selection.schemes.index(c.scheme))
+    if selection.arms:
+        cells = list(dict.fromkeys(replace(c, arm=arm) for c in cells for arm in selection.arms))
+        if not selection.schemes:  # not every scheme has a native arm
+            cells = [c for c in cells if c.scheme in registry.names(c.arm)]
+    if selection.params:
+        named = {text.rpartition(":")[0] for text in selection.params}
+        others = [] if "" in named else [c for c in cells if c.scheme not in named]
+        cells = others + [c for text in selection.params for c in _with_params(cells, text)]
+    if not cells:
+        raise SelectionError(f"--arms {','.join(selection.arms or ())}: no scheme of {protocol.name} has that arm")
+    return list(dict.fromkeys(cells))
+
+
+def _with_params(cells: list[Cell], text: str) -> list[Cell]:
+    """The named scheme's cells (or all) with `[scheme:]name=value,...` in place of their params; `writers` goes with every scheme."""
+    scheme, colon, rest = text.rpartition(":")
+    items = [item.strip() for item in rest.split(",") if item.strip()]
+    writers = [item.partition("=")[2] for item in items if item.startswith("writers=")]
+    if not items or len(writers) > 1 or "" in writers:
+        what = "names no parameter" if not items else "writers is given twice" if len(writers) > 1 else "writers is empty"
+        raise SelectionError(f"--params {text!r}: {what}")
+    own = ",".join(item for item in items if not item.startswith("writers="))
+    if colon and scheme not in {c.scheme for c in cells}:
+        raise SelectionError(f"--params {text}: scheme {scheme!r} is not selected; name it with --schemes")
+    out = [replace(c, params=own, writers=writers[-1] if writers else c.writers) for c in cells if c.scheme == scheme or not colon]
+    return list(dict.fromkeys(out))
+
+
+def _resolve(cell: Cell) -> tuple[str, str, str, str, str]:
+    """(scheme, arm, canonical params, writers, code digest) of a cell; refuses illegal writers with the reason."""
+    entry = registry.get(cell.scheme, cell.arm)
+    params = registry.format_params(entry, registry.parse_params(entry, cell.params))
+    standard = entry.cls.zero_writers or cell.arm == "native"
+    writers = cell.writers or ("std" if standard else "zero")
+    if writers not in registry.WRITERS:
+        raise SelectionError(f"scheme {cell.scheme}: writers={writers} is not one of {', '.join(registry.WRITERS)}")
+    if writers == "zero" and entry.cls.zero_writers:
+        raise SelectionError(f"scheme {cell.scheme} refuses zero writers: {entry.cls.zero_writers}")
+    return cell.scheme, cell.arm, params, writers, entry.code_digest
+
+
+def _try_out(scheme: str, arm: str, params: str, depth: int) -> None:
+    """Push a tiny trunk through the scheme once, so that a broken one is refused before anything is trained."""
+    import torch
+
+    from suite.residual import Context, Site
+
+    entry = registry.get(scheme, arm)
+    x_BTD, context = torch.randn(2, 6, 8), Context((4, 2), "attn", torch.zeros(()))
+    try:
+        instance = entry.cls(Site(8, depth, 0, "attn"), **registry.parse_params(entry, params))
+        opened = instance.open(x_BTD)
+        out = instance(opened, lambda x: 0.5 * x, context)
+    except Exception as error:
+        what = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+        raise SelectionError(f"scheme {scheme} ({arm}): {type(error).__name__}: {what}") from error
+    if not isinstance(out, torch.Tensor) or out.shape != opened.shape:
+        shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+        raise SelectionError(f"scheme {scheme} ({arm}): a trunk of {tuple(opened.shape)} came back as {shape}")
+    if not out.isfinite().all():
+        raise SelectionError(f"scheme {scheme} ({arm}): the merge of finite tensors holds nan or inf")
+
+
+def _digest(source: str, protocol: Protocol) -> str:
+    if source == "digits":
+        from suite.training.data import DIGITS_DIGEST
+
+        return DIGITS_DIGEST
+    from suite.sweep.execute import load_data
+
+    data = load_data(source)
+    if (size := data.images_NCHW.shape[-1]) % protocol.patch:
+        raise SelectionError(
+            f"--data {source}: images of {size} x {size} do not divide into patches of {protocol.patch}; add ,size="
+            f"{max(1, size // protocol.patch) * protocol.patch}"
+        )
+    return data.digest

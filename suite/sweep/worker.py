@@ -1,0 +1,95 @@
+"""A worker process: takes runs one a line on standard input, answers one JSON line per event on standard output.
+
+Events: {"event": "step", "step", "loss"}, {"event": "note", "text"}, {"event": "done"}, {"event": "failed", "status",
+"reason", "trace"}; status "disk" says that the disk is full, which is not the run's own fault. The record itself goes
+through a file, so that it outlives the worker and its parent. The worker ends when its input closes.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+import warnings
+from pathlib import Path
+from queue import Queue
+
+REPORT_EVERY = 0.5  # seconds between progress lines
+
+
+def main() -> None:
+    """Serve until standard input closes; a closed input means that the parent is gone, also in the middle of a run."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints must not enter the protocol
+    jobs: Queue[dict | None] = Queue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            jobs.put(json.loads(line))
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+
+    def say(**event) -> None:
+        try:
+            answers.write(json.dumps(event) + "\n")
+        except BrokenPipeError:
+            os._exit(0)
+
+    from suite import registry
+    from suite.protocol import Run
+    from suite.sweep.execute import execute, save_record, work_folder
+    from suite.training.checkpoint import CheckpointWarning
+
+    show = warnings.showwarning
+
+    def forward(message, category, *rest) -> None:
+        """What a person should know goes to the parent, what libraries grumble about to the log."""
+        if issubclass(category, CheckpointWarning):
+            say(event="note", text=str(message))
+        else:
+            show(message, category, *rest)
+
+    warnings.showwarning = forward
+    last_graph = None
+    while True:
+        job = jobs.get()
+        run, results, said = Run.from_json(job["run"]), Path(job["results"]), [0.0]
+
+        def report(step: int, loss: float, said=said) -> None:
+            if time.monotonic() - said[0] >= REPORT_EVERY:
+                said[0] = time.monotonic()
+                say(event="step", step=step, loss=loss)
+
+        try:
+            import torch
+
+            graph = (run.scheme, run.arm, run.params, repr(run.protocol.settings()))
+            if graph != last_graph:  # a compiled block serves every depth of one scheme; more schemes would pile up guards
+                torch._dynamo.reset()
+                last_graph = graph
+            for plugin in job["plugins"]:
+                registry.load_plugin(plugin)
+            record = execute(run, results, job["features"], report, job["kernels"])
+            save_record(record, work_folder(results, run.run_id) / "record.json")
+            say(event="done")
+        except Exception as error:  # any failure is the run's own: it becomes a row, and the sweep goes on
+            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+            say(event="failed", status=status_of(error), reason=reason, trace=traceback.format_exc())
+
+
+def status_of(error: Exception) -> str:
+    """`oom`, `disk` or `error`; libraries wrap the errors of the system in their own, so the words count too."""
+    words = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words:
+        return "oom"
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "disk" if full or os.strerror(errno.ENOSPC).lower() in words else "error"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Fixtures of the side pass tests."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from trainers import WIDTH
+
+from suite import registry
+from suite.protocol import PROTOCOLS, Run
+from suite.training.data import _standardise
+from suite.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def data():
+    """60 images of 4 x 4 pixels in three classes, brighter by class."""
+    labels = np.arange(60) % 3
+    pixels = np.random.default_rng(0).random((60, 1, 4, 4)) + 0.3 * labels[:, None, None, None]
+    return _standardise("toy", pixels.astype(np.float32), labels, 3)
+
+
+@pytest.fixture
+def start(data, tmp_path):
+    """Factory of trainers: start("mvsplit", lr=1e-2, audit_every=2, ...), protocol fields among the keywords."""
+    count = iter(range(100))
+
+    def make(scheme="plain", *, params="", writers="std", depth=3, lr=3e-3, seed=0, folder=None, **fields):
+        fields = {"width": WIDTH, "ffn": 24, "caption_tokens": 3, "horizon": 20, "final": "std"} | fields
+        protocol = replace(PROTOCOLS["smoke"], **fields)
+        entry = registry.get(scheme, "controlled")
+        params = registry.format_params(entry, registry.parse_params(entry, params))
+        source = ("toy", data.digest, entry.code_digest)
+        run = Run(protocol, scheme, "controlled", params, writers, depth, lr, seed, *source, compiled=False)
+        return Trainer(run, data, folder or tmp_path / str(next(count)))
+
+    return make

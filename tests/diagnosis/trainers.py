@@ -1,0 +1,31 @@
+"""Small trainers and what the tests of the side pass do with them."""
+
+import torch
+
+from suite.verdict.crash import Verdict
+
+WIDTH, SEGMENTS = 16, (4, 3)
+
+
+def advance(trainer, steps, observe=None):
+    for _ in range(steps):
+        trainer.advance(observe)
+
+
+def crash_at(step):
+    return Verdict("collapsed", step, True, 0.7, 2.0, 1.3, 0, 100)
+
+
+def loud(loss, factors):
+    """A training loss that is multiplied at some steps, and with it the gradient norm: {step: factor}."""
+    return lambda self, *args: loss(self, *args) * factors.get(int(self.dit.step), 1)
+
+
+def state_of(trainer):
+    """All that an audit must leave as it is."""
+    grads = [p.grad.clone() for p in trainer.dit.parameters()]
+    return [trainer.flat.values.clone(), trainer.flat.grads.clone(), *grads, torch.get_rng_state()]
+
+
+def unchanged(before, after):
+    return all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -1,0 +1,419 @@
+"""The figures: drawn from the tables alone, the same bytes every time, captioned, and nothing off the page."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from PIL import Image
+
+from paper_figures import draw, headline, heldout, loss_curves, outcomes, rows, samples, style
+from paper_figures.shown import digest
+from suite.environment import ROOT
+from suite.protocol import SCHEMES
+from suite.records.schema import TABLES
+from suite.records.tables import Store, check_folder
+
+CONSTANT = 2.0
+FIRST = [headline, heldout, loss_curves, outcomes, samples]
+find_figures = draw.figures
+
+
+def record(scheme, depth, *, lr=0.004, seed=0, protocol="laptop", outcome="survived", at=None, quality=True, params="",
+           steps=450, every=1, **run):
+    """The record of one invented run: a noisy decay to a level that depends on the scheme, and a jump at step `at`."""
+    rng = np.random.default_rng([len(scheme), depth, seed, int(lr * 1e5)])
+    run_id = hashlib.sha256(f"{scheme}-{depth}-{lr}-{seed}-{params}".encode()).hexdigest()[:12]
+    step = np.arange(steps if at is None else min(steps, at + 50))
+    level = 0.6 + 0.03 * (sum(scheme.encode()) % 5) + 0.001 * depth + rng.normal() * 0.02
+    loss = level + (CONSTANT - level) * np.exp(-step / 60)
+    if at is not None:
+        loss = np.where(step >= at, CONSTANT, loss)
+    loss = loss + rng.normal(0, 0.1, len(step))
+    if outcome == "nonfinite":
+        loss[-1] = np.nan
+    ended = loss[-50:].mean() if outcome != "nonfinite" else np.nan
+    row = {
+        "run_id": run_id, "protocol": protocol, "protocol_version": 1, "scheme": scheme, "arm": "controlled",
+        "params": params, "writers": "std" if scheme == "rezero" else "zero", "depth": depth, "lr": lr, "seed": seed,
+        "data": "digits", "horizon": 400, "window": 50, "status": "done", "outcome": outcome, "crash_step": at,
+        "confirmed": None if at is None else True, "last_step": len(step), "constant_loss": CONSTANT, "compiled": True,
+        "best_loss": level, "final_loss": ended, "heldout_loss": ended, "commit": "0123456789abcdef0123-dirty",
+    }  # fmt: skip
+    out = {"run": row | run, "curve": [{"step": s, "loss": x, "grad_norm": 1.0} for s, x in enumerate(loss)][::every]}
+    if quality:
+        shared = {"fid_features": "digits16", "fid_n": 256}
+        mine = {"step": 450, "fid_status": "crashed"} if at is not None else {
+            "step": 450, "fid": 0.8 + 3 * (level - 0.6) + depth / 50, "fid_status": "ok", **shared}
+        out["quality"] = [mine, {"run_id": "real", "fid": 0.1, "fid_status": "ok", **shared}]
+    return out
+
+
+def broken(scheme, depth, status="error", **run):
+    """The record of an attempt that left nothing behind."""
+    run = {"run_id": f"broken-{scheme}-{depth}", "protocol": "laptop", "protocol_version": 1, "scheme": scheme,
+           "seed": 0, "arm": "controlled", "depth": depth, "lr": 0.004, "data": "digits", "writers": "zero"} | run
+    return {"run": run | {"status": status, "reason": "RuntimeError: no"}}
+
+
+def picture(folder, run):
+    """A sample grid of the size that the suite writes."""
+    path = folder / "samples" / f"{run['scheme']}-L{run['depth']}-{run['run_id']}.png"
+    path.parent.mkdir(exist_ok=True)
+    noise = np.random.default_rng(run["depth"]).integers(0, 255, (85, 68), dtype=np.uint8)
+    Image.fromarray(noise).resize((272, 340), Image.Resampling.NEAREST).save(path)
+
+
+def laptop(folder, quality=True):
+    """Five schemes, one seed and learning rate: plain collapses at depth 100, one scheme at init, one attempt broke."""
+    store = Store(folder)
+    with store.lock():
+        for scheme in SCHEMES:
+            for depth in (25, 100):
+                if (scheme, depth) == ("deepnorm", 25):
+                    record_ = broken(scheme, depth)
+                elif (scheme, depth) == ("rezero", 100):
+                    record_ = record(scheme, depth, outcome="nonfinite", at=222, quality=quality)
+                elif (scheme, depth) == ("plain", 100):
+                    record_ = record(scheme, depth, outcome="collapsed", at=151, quality=quality)
+                else:
+                    record_ = record(scheme, depth, quality=quality)
+                store.add(record_)
+                if record_["run"]["status"] == "done":
+                    picture(folder, record_["run"])
+    return folder
+
+
+def atlas(folder, depths=(25, 100), seeds=(0, 1, 2), lrs=(0.004, 0.01)):
+    """Several seeds and learning rates, a plugin's scheme, variants, mixed cells, a failed seed; shorter curves."""
+    store = Store(folder)
+    variants = [(scheme, "") for scheme in (*SCHEMES[:4], "hyper-connections")]
+    variants += [("mvsplit", "alpha=0,beta=1"), ("mvsplit", "alpha=0,beta=0.03")]
+    with store.lock():
+        for scheme, params in variants:
+            for depth in depths:
+                for lr in lrs:
+                    for seed in seeds:
+                        dies = scheme == "plain" and (lr > 0.005 or depth > 50 and seed)
+                        outcome = ("collapsed", "degraded", "collapsed")[seed]
+                        fate = {"at": 60 + 30 * seed, "outcome": outcome} if dies else {}
+                        if (scheme, depth, lr) == ("layerscale", depths[-1], lrs[-1]):
+                            fate = {"at": 0, "outcome": "collapsed_at_init"}
+                        item = record(scheme, depth, lr=lr, seed=seed, params=params, protocol="atlas", steps=200,
+                                      every=4, **fate)
+                        if (scheme, depth, seed) == ("deepnorm", depths[0], 2):
+                            item = broken(scheme, depth, "oom", run_id=f"oom-{lr}", lr=lr, seed=seed, protocol="atlas")
+                        store.add(item)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A results folder with both, made once."""
+    folder = tmp_path_factory.mktemp("results")
+    laptop(folder / "laptop")
+    atlas(folder / "atlas", depths=(25, 100), seeds=(0, 1, 2))
+    assert not [line for name in ("laptop", "atlas") for line in check_folder(folder / name)]
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def first_figures():
+    """Only the figures of this file are drawn; the paper's have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draw, "figures", lambda: FIRST)
+        yield
+
+
+@pytest.fixture(scope="module")
+def drawn(results, tmp_path_factory, first_figures):
+    """The files of one drawing."""
+    out = tmp_path_factory.mktemp("out")
+    assert draw.draw_all(results, out) == 0
+    return out
+
+
+def figure_of(module, folder):
+    with style.context():
+        return module.draw(folder, folder.name)
+
+
+def caption_of(module, folder):
+    return style.caption_of(figure_of(module, folder))
+
+
+def test_panels_only_for_what_was_run(tmp_path):
+    """Three learning rates at one or two of three depths: no empty panel, no column of cells that nobody ran."""
+    store = Store(tmp_path / "anatomy")
+    for depth, lr in ((25, 0.004), (50, 0.004), (100, 0.002), (50, 0.001)):
+        store.add(record("plain", depth, lr=lr, protocol="anatomy"))
+    figure = figure_of(loss_curves, tmp_path / "anatomy")
+    shown = [ax for ax in figure.findobj(Axes) if ax.axison]
+    assert [ax.get_title() for ax in shown] == ["depth 50, learning rate 0.001", "depth 100, learning rate 0.002",
+                                                "depth 25, learning rate 0.004", "depth 50, learning rate 0.004"]
+    assert len({ax.get_xlim() for ax in shown}) == 1 and all(len(ax.lines) > 1 for ax in shown)
+    figure = figure_of(outcomes, tmp_path / "anatomy")
+    columns = [(ax.get_title(), [t.get_text() for t in ax.get_xticklabels()]) for ax in figure.findobj(Axes)]
+    assert columns == [("lr 0.001", ["50"]), ("lr 0.002", ["100"]), ("learning rate 0.004", ["25", "50"])]
+    assert "not run" not in [text.get_text() for text in figure.findobj(Text)]
+    assert outcomes.lines_of({lr: [25, 50, 100, 200, 400] for lr in (1, 2, 3)}) == [[1, 2], [3]]
+
+
+def test_draws_every_figure_it_can(drawn):
+    names = {path.name for path in drawn.iterdir()}
+    stems = {f"laptop-{name}" for name in ("loss_curves", "outcomes", "heldout", "samples", "headline")}
+    stems |= {f"atlas-{name}" for name in ("loss_curves", "outcomes", "heldout")}  # no pictures, no headline
+    assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
+
+
+def test_same_tables_same_bytes(results, drawn, tmp_path):
+    """In another process, which never needed torch; and a file that would not change is not touched."""
+    code = (
+        "import sys; from paper_figures import draw, headline, heldout, loss_curves, outcomes, samples; "
+        "draw.figures = lambda: [headline, heldout, loss_curves, outcomes, samples]; "
+        "heldout.PROTOCOLS = outcomes.PROTOCOLS = samples.PROTOCOLS = ('laptop',); "  # it takes time
+        "assert draw.draw_all(*sys.argv[1:]) == 0 and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(results), str(tmp_path)], check=True, cwd=ROOT)
+    again = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(again) == 12
+    assert again == {name: (drawn / name).read_bytes() for name in again}
+    target = tmp_path / "laptop-outcomes.png"
+    before = target.stat().st_mtime_ns
+    with style.context():
+        style.save(outcomes.draw(results / "laptop", "laptop"), tmp_path / "laptop-outcomes")
+    assert target.stat().st_mtime_ns == before
+
+
+def test_no_dates_or_versions_in_the_files(drawn):
+    for path in drawn.glob("laptop-*"):
+        data = path.read_bytes()
+        assert b"CreationDate" not in data and b"Matplotlib" not in data and b"matplotlib.org" not in data
+
+
+def test_every_module_with_a_name_is_a_figure():
+    found = find_figures()
+    assert set(FIRST) <= set(found)
+    for module in found:
+        assert module.TITLE and set(module.INPUTS) <= set(TABLES)
+        assert module.PROTOCOLS is None or isinstance(module.PROTOCOLS, tuple)
+
+
+def test_table_of_figures_is_printed(results, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(draw, "figures", lambda: [outcomes])
+    assert draw.draw_all(results, tmp_path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["figure", "file", "tables"]
+    assert any("laptop-outcomes.png" in line and outcomes.TITLE in line and line.endswith("runs") for line in lines)
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A results folder of its own and its pictures."""
+    monkeypatch.setattr(draw, "figures", lambda: [outcomes, heldout, loss_curves, samples])
+    laptop(tmp_path / "results" / "laptop")
+    assert draw.draw_all(tmp_path / "results", tmp_path / "out") == 0
+    return tmp_path / "results", tmp_path / "out"
+
+
+def test_pictures_that_tables_no_longer_give_are_found(small, capsys):
+    """Every table behind a figure counts, to its sixth digit; a table that a figure does not read does not."""
+    results, out = small
+    folder = results / "laptop"
+    capsys.readouterr()
+    assert draw.stale(results, out) == []
+    assert capsys.readouterr() == ("", "")
+
+    def stems():
+        problems = draw.stale(results, out)
+        assert all("does not show" in problem and str(out) in problem for problem in problems)
+        names = {Path(problem.partition(": ")[0]).stem for problem in problems}
+        assert len(problems) == 2 * len(names)  # PNG and PDF
+        return {name.removeprefix("laptop-") for name in names}
+
+    for path, change, figures in (
+        (folder / "runs.csv", lambda t: t.replace(",151,", ",152,", 1), {"outcomes", "loss_curves", "samples"}),
+        (folder / "quality.csv", lambda t: "".join(_nudge(t.splitlines(keepends=True), "plain", folder)), {"heldout"}),
+        (folder / "curves" / "plain-L25.csv", _last_digit, {"loss_curves"}),
+        (folder / "runs.csv", lambda t: t.replace(",0.004,", ",0.005,"), {"outcomes", "loss_curves", "samples", "heldout"}),
+    ):
+        before = path.read_text()
+        assert change(before) != before
+        path.write_text(change(before))
+        assert stems() == figures
+        path.write_text(before)
+    assert draw.stale(results, out) == []
+    path = next((folder / "samples").glob("plain-L25-*.png"))
+    pixels = np.array(Image.open(path))
+    pixels[5, 5] ^= 64
+    Image.fromarray(pixels).save(path)
+    assert stems() == {"samples"}
+
+
+def _nudge(lines, scheme, folder):
+    """The lines of quality.csv with the sixth digit of the fid of the scheme's shallow run changed."""
+    run_id = next((folder / "samples").glob(f"{scheme}-L25-*.png")).stem.split("-")[-1]
+    at = next(i for i, line in enumerate(lines) if line.startswith(run_id))
+    cells = lines[at].split(",")
+    cells[2] = f"{float(cells[2]) * (1 + 1e-5):.6g}"
+    return [*lines[:at], ",".join(cells), *lines[at + 1:]]
+
+
+def _last_digit(text):
+    """The text of a curve with the last digit of one loss changed by one."""
+    lines = text.splitlines(keepends=True)
+    cells = lines[101].split(",")
+    assert len(cells[2]) == 8  # 0.123456
+    cells[2] = cells[2][:-1] + str((int(cells[2][-1]) + 1) % 10)
+    return "".join([*lines[:101], ",".join(cells), *lines[102:]])
+
+
+def test_pictures_missing_foreign_or_unmarked_are_found(small):
+    results, out = small
+    (out / "laptop-outcomes.pdf").unlink()
+    (out / "laptop-gone.png").write_bytes((out / "laptop-outcomes.png").read_bytes())
+    (out / "note.txt").write_text("of no interest")
+    figure = figure_of(loss_curves, results / "laptop")
+    figure.savefig(out / "laptop-loss_curves.png")  # drawn by hand, without the mark
+    (results / "laptop" / "quality.csv").write_text("")
+    lines = draw.stale(results, out)
+    assert len(lines) == 4, lines
+    found = {"outcomes.pdf": "missing", "gone.png": "no table", "loss_curves.png": "does not show", "heldout.png": "is empty"}
+    for name, word in found.items():
+        assert any(f"laptop-{name}" in line and word in line for line in lines), (name, lines)
+
+
+def test_digest_is_of_data_not_of_rounding_or_looks():
+    """Other platforms round the last bits otherwise; what counts is the sixth digit."""
+    def of(*points, word="x", **looks):
+        figure = style.Figure()
+        ax = figure.subplots()
+        ax.plot(range(len(points)), points, **looks)
+        ax.text(0.5, 0.5, word)
+        ax.set_xticks([0, 1], ["a", word])
+        return digest(figure)
+
+    base = of(1.0, 0.123456, 0.0, np.nan)
+    assert base == of(1.0 - 1e-16, 0.123456 + 1e-16, 1e-17, -np.nan)
+    assert base == of(1.0, 0.123456, -0.0, np.nan, color="red", linewidth=9)
+    others = [of(1.0, 0.123457, 0.0, np.nan), of(1.0, 0.123456, 1e-6, np.nan), of(1.0, 0.123456, 0.0, np.inf),
+              of(0.123456, 1.0, 0.0, np.nan), of(1.0, 0.123456, 0.0), of(1.0, 0.123456, 0.0, np.nan, word="y"),
+              of(1.0, 0.123456, 0.0, np.nan, label="z")]
+    assert len({base, *others}) == 1 + len(others)
+
+
+def test_no_results(tmp_path, capsys):
+    assert draw.draw_all(tmp_path, tmp_path / "out") == 2
+    assert "no results" in capsys.readouterr().err
+
+
+def test_a_broken_figure_does_not_cost_the_others(results, tmp_path, monkeypatch, capsys):
+    def explode(folder, protocol):
+        raise KeyError("x")
+
+    bad = SimpleNamespace(NAME="bad", TITLE="", INPUTS=(), PROTOCOLS=("laptop",), draw=explode)
+    monkeypatch.setattr(draw, "figures", lambda: [bad, outcomes])
+    assert draw.draw_all(results, tmp_path) == 1
+    assert "laptop-bad: Traceback" in capsys.readouterr().err
+    assert (tmp_path / "laptop-outcomes.png").exists()
+
+
+def test_captions(results):
+    text = caption_of(loss_curves, results / "laptop")
+    for part in ("Protocol laptop v1", "10 runs", "seed 0", "data digits", "learning rate 0.004", "horizon 400 steps",
+                 "commit 012345678-dirty", "1 error", "running median"):
+        assert part in text
+    text = caption_of(heldout, results / "laptop")
+    assert "FID is on a small digit classifier's 16 features with n=256 samples and is not Inception's FID" in text
+    text = caption_of(outcomes, results / "atlas")
+    assert "seeds 0, 1, 2" in text and "learning rates 0.004, 0.01" in text and "4 oom" not in text and "2 oom" in text
+
+
+@pytest.mark.parametrize("module", FIRST, ids=lambda module: module.NAME)
+@pytest.mark.parametrize("protocol", ["laptop", "atlas"])
+def test_all_text_is_on_the_page_and_large_enough(results, module, protocol):
+    figure = figure_of(module, results / protocol)
+    if figure is None:
+        pytest.skip("not drawn for this folder")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # settles the layout
+    renderer = canvas.get_renderer()
+    assert all(text.get_fontsize() >= 7 for text in figure.findobj(Text) if text.get_text())
+    (width, height), box = figure.get_size_inches(), figure.get_tightbbox(renderer)
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, "something runs off the page"
+    foot = figure.subfigs[-1].texts[0].get_window_extent(renderer)
+    body = figure.subfigs[0].get_tightbbox(renderer)
+    assert foot.y1 <= body.y0 * figure.dpi + 1  # the caption is below everything else
+
+
+def test_without_quality_only_the_held_out_panel(tmp_path):
+    folder = laptop(tmp_path / "laptop", quality=False)
+    figure = figure_of(heldout, folder)
+    assert len(figure.subfigs[0].axes) == 1
+    assert "FID" not in style.caption_of(figure)
+
+
+def test_failures_alone_and_metrics_that_are_nan(tmp_path, capsys):
+    folder = tmp_path / "laptop"
+    Store(folder).add(broken("plain", 100))
+    assert draw.draw_all(tmp_path, tmp_path / "out") == 0
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"laptop-outcomes"}
+    assert len([line for line in capsys.readouterr().err.splitlines() if ": not drawn: " in line]) == 4
+
+    nothing = record("rezero", 25, outcome="nonfinite", at=0, steps=1, best_loss=np.nan, constant_loss=np.nan)
+    nothing["curve"] = [{"step": 0, "loss": np.nan, "grad_norm": np.inf}]
+    nothing["quality"] = [{"step": 0, "fid_status": "nonfinite"}]
+    Store(folder).add(nothing)
+    assert draw.draw_all(tmp_path, tmp_path / "out") == 0
+    assert (tmp_path / "out" / "laptop-loss_curves.png").exists()
+
+
+def test_sample_grids_lose_their_empty_part():
+    page = np.zeros((20, 30, 3))
+    page[2:10, 2:15] = 1
+    assert samples._trimmed(page).shape == (12, 17, 3)
+    assert samples._trimmed(page[..., 0]).shape == (12, 17)
+    assert samples._trimmed(page * 0).shape == page.shape
+
+
+def test_labels_of_variants(results, tmp_path):
+    runs = rows.load_runs(results / "atlas")
+    assert list(runs["label"].drop_duplicates()) == [
+        "plain", "layerscale", "rezero", "deepnorm", "mvsplit beta=0.03", "mvsplit beta=1", "hyper-connections"]
+    assert runs.groupby("label")["variant"].first()["mvsplit beta=1"] == 1
+    store = Store(tmp_path)
+    for change in ({}, {"arm": "native"}, {"writers": "std"}, {"protocol_version": 0}):
+        store.add(record("plain", 2, steps=3, run_id=f"r{len(change)}{list(change)}", **change))
+    runs = rows.load_runs(tmp_path)
+    assert list(runs["label"]) == ["plain std writers", "plain zero writers", "plain native zero writers"]
+    assert "1 run of older protocol versions left out" in rows.caption(runs)
+
+
+def test_outcome_cells(results):
+    runs = rows.load_runs(results / "atlas")
+    plain = runs[(runs["scheme"] == "plain") & (runs["depth"] == 100)]
+    assert outcomes.cell_text(plain[plain["lr"] == 0.004]) == ("1/3 survived", "step 90–120")
+    assert outcomes.cell_text(plain[plain["seed"] == 1].head(1)) == ("degraded", "step 90")
+    assert outcomes.cell_text(plain.head(0)) == ("not run", "")
+    deep = runs[(runs["scheme"] == "deepnorm") & (runs["depth"] == 25) & (runs["lr"] == 0.004)]
+    assert outcomes.cell_text(deep) == ("2/2 survived", "1 oom")
+    scale = runs[(runs["scheme"] == "layerscale") & (runs["depth"] == 100) & (runs["lr"] == 0.01)]
+    assert outcomes.cell_text(scale) == ("3/3 collapsed", "at init")
+
+
+def test_looks_are_stable():
+    looks = [style.scheme_look(scheme) for scheme in SCHEMES]
+    assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == 5
+    assert style.scheme_look("hyper-connections") == style.scheme_look("hyper-connections")
+    assert style.scheme_look("hyper-connections")[0] not in {colour for colour, _ in looks}
+
+
+def test_wrap_cuts_what_has_no_spaces():
+    lines = style.wrap("data parquet:" + "very/long/" * 40, 5, 8)
+    assert len(lines) > 3 and all(style._width(line, 8) <= 5 for line in lines)

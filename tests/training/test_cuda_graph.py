@@ -1,0 +1,193 @@
+"""The graphed step equals the plain one, bit for bit, and nothing that changes from step to step would be baked in.
+
+With a GPU the graphs are real; without one `stand_in` keeps a graph's promise: it executes nothing while it "captures", and
+each replay runs the function and writes its result to the same addresses.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from suite import registry
+from suite.protocol import Run
+from suite.sweep.execute import load_data
+from suite.sweep.plan import Selection, make_plan
+from suite.training import cuda_graph
+from suite.training.trainer import Trainer
+
+CUDA = torch.cuda.is_available()
+LR, WARM_UP = 2.0**-9, 4  # every rate of the warm-up is exact in float32, which a rate on the device is
+
+
+def stand_in(function, warm_up):
+    for _ in range(warm_up):
+        function()
+    static = [torch.full_like(t, torch.nan) for t in function()] if warm_up else []
+
+    def replay():
+        for mine, new in zip(static, function() or (), strict=True):
+            mine.copy_(new)
+
+    return replay, static
+
+
+CAPTURE = cuda_graph.capture if CUDA else stand_in
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    made = []
+    AcceleratorState._reset_state()  # one process, one precision, says Accelerate
+
+    def make(scheme="mvsplit", **changes):
+        (run,) = make_plan(Selection("smoke", schemes=(scheme,), depths=(2,), lrs=(LR,), seeds=(0,)))
+        run = Run(**{**vars(run), "protocol": replace(run.protocol, warmup=WARM_UP, **changes)})
+        made.append(Trainer(run, load_data("digits"), tmp_path / str(len(made))))
+        return made[-1]
+
+    yield make
+    AcceleratorState._reset_state()
+
+
+def graphed(t, capture=CAPTURE):
+    return cuda_graph.StepGraphs(t.gradients, t.optimizer, t.device, capture)
+
+
+def advance(t, graphs, step):
+    """One step of a trainer as it takes it on a GPU."""
+    t.graphs = graphs
+    loss, norm = t.forward_backward(step)
+    grads = t.flat.grads.clone()
+    t.update(step)
+    return loss, norm, grads
+
+
+def moments(t):
+    return [value for leaf in t.flat.leaves.values() for _, value in sorted(t.optimizer.state[leaf].items())]
+
+
+def same(a, b):
+    return torch.equal(a.flat.values, b.flat.values) and all(torch.equal(x, y) for x, y in zip(moments(a), moments(b), strict=True))
+
+
+@pytest.mark.parametrize("scheme", registry.names("controlled"))
+def test_graphed_steps_equal_plain_steps(trainer, scheme):
+    plain, mine = trainer(scheme), trainer(scheme)
+    graphs = graphed(mine)
+    for step in range(1, 8):
+        seen = []
+        plain.advance(lambda _, seen=seen: seen.append(plain.flat.grads.clone()))
+        loss, norm, grads = advance(mine, graphs, step)
+        assert (step, loss, norm) == plain.curve[-1] and torch.equal(grads, seen[0])
+        assert same(plain, mine)
+
+
+@pytest.mark.parametrize("back_to", [0, 3])
+def test_a_restored_checkpoint_is_followed(trainer, back_to):
+    mine = trainer()
+    graphs, at = graphed(mine), {}
+    mine.save()
+    for step in range(1, 7):
+        advance(mine, graphs, step)
+        at[step] = mine.flat.values.clone()
+        if step == 3:
+            mine.step = 3
+            mine.curve = [(s, 1.0, 1.0) for s in (1, 2, 3)]
+            mine.save()
+    assert mine.restore(back_to)
+    for step in range(back_to + 1, 7):
+        advance(mine, graphs, step)
+        assert torch.equal(mine.flat.values, at[step])
+
+
+def test_captured_once(trainer):
+    captured = []
+
+    def counting(function, warm_up):
+        captured.append(warm_up)
+        return CAPTURE(function, warm_up)
+
+    mine = trainer()
+    graphs = graphed(mine, counting)
+    for step in range(1, 7):
+        advance(mine, graphs, step)
+    assert captured == [cuda_graph.WARM_UP, 0]
+
+
+class BakedIn(TorchDispatchMode):
+    """Every operator with what a capture fixes: its numbers, and the addresses of the tensors it did not make itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.made = [], set()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        def fixed(leaf):
+            if not isinstance(leaf, torch.Tensor):
+                return leaf
+            address = leaf.untyped_storage().data_ptr()
+            return "made" if address in self.made else address
+
+        if op is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("the host reads a number of the device")
+        before = tree_map(fixed, (args, kwargs or {}))
+        given = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        out = op(*args, **(kwargs or {}))
+        results = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)}
+        self.made |= results - given
+        if not str(op).startswith("profiler."):
+            self.calls.append((str(op), str(before)))
+        return out
+
+
+def watched(log):
+    """A capture that notes what each execution would bake in."""
+
+    def capture(function, warm_up):
+        def watch():
+            with BakedIn() as seen:
+                result = function()
+            log.append(seen.calls)
+            return result
+
+        return stand_in(watch, warm_up)
+
+    return capture
+
+
+@pytest.mark.skipif(CUDA, reason="stands in for a capture")
+@pytest.mark.parametrize("changes", [{}, {"dtype": "bf16"}, {"checkpoint_blocks": True}], ids=["fp32", "bf16", "checkpointed"])
+def test_nothing_of_a_step_is_baked_in(trainer, changes):
+    mine, log = trainer(**changes), []
+    graphs = graphed(mine, watched(log))
+    for step in range(1, 4):
+        advance(mine, graphs, step)
+    gradients, updates = [c for c in log if len(c) > 50], [c for c in log if len(c) <= 50]
+    assert len(gradients) == cuda_graph.WARM_UP + 1 + 3 and len(updates) == 2
+    assert all(c == gradients[0] for c in gradients) and all(c == updates[0] for c in updates)
+
+
+@pytest.mark.skipif(CUDA, reason="stands in for a capture")
+def test_the_watch_sees_what_would_go_wrong(trainer):
+    mine = trainer()
+
+    def seen(function):
+        with BakedIn() as watch:
+            function()
+        return watch.calls
+
+    gradients = mine.gradients
+    assert seen(lambda: gradients(*mine.batch(1))) != seen(lambda: gradients(*mine.batch(2)))  # batches at new addresses
+    with pytest.raises(RuntimeError, match="the host reads"):
+        seen(lambda: gradients(*mine.batch(1))[0].item())
+    mine.advance()
+    rates = []
+    for rate in (0.5, 0.25):
+        for group in mine.optimizer.param_groups:
+            group["lr"] = rate
+        rates.append(seen(mine.optimizer.step))
+    assert rates[0] != rates[1]

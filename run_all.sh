@@ -2,7 +2,7 @@
 # One command: set up, train what is not done, collect, draw.
 #   ./run_all.sh                  the laptop protocol into results/local
 #   ./run_all.sh --protocol NAME  (and every flag of `python -m suite run`)
-#   ./run_all.sh test             set up and run the tests
+#   ./run_all.sh test             set up, check style and imports, run the tests; `test all`: the slow ones too
 #   ./run_all.sh figures          only redraw
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -78,8 +78,13 @@ suite() { .venv/bin/python -m suite "$@"; }
 case "${1:-}" in
     test)
         shift
+        slow=()
+        if [ "${1:-}" = all ]; then shift; slow=(-m "slow or not slow"); fi
+        .venv/bin/python -m ruff check --quiet --no-cache . || fail "ruff has found what is named above; mend it, or try: .venv/bin/ruff check --fix"
+        imports=$(.venv/bin/lint-imports --no-cache 2>&1) || fail "an import breaks the order of the rooms (pyproject.toml):
+$(sed -n '/^Broken contracts/,$p' <<<"$imports")"
         # one thread in each of two processes; a file stays in one of them, with its fixtures
-        OMP_NUM_THREADS=1 exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+        OMP_NUM_THREADS=1 exec .venv/bin/python -m pytest -n 2 --dist loadfile ${slow[@]+"${slow[@]}"} "$@"
         ;;
     figures)
         shift

@@ -121,9 +121,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--retry-failed", action="store_true", help="also repeat runs that ended in oom, timeout or error")
     status = add("status", help="how many runs of each protocol are done, by outcome")
     _results_flag(status)
-    collect = add("collect", help="your cells beside the committed ones; with --from, after merging other folders into yours")
+    collect = add("collect", help="your cells beside the committed ones; with --from, after gathering other folders into yours")
     collect.add_argument("--from", dest="sources", type=_folder, nargs="+", action="extend", default=[], metavar="DIR",
-                         help="results folders to merge into --results first")
+                         help="results folders to gather into --results first")
     collect.add_argument("--protocol", metavar="NAME", help="one protocol (default: all)")
     _results_flag(collect)
     figures = add("figures", help="draw every figure its tables allow")
@@ -222,9 +222,10 @@ def _run(args) -> int:
         plugins=args.plugin, retry=args.retry_failed, kernels=args.kernels,
     )  # fmt: skip
     (args.results / ".work").mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused here
-    for run, lacks in sweep.partial:
+    backlog = sweep.backlog
+    for run, lacks in backlog.partial:
         print(f"{run.label()}: was done but lacks {lacks}; it is trained again", file=sys.stderr)
-    print(f"{len(runs)} runs: {sweep.skipped} done before, {sweep.total} to do", file=sys.stderr)
+    print(f"{len(runs)} runs: {backlog.skipped} done before, {backlog.total} to do", file=sys.stderr)
     try:
         with _interruptible():
             sweep.run()
@@ -233,9 +234,9 @@ def _run(args) -> int:
         return 130
     for run, reason in sweep.broken:
         print(f"broken: {run.label()}: {reason}", file=sys.stderr)
-    if sweep.old_failures:
-        print(f"{sweep.old_failures} runs broke before; --retry-failed repeats them", file=sys.stderr)
-    return 1 if sweep.broken or sweep.old_failures else 0
+    if backlog.old_failures:
+        print(f"{backlog.old_failures} runs broke before; --retry-failed repeats them", file=sys.stderr)
+    return 1 if sweep.broken or backlog.old_failures else 0
 
 
 def _protocol_folders(results: Path) -> list[Path]:
@@ -264,9 +265,9 @@ def _collect(args) -> int:
     if args.protocol and args.protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {args.protocol!r}; known: {', '.join(PROTOCOLS)}")
     if args.sources:
-        from suite.records.gather import merge
+        from suite.records.gather import gather
 
-        print(f"{merge(args.sources, args.results, args.protocol)} runs merged into {args.results}", file=sys.stderr)
+        print(f"{gather(args.sources, args.results, args.protocol)} runs gathered into {args.results}", file=sys.stderr)
     folders = [f for f in _protocol_folders(args.results) if args.protocol in (None, f.name)]
     if not folders:
         print(f"{args.results}: no results to collect; start with: python -m suite run", file=sys.stderr)

@@ -69,6 +69,11 @@ class Protocol:
     seeds: tuple[int, ...] = (0,)
     data: str = "digits"
 
+    @property
+    def length(self) -> int:
+        """Steps of a run that nothing ends early: beyond the horizon, so that a crash just before it can be confirmed."""
+        return self.horizon + self.window
+
     def settings(self) -> dict[str, object]:
         """What goes into run ids: all but the plan and the prose."""
         return {k: v for k, v in asdict(self).items() if k not in ("purpose", "cells", "depths", "lrs", "seeds", "data")}

@@ -198,6 +198,6 @@ def parse_params(entry: Entry, text: str) -> dict[str, object]:
 
 def format_params(entry: Entry, values: dict[str, object]) -> str:
     """The canonical `params` column: every parameter in signature order, defaults included."""
-    merged = entry.defaults | values
-    words = {k: f"{v:g}" if isinstance(v, float) else str(v).lower() if isinstance(v, bool) else str(v) for k, v in merged.items()}
+    given = entry.defaults | values
+    words = {k: f"{v:g}" if isinstance(v, float) else str(v).lower() if isinstance(v, bool) else str(v) for k, v in given.items()}
     return ",".join(f"{k}={word}" for k, word in words.items())

@@ -34,20 +34,20 @@ class Auditor:
     def before_update(self, step: int) -> None:
         """Audit at the stride, and take the families of a gradient norm that crosses its threshold upwards."""
         trainer, every = self.trainer, self.trainer.run.protocol.audit_every
-        norms = [norm for _, _, norm in trainer.curve[-SPIKE_MEMORY - 2 :]]
+        norms = [norm for _, _, norm in trainer.state.curve[-SPIKE_MEMORY - 2 :]]
         here, before = spike_threshold(norms[:-1]), spike_threshold(norms[:-2])
         already = before is not None and norms[-2] > before
         if here is not None and norms[-1] > here and not already:
-            trainer.log.setdefault("spikes", []).extend(self.families(step, norms[-1], here))
+            trainer.state.log.setdefault("spikes", []).extend(self.families(step, norms[-1], here))
         if step == 1 or step % every == 0:
             everything = self.full and step % (every * FULL_EVERY) == 0
-            with trainer.timed("audit"):
+            with trainer.clock.timed("audit"):
                 rows = audit_step(trainer, range(trainer.run.depth) if everything else self.anchors, step)
-            trainer.log.setdefault("audit", []).extend(row for row in rows if row["segment"] == "all")
+            trainer.state.log.setdefault("audit", []).extend(row for row in rows if row["segment"] == "all")
 
     def families(self, step: int, norm: float, threshold: float) -> list[dict]:
         """The parameter families with the largest raw gradient norms, such as "L2 Q" or "Embed" (Figures 9 and 10)."""
-        flat, clip = self.trainer.flat, self.trainer.run.protocol.clip
+        flat, clip = self.trainer.state.flat, self.trainer.run.protocol.clip
         raw = max(1.0, (norm + 1e-6) / clip)  # undoes `FlatParameters.clip`
         squares: dict[str, float] = {}
         for name, place in flat.slices.items():
@@ -67,8 +67,8 @@ class Auditor:
         The trainer is left inside the window. A replay is exact or it is refused: its curve must be that of the run.
         """
         trainer, crash = self.trainer, verdict.crash_step
-        first, last = max(1, crash - REPLAY_BEFORE), min(crash + REPLAY_AFTER, len(trainer.curve))
-        curve, evals, log = trainer.curve, trainer.evals, trainer.log
+        first, last = max(1, crash - REPLAY_BEFORE), min(crash + REPLAY_AFTER, len(trainer.state.curve))
+        curve, evals, log = trainer.state.curve, trainer.state.evals, trainer.state.log
         if not trainer.restore(at_most=first - 1):
             return "no checkpoint before the crash to replay from"
         layers = range(trainer.run.depth) if self.full else self.anchors
@@ -78,14 +78,14 @@ class Auditor:
             if step >= first:
                 rows.extend(audit_step(trainer, layers, step, window=True))
 
-        clock, count = dict(trainer.seconds), dict(trainer.counts)
-        with trainer.timed("replay", last - first + 1):
-            while trainer.step < last and trainer.advance(watch):
+        clock, count = dict(trainer.clock.seconds), dict(trainer.clock.counts)
+        with trainer.clock.timed("replay", last - first + 1):
+            while trainer.state.step < last and trainer.advance(watch):
                 pass
-        replay = {"replay": trainer.seconds["replay"]}
-        trainer.seconds.update(clock | replay)
-        trainer.counts.update(count | {"replay": last - first + 1})
-        replayed, trainer.curve, trainer.evals, trainer.log = trainer.curve, curve, evals, log
+        replay = {"replay": trainer.clock.seconds["replay"]}
+        trainer.clock.seconds.update(clock | replay)
+        trainer.clock.counts.update(count | {"replay": last - first + 1})
+        replayed, trainer.state.curve, trainer.state.evals, trainer.state.log = trainer.state.curve, curve, evals, log
         if not np.array_equal(replayed, curve[: len(replayed)], equal_nan=True):
             return "the replay around the crash differs from the run; its window is left out"
         dense = {row["step"] for row in rows}

@@ -21,14 +21,15 @@ ALPHAS = 10.0 ** np.arange(-6, 4)  # ridge strengths tried by leave-one-out; the
 @torch.no_grad()
 def _features(trainer: Trainer) -> tuple[np.ndarray, np.ndarray, list[dict[str, np.ndarray]]]:
     """t (B,), input statistics (B, 3), and per anchor layer the three features of the trunk that enters its first merge."""
-    dit, data = trainer.dit, trainer.data
+    dit, data = trainer.state.dit, trainer.data
     rows = torch.cat([data.heldout, data.train[: len(data.heldout)]]).repeat(ROUNDS)
     batch = flow.make_batch(
         data.images_NCHW[rows], data.labels_N[rows], data.classes, 0.0, flow.generator("probe")
     )
     z, image = batch.z_BCHW, dit.segments[0]
     inputs = torch.stack([z.mean((1, 2, 3)), z.std((1, 2, 3)), z.square().mean((1, 2, 3)).sqrt()], 1)
-    x = dit.blocks[0].residuals[0].open(dit.tokens(z.to(trainer.device), trainer.captions[batch.caption_B.to(trainer.device)]))
+    captions = trainer.train_step.captions[batch.caption_B.to(trainer.device)]
+    x = dit.blocks[0].residuals[0].open(dit.tokens(z.to(trainer.device), captions))
     wanted, layers = set(anchor_layers(trainer.run.depth, trainer.run.protocol.audit_layers)), []
     for layer, block in enumerate(dit.blocks):
         if layer in wanted:
@@ -74,4 +75,4 @@ def probe(trainer: Trainer) -> list[dict]:
             rows.append({"layer": layer, "feature": name, "r2": r2, "mae": mae, "residual_r2": 1 - (1 - both) / left})
         r2, mae, _ = _fit(features["image_mean"][mixed], shuffled)
         rows.append({"layer": layer, "feature": "shuffled", "r2": r2, "mae": mae, "residual_r2": None})
-    return [{"step": trainer.step} | row for row in rows]
+    return [{"step": trainer.state.step} | row for row in rows]

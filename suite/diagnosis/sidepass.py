@@ -57,8 +57,8 @@ def _watch(block: Block, layer: int, x: Tensor, rope: Tensor, segments: tuple[in
 
 def _pass_through(dit: DiT, x: Tensor, start: int, stop: int) -> Tensor:
     """The trunk after blocks that nobody looks into: by the compiled functions where there are any, with no gradient kept."""
-    if dit.stack is not None and stop > start:
-        return dit.stack(x, start, stop, into_grad=False)
+    if dit.compiled_blocks is not None and stop > start:
+        return dit.compiled_blocks(x, start, stop, into_grad=False)
     for block in dit.blocks[start:stop]:
         x = block.forward(x, dit.rope, dit.segments, dit.step)  # not block(...): that may be a compiled one
     return x
@@ -66,10 +66,10 @@ def _pass_through(dit: DiT, x: Tensor, start: int, stop: int) -> Tensor:
 
 def side_pass(trainer: Trainer, layers: Sequence[int], step: int) -> tuple[list[Site], dict[Tensor, Tensor]]:
     """Forward and backward on the step's own batch, eager in `layers`: their sites, and gradients of f and of their weights."""
-    dit, batch = trainer.dit, trainer.batch(step)
+    dit, batch = trainer.state.dit, trainer.train_step.batch(step)
     wanted, sites = set(layers), []
     with torch.enable_grad():
-        x = dit.blocks[0].residuals[0].open(dit.tokens(batch.z_BCHW, trainer.captions[batch.caption_B]))
+        x = dit.blocks[0].residuals[0].open(dit.tokens(batch.z_BCHW, trainer.train_step.captions[batch.caption_B]))
         done = 0
         for layer in sorted(wanted):
             x = _pass_through(dit, x, done, layer)
@@ -91,9 +91,9 @@ def _relative_update(trainer: Trainer, names: list[str], step: int, v: Tensor | 
 
     The usual predictor of Adam's loss spikes: Wortsman et al. 2023, arXiv:2304.13013, section 3.4. 1 is healthy.
     """
-    p = trainer.run.protocol
-    g = torch.cat([trainer.flat.grads[trainer.flat.slices[n]] for n in names]).double()
-    old = torch.cat([v[trainer.flat.slices[n]] for n in names]).double() if v is not None else torch.zeros_like(g)
+    p, flat = trainer.run.protocol, trainer.state.flat
+    g = torch.cat([flat.grads[flat.slices[n]] for n in names]).double()
+    old = torch.cat([v[flat.slices[n]] for n in names]).double() if v is not None else torch.zeros_like(g)
     new = (p.beta2 * old + (1 - p.beta2) * g.square()) / (1 - p.beta2**step)
     return metrics.rms(g / (new.sqrt() + p.adam_eps)).item()
 
@@ -101,7 +101,7 @@ def _relative_update(trainer: Trainer, names: list[str], step: int, v: Tensor | 
 def _rows(
     trainer: Trainer, site: Site, grads: dict[Tensor, Tensor], step: int, v: Tensor | None, window: bool
 ) -> list[dict]:
-    dit, block = trainer.dit, trainer.dit.blocks[site.layer]
+    dit, block = trainer.state.dit, trainer.state.dit.blocks[site.layer]
     d_BTD, image = grads[site.f].detach(), dit.segments[0]
     x, y, f = site.x.detach().double(), site.y.detach(), site.f.detach().double()
     rows = []
@@ -135,7 +135,7 @@ def _rows(
 def audit_step(trainer: Trainer, layers: Sequence[int], step: int, window: bool = False) -> list[dict]:
     """Rows of the audit table for the step about to be applied; weights, gradients and random state are only read."""
     sites, grads = side_pass(trainer, layers, step)
-    v = trainer.second_moment
+    v = trainer.state.second_moment
     return [row for site in sites for row in _rows(trainer, site, grads, step, v, window)]
 
 
@@ -146,10 +146,10 @@ def final_state(trainer: Trainer) -> str:
     mean_dominated: mean TCS above 0.9 (the paper's white contour, Fig. 7); mean_free: within 0.02 of -1/(T-1), a token
     mean of zero; other. Pre- and multi-stream trunks are judged as they are.
     """
-    dit, data = trainer.dit, trainer.data
+    dit, data = trainer.state.dit, trainer.data
     rows = data.heldout[:16]
     z_BCHW, label_B = data.images_NCHW[rows].to(trainer.device), data.labels_N[rows].to(trainer.device)
-    x = dit.blocks[0].residuals[0].open(dit.tokens(z_BCHW, trainer.captions[label_B]))
+    x = dit.blocks[0].residuals[0].open(dit.tokens(z_BCHW, trainer.train_step.captions[label_B]))
     values = []
     for layer, block in enumerate(dit.blocks):
         x = block.forward(x, dit.rope, dit.segments, dit.step)

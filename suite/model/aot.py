@@ -46,7 +46,7 @@ def _tensors(block: nn.Module) -> dict[str, Tensor]:
     return dict(block.named_parameters()) | dict(block.named_buffers())
 
 
-class Compiled:
+class CompiledBlock:
     """The functions of one kind of block for one shape of trunk.
 
     forward(x, rope, step, *weights) -> [x, *saved]; backward(*saved, d_x) -> [d_x, None, None, *d_weights]; `weights` are the
@@ -88,15 +88,15 @@ class Compiled:
             return compile_fx_inner(graph, inputs, cpp_wrapper=True, **options)
 
 
-_compiled: dict[tuple, Compiled] = {}
+_compiled: dict[tuple, CompiledBlock] = {}
 
 
-def compiled(block: nn.Module, x: Tensor, rope: Tensor, step: Tensor, segments: tuple[int, ...], training: bool) -> Compiled:
+def compiled_block(block: nn.Module, x: Tensor, rope: Tensor, step: Tensor, segments: tuple[int, ...], training: bool) -> CompiledBlock:
     """The functions for this block and shape of trunk, made on first use in this process. Raises CompileError."""
     key = (kind(block), x.shape, x.dtype, rope.shape, segments, training, torch.is_autocast_enabled(x.device.type))
     if key not in _compiled:
         try:
-            _compiled[key] = Compiled(block, x.detach(), rope, step, segments, training)
+            _compiled[key] = CompiledBlock(block, x.detach(), rope, step, segments, training)
         except Exception as error:
             scheme = type(block.residuals[0]).__name__
             what = str(error).strip().splitlines()[0] if str(error).strip() else "no message"

@@ -22,7 +22,7 @@ from suite.model.flow import generator
 from suite.residual import Context, Residual, Site, rms_norm
 
 if TYPE_CHECKING:
-    from suite.model.compiled_blocks import Stack
+    from suite.model.compiled_blocks import CompiledBlocks
 
 SiteFactory = Callable[[Site], Residual]
 
@@ -137,17 +137,17 @@ class DiT(nn.Module):
         self.final = nn.Linear(width, token)
         self.register_buffer("rope", rope_2d(grid, sum(self.segments), width // heads), persistent=False)
         self.register_buffer("step", torch.zeros(()), persistent=False)
-        self.stack: Stack | None = None
+        self.compiled_blocks: CompiledBlocks | None = None
 
     def compile(self) -> None:
-        """Run the blocks as compiled code from now on: on a CPU as one `Stack`, elsewhere each by torch.compile.
+        """Run the blocks as compiled code from now on: on a CPU as `CompiledBlocks`, elsewhere each by torch.compile.
 
         To be called when the parameters lie where they will stay. Raises aot.CompileError for a scheme that cannot be.
         """
         if self.rope.device.type == "cpu":
-            from suite.model.compiled_blocks import Stack
+            from suite.model.compiled_blocks import CompiledBlocks
 
-            self.stack = Stack(self.blocks, self.rope, self.step, self.segments, self.segment)
+            self.compiled_blocks = CompiledBlocks(self.blocks, self.rope, self.step, self.segments, self.segment)
             return
         torch._dynamo.config.fail_on_recompile_limit_hit = True  # never fall back to eager without a word
         for block in self.blocks:
@@ -192,15 +192,15 @@ class DiT(nn.Module):
         return token_BIE.reshape(b, h // p, w // p, c, p, p).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
 
     def _blocks(self, x: Tensor, start: int, stop: int) -> Tensor:
-        if self.stack is not None:
-            return self.stack(x, start, stop)
+        if self.compiled_blocks is not None:
+            return self.compiled_blocks(x, start, stop)
         for block in self.blocks[start:stop]:
             x = block(x, self.rope, self.segments, self.step)
         return x
 
     def forward(self, image_BCHW: Tensor, caption_BSD: Tensor) -> Tensor:
         x = self.blocks[0].residuals[0].open(self.tokens(image_BCHW, caption_BSD))
-        if self.segment and self.stack is None and torch.is_grad_enabled():
+        if self.segment and self.compiled_blocks is None and torch.is_grad_enabled():
             for start in range(0, len(self.blocks), self.segment):
                 x = checkpoint(self._blocks, x, start, start + self.segment, use_reentrant=False, preserve_rng_state=False)
         else:

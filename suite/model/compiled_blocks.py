@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from suite.model import aot
 
 
-class Stack:
+class CompiledBlocks:
     """Runs `blocks` of one model; `rope` and `step` are its buffers, read at every call.
 
     segment: blocks per checkpointed segment, whose activations are recomputed in the backward by the same function, so
@@ -33,13 +33,13 @@ class Stack:
                 f"{scheme}: {len(kinds)} kinds of blocks in a model of {len(blocks)}; numbers that differ by block must be buffers"
             )
         self.first = [kinds[aot.kind(block)] for block in blocks]  # the first block of the same kind
-        self._functions: dict[tuple, aot.Compiled] = {}
+        self._functions: dict[tuple, aot.CompiledBlock] = {}
 
-    def functions(self, index: int, x: Tensor, training: bool) -> aot.Compiled:
+    def functions(self, index: int, x: Tensor, training: bool) -> aot.CompiledBlock:
         """The compiled functions of a block for this shape of trunk."""
         key = (self.first[index], x.shape, training)
         if key not in self._functions:
-            self._functions[key] = aot.compiled(self.blocks[index], x, *self.fixed, self.segments, training)
+            self._functions[key] = aot.compiled_block(self.blocks[index], x, *self.fixed, self.segments, training)
         return self._functions[key]
 
     def __call__(self, x: Tensor, start: int = 0, stop: int | None = None, into_grad: bool = True) -> Tensor:
@@ -71,7 +71,7 @@ class Stack:
 
 class _Blocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, stack: Stack, start: int, stop: int, into_grad: bool) -> Tensor:
+    def forward(ctx, x: Tensor, stack: CompiledBlocks, start: int, stop: int, into_grad: bool) -> Tensor:
         ctx.stack, ctx.into_grad, ctx.parts = stack, into_grad, []
         for first in range(start, stop, stack.segment):
             last = min(first + stack.segment, stop)

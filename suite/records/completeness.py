@@ -81,8 +81,7 @@ def _lacks(row: dict[str, str], parts: Parts) -> list[str]:
 
 
 def _evals(p: Protocol, updates: int) -> set[int]:
-    length = p.horizon + p.window
-    return set(range(p.heldout_every, updates + 1, p.heldout_every)) | {length} & {updates}
+    return set(range(p.heldout_every, updates + 1, p.heldout_every)) | {p.length} & {updates}
 
 
 def _scored(p: Protocol, updates: int) -> set[int]:

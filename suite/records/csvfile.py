@@ -1,6 +1,6 @@
-"""Table files: strict reading, atomic writing, merging by run, and the data package that describes them.
+"""Table files: strict reading, atomic writing, replacing rows by run, and the data package that describes them.
 
-Rows are dicts of text here, so a merge never reformats a cell it does not touch. Every table is sorted and has one
+Rows are dicts of text here, so no cell is reformatted that is not replaced. Every table is sorted and has one
 serialisation, so the same runs give the same bytes in whatever order they were added. A table without rows has no file.
 `suite.records.schema` holds the columns; `suite.records.tables` puts runs together and is what other modules import.
 """
@@ -284,7 +284,7 @@ def write_rows(path, table: Table, rows) -> None:
     _write(Path(path), table, as_text(path, table, rows))
 
 
-def merge_rows(path, table: Table, rows, drop_run_ids=()) -> None:
+def put_rows(path, table: Table, rows, drop_run_ids=()) -> None:
     """Replace all rows of the runs in `rows` and `drop_run_ids`; every other row keeps its text."""
     path, new = Path(path), as_text(path, table, rows)
     replaced = {row["run_id"] for row in new} | set(drop_run_ids)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from suite.records.schema import TABLES
-from suite.records.tables import REAL, Store, TableError, curve_digest, merge_rows, read_rows, table_files, table_path, write_package
+from suite.records.tables import REAL, Store, TableError, curve_digest, put_rows, read_rows, table_files, table_path, write_package
 
 CLOCK = "throughput"  # the one table that differs between repeats of a run
 
@@ -34,11 +34,11 @@ class Found:
 Runs = dict[str, Found]  # by run id
 
 
-def merge(sources: list[Path], results: Path, protocol: str | None = None) -> int:
+def gather(sources: list[Path], results: Path, protocol: str | None = None) -> int:
     """Add the runs of `sources` (of one protocol, or of all) to `results`; returns how many of them were not there yet.
 
     A finished run stays before one that broke; of two that broke, the later source's stays. Raises ValueError where there is nothing to
-    merge, and TableError for tables of another version or two finished runs of one id whose tables differ.
+    gather, and TableError for tables of another version or two finished runs of one id whose tables differ.
     """
     gathered: dict[str, Runs] = defaultdict(dict)
     for source in sources:
@@ -46,7 +46,7 @@ def merge(sources: list[Path], results: Path, protocol: str | None = None) -> in
             raise ValueError(f"--from {source}: is --results itself; name another folder there")
         folders = [path.parent for path in sorted(source.glob("*/runs.csv")) if protocol in (None, path.parent.name)]
         if not folders:
-            raise ValueError(f"--from {source}: no results{f' of {protocol}' if protocol else ''} to merge; it holds no PROTOCOL/runs.csv")
+            raise ValueError(f"--from {source}: no results{f' of {protocol}' if protocol else ''} to gather; it holds no PROTOCOL/runs.csv")
         for folder in folders:
             _join(gathered[folder.name], _read(folder))
     with ExitStack() as stack:
@@ -115,5 +115,5 @@ def _write(folder: Path, runs: Runs) -> None:
             elif name == "quality":
                 files[folder / table.path] += run.rows[name]
         for path, rows in files.items():
-            merge_rows(path, table, rows, drop_run_ids=runs)
+            put_rows(path, table, rows, drop_run_ids=runs)
     write_package(folder)

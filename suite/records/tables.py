@@ -21,8 +21,8 @@ from suite.records.csvfile import (
     as_text,
     check_package,
     format_value,
-    merge_rows,
     package_text,
+    put_rows,
     read_rows,
     render,
     sort_rows,
@@ -34,7 +34,7 @@ from suite.records.csvfile import (
 from suite.records.schema import SCHEMA_VERSION, TABLES, Table
 
 __all__ = ["SCHEMA_VERSION", "TABLES", "Store", "TableError", "check_folder", "compare", "curve_digest", "format_table",
-           "format_value", "merge_rows", "picture_path", "read", "read_rows", "table_files", "table_path", "write_package", "write_rows"]
+           "format_value", "put_rows", "picture_path", "read", "read_rows", "table_files", "table_path", "write_package", "write_rows"]
 
 RUNS, CURVES = TABLES["runs"], TABLES["curves"]
 REAL = "real"  # run_id of the real-against-real row of quality.csv, which belongs to no run
@@ -163,8 +163,8 @@ class Store:
         run_id, row, sides = self.laid_out(record)
         with self.lock():
             for path, table, rows in sides:
-                merge_rows(path, table, rows, drop_run_ids=[run_id])
-            merge_rows(self.folder / RUNS.path, RUNS, row)
+                put_rows(path, table, rows, drop_run_ids=[run_id])
+            put_rows(self.folder / RUNS.path, RUNS, row)
             write_package(self.folder)
 
     def laid_out(self, record: dict) -> tuple[str, list[dict[str, str]], list[tuple]]:

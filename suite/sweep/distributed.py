@@ -13,8 +13,8 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from suite.protocol import Run
 from suite.records.completeness import done_ids
 from suite.records.tables import Store
+from suite.sweep.claim import Claim
 from suite.sweep.execute import execute
-from suite.sweep.sweep import Claim
 
 MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # what Accelerate reads under `accelerate launch --cpu`
 

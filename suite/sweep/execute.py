@@ -44,7 +44,7 @@ def execute(run: Run, results: Path, features: str, report: Report | None = None
         raise registry.RegistryError(f"scheme {run.scheme}: its code has changed since the plan was made; plan again")
     environment.reset_peak_memory()
     trainer = Trainer(run, data, work_folder(results, run.run_id))
-    fused = use_kernels(kernels, trainer.dit, trainer.device)
+    fused = use_kernels(kernels, trainer.state.dit, trainer.device)
     trainer.restore()
     p, auditor = run.protocol, None
     if p.audit_every:
@@ -52,46 +52,46 @@ def execute(run: Run, results: Path, features: str, report: Report | None = None
     trainer.train(report, auditor and auditor.before_update, partial(_checkpoint_quality, trainer, features))
     if not trainer.accelerator.is_main_process:
         return {}
-    verdict, last = trainer.judge(), trainer.step
+    verdict, last = trainer.judge(), trainer.state.step
     quality_rows = _quality(trainer, results, features) if p.fid_samples else []
     probe_rows = []
     if p.probe and verdict.crash_step is None:
-        with trainer.timed("probe"):
+        with trainer.clock.timed("probe"):
             probe_rows = probe(trainer)
     row = _run_row(trainer) | {"kernels": fused}  # before the replay, which leaves the trainer inside its window
     if auditor and verdict.outcome in ("collapsed", "degraded", "nonfinite"):  # not at init: that is no event
         row["reason"] = auditor.replay(verdict)
-        row["mms_signature"] = signature(trainer.log["audit"], verdict, deep_from=run.depth // 2)
+        row["mms_signature"] = signature(trainer.state.log["audit"], verdict, deep_from=run.depth // 2)
     hardware = torch.cuda.get_device_name() if trainer.device.type == "cuda" else environment.cpu_model()
     peak = environment.peak_memory_mib()
     return {
         "run": row,
-        "curve": [{"step": s, "loss": loss, "grad_norm": norm} for s, loss, norm in trainer.curve],
-        "evals": [{"step": s, "heldout_loss": loss} for s, loss in trainer.evals],
-        "quality": [_unscored(q, verdict.crash_step) for q in trainer.log.get("quality", []) if q["step"] != last] + quality_rows,
-        "audit": trainer.log.get("audit", []),
-        "spikes": recovered(trainer.log.get("spikes", []), verdict, p.window),
+        "curve": [{"step": s, "loss": loss, "grad_norm": norm} for s, loss, norm in trainer.state.curve],
+        "evals": [{"step": s, "heldout_loss": loss} for s, loss in trainer.state.evals],
+        "quality": [_unscored(q, verdict.crash_step) for q in trainer.state.log.get("quality", []) if q["step"] != last] + quality_rows,
+        "audit": trainer.state.log.get("audit", []),
+        "spikes": recovered(trainer.state.log.get("spikes", []), verdict, p.window),
         "probe": probe_rows,
         "throughput": [
-            {"phase": phase, "count": trainer.counts[phase], "seconds": seconds,
-             "ms_each": 1e3 * seconds / max(1, trainer.counts[phase]), "peak_mib": peak, "hardware": hardware}
-            for phase, seconds in trainer.seconds.items()
+            {"phase": phase, "count": trainer.clock.counts[phase], "seconds": seconds,
+             "ms_each": 1e3 * seconds / max(1, trainer.clock.counts[phase]), "peak_mib": peak, "hardware": hardware}
+            for phase, seconds in trainer.clock.seconds.items()
         ],
     }  # fmt: skip
 
 
 def _run_row(trainer: Trainer) -> dict:
-    run, p, dit, verdict = trainer.run, trainer.run.protocol, trainer.dit, trainer.judge()
-    norms = [norm for _, _, norm in trainer.curve]
+    run, p, dit, verdict = trainer.run, trainer.run.protocol, trainer.state.dit, trainer.judge()
+    norms = [norm for _, _, norm in trainer.state.curve]
     return {
         **identity(run),
         "data_digest": run.data_digest, "width": p.width, "image_tokens": dit.segments[0],
         "caption_tokens": dit.segments[1], "batch": p.batch, "horizon": p.horizon, "window": p.window,
         "n_params": sum(parameter.numel() for parameter in dit.parameters()), "status": "done",
         "outcome": verdict.outcome, "state": None if verdict.crash_step is None else final_state(trainer), "crash_step": verdict.crash_step,
-        "confirmed": None if verdict.crash_step is None else verdict.confirmed, "last_step": trainer.curve[-1][0],
+        "confirmed": None if verdict.crash_step is None else verdict.confirmed, "last_step": trainer.state.curve[-1][0],
         "constant_loss": trainer.constant_loss, "best_loss": verdict.best_loss, "final_loss": verdict.final_loss,
-        "heldout_loss": trainer.evals[-1][1] if trainer.evals else None, "max_grad_norm": _max(norms),
+        "heldout_loss": trainer.state.evals[-1][1] if trainer.state.evals else None, "max_grad_norm": _max(norms),
         "spikes": verdict.spikes, "compiled": run.compiled, "dtype": p.dtype, "device": trainer.device.type,
         "processes": trainer.accelerator.num_processes,
         "code_digest": run.code_digest, **environment.provenance(),
@@ -115,12 +115,12 @@ def _quality(trainer: Trainer, results: Path, features: str) -> list[dict]:
     """The score row of the finished run and the real-against-real floor; a picture of samples even where it crashed."""
     run, p, data = trainer.run, trainer.run.protocol, trainer.data
     crashed = trainer.judge().crash_step is not None
-    row = {"step": trainer.step, "fid_status": "crashed", "nfe": p.nfe, "guidance": p.guidance}
+    row = {"step": trainer.state.step, "fid_status": "crashed", "nfe": p.nfe, "guidance": p.guidance}
     floor = []
     # a crashed run gets its picture alone, and a run whose weights hold nan gets samples of nan, drawn as such
     n = min(p.fid_samples, GRID_ROWS * data.classes) if crashed else p.fid_samples
-    with trainer.timed("sample", n):
-        samples, labels = trainer.sample(n)
+    with trainer.clock.timed("sample", n):
+        samples, labels = trainer.evaluation.sample(n)
     grid = samples[: GRID_ROWS * data.classes]
     path = picture_path(results / p.name, run.scheme, run.depth, run.run_id)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def _scores(trainer: Trainer, samples, features: str) -> dict:
         net.check_shape(real)
     except QualityError:
         return {"fid_status": "unavailable"}  # the digit features know digits only; the picture stands alone
-    with trainer.timed("score"):
+    with trainer.clock.timed("score"):
         return scores(samples, real, net)
 
 
@@ -157,10 +157,10 @@ def _checkpoint_quality(trainer: Trainer, features: str, step: int) -> None:
     """Score the run at the protocol's quality steps (Table 1 and Figure 5); a crash is known only later, see `_quality`."""
     p = trainer.run.protocol
     if step in p.quality_at:
-        with trainer.timed("sample", p.fid_samples):
-            samples, _ = trainer.sample(p.fid_samples)
+        with trainer.clock.timed("sample", p.fid_samples):
+            samples, _ = trainer.evaluation.sample(p.fid_samples)
         row = {"step": step, "nfe": p.nfe, "guidance": p.guidance} | _scores(trainer, samples, features)
-        trainer.log.setdefault("quality", []).append(row)
+        trainer.state.log.setdefault("quality", []).append(row)
 
 
 _floors: dict[tuple, dict] = {}

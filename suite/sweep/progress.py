@@ -44,11 +44,11 @@ class Progress:
                 return
             from tqdm import tqdm
 
-            total = run.protocol.horizon + run.protocol.window
             position = self.free.pop(0) if self.free else 0
             self.bars[run.run_id] = tqdm(
-                total=total, desc=run.label(), unit="step", position=position, leave=False, file=sys.stderr, dynamic_ncols=True
-            )
+                total=run.protocol.length, desc=run.label(), unit="step", position=position, leave=False, file=sys.stderr,
+                dynamic_ncols=True,
+            )  # fmt: skip
 
     def step(self, run: Run, step: int, loss: float) -> None:
         with self.guard:

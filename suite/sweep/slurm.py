@@ -1,7 +1,7 @@
 """A sweep on a Slurm cluster: one array job through submitit, whose tasks each train a share of the runs.
 
 Every task has a results folder of its own, since not every cluster's file system keeps the locks that a shared one needs; the
-tables are merged when the tasks have ended. As a program (`python -m suite.sweep.slurm`) this is such a task.
+tables are gathered when the tasks have ended. As a program (`python -m suite.sweep.slurm`) this is such a task.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from suite import environment
 from suite.protocol import Run
-from suite.records.gather import merge
+from suite.records.gather import gather
 from suite.records.tables import Store
 from suite.sweep.sweep import Sweep, SweepError
 
@@ -48,7 +48,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, int | str]:
 
 def run_on_slurm(runs: list[Run], results: Path, *, settings: Sequence[str], workers: int | None, features: str, kernels: str,
                  plugins: Sequence[str], retry: bool) -> int:
-    """Train what is not done yet, wait, merge; returns the exit status: 1 where a run broke or did not end, 130 after Ctrl-C.
+    """Train what is not done yet, wait, gather; returns the exit status: 1 where a run broke or did not end, 130 after Ctrl-C.
 
     Raises ValueError for wrong settings, a machine without submitit or Slurm, and while tasks of an earlier call are alive.
     """
@@ -57,7 +57,7 @@ def run_on_slurm(runs: list[Run], results: Path, *, settings: Sequence[str], wor
     shards, logs = results / ".work" / "shards", results / ".work" / "slurm"
     executor = _executor(logs, options)
     _refuse_twins(logs)
-    _gather(shards, results)  # of an earlier call that was stopped before its tasks ended
+    _gather_shards(shards, results)  # of an earlier call that was stopped before its tasks ended
     skip = _ids(runs, results, failed=not retry)
     runs_by_size = sorted(runs, key=lambda run: -run.depth)  # dealt in turn, so that no task gets all the deep ones
     shares = {shards / f"{i + 1}-of-{count}": [run for run in runs_by_size[i::count] if run.run_id not in skip] for i in range(count)}
@@ -74,7 +74,7 @@ def run_on_slurm(runs: list[Run], results: Path, *, settings: Sequence[str], wor
             print(f"\nstopped waiting; job {job} goes on: look with `squeue -j {job}` and in {logs}, end it with `scancel {job}`; "
                   "when it has ended, the same command gathers its tables and trains what is left", file=sys.stderr)  # fmt: skip
             return 130
-        _gather(shards, results)
+        _gather_shards(shards, results)
     return _report(runs, results, logs)
 
 
@@ -137,11 +137,11 @@ def _ids(runs: list[Run], results: Path, failed: bool) -> set[str]:
     return out & {run.run_id for run in runs}
 
 
-def _gather(shards: Path, results: Path) -> None:
+def _gather_shards(shards: Path, results: Path) -> None:
     """Move the tables of all tasks into the user's; checkpoints stay, for runs to go on from."""
     tables = [path.parent for path in sorted(shards.glob("*/*/runs.csv"))]
     if tables:
-        merge(list(dict.fromkeys(folder.parent for folder in tables)), results)
+        gather(list(dict.fromkeys(folder.parent for folder in tables)), results)
     for folder in tables:
         shutil.rmtree(folder)
 

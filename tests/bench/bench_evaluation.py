@@ -13,15 +13,15 @@ def cases(size):
 def prepare(case):
     model = trainer(case)
     if case["phase"] == "heldout":
-        return model.heldout_loss
+        return model.evaluation.heldout_loss
     if case["phase"] == "sample":
-        return lambda: model.sample(IMAGES)
+        return lambda: model.evaluation.sample(IMAGES)
     from suite.diagnosis.sidepass import anchor_layers, audit_step
     from suite.protocol import PROTOCOLS
 
     model.advance()  # an audit reads Adam's state
     layers = anchor_layers(case["depth"], PROTOCOLS["anatomy"].audit_layers)
-    return lambda: audit_step(model, layers, model.step)
+    return lambda: audit_step(model, layers, model.state.step)
 
 
 def test_evaluation(measure, case):

@@ -14,11 +14,11 @@ def prepare(case):
 
     if case["variant"] == "suite":
         model = trainer(case)
-        model.flat.grads.normal_()
+        model.state.flat.grads.normal_()
 
         def update():
-            model.flat.clip(model.run.protocol.clip)
-            model.update(1)
+            model.state.flat.clip(model.run.protocol.clip)
+            model.train_step.update(1)
 
         return update
     from reference import Reference
@@ -29,7 +29,7 @@ def prepare(case):
 
     def update():
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        model.optimizer.step()
+        model.state.optimizer.step()
 
     return update
 

@@ -11,7 +11,7 @@ from cases import FULL, case
 
 from suite import environment
 from suite.records.tables import TABLES, Store, read_rows
-from suite.sweep.sweep import Worker
+from suite.sweep.worker_process import WorkerProcess
 
 SCHEMES, DEPTHS, LR = "plain,mvsplit", "25,50,100", "1e-3"
 EVALUATION = ("heldout", "sample", "score")
@@ -85,7 +85,7 @@ def worker_start(benchmark, results, case):
     workers = []
 
     def fresh():
-        workers.append(Worker(results, "digits", ()))
+        workers.append(WorkerProcess(results, "digits", ()))
         return (workers[-1], run), {}
 
     def end(*_):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from trainers import stand_in
 
 from suite import registry
 from suite.diagnosis import probe as module
@@ -71,7 +72,7 @@ def rows(data, monkeypatch):
     )  # fmt: skip
     run = SimpleNamespace(depth=len(PLACES), protocol=SimpleNamespace(audit_layers=12))
     captions = torch.zeros(4, CAPTION, WIDTH)
-    return probe(SimpleNamespace(dit=dit, data=data, captions=captions, device="cpu", run=run, step=7))
+    return probe(stand_in(dit, captions, data, run=run, step=7))
 
 
 PLACES = ("nothing", "image_mean", "centered_rms", "caption_mean", "nothing")
@@ -104,7 +105,7 @@ def test_residual_is_the_share_of_what_the_input_left(monkeypatch):
     a, b = np.random.default_rng(0).standard_normal((2, 4000))
     layer = {"layer": 3, "image_mean": a[:, None], "centered_rms": b[:, None], "caption_mean": (a + b)[:, None]}
     monkeypatch.setattr(module, "_features", lambda trainer: (a + b, np.stack([a, a, 0 * a], 1), [layer]))
-    rows = {r["feature"]: r for r in probe(SimpleNamespace(step=1))}
+    rows = {r["feature"]: r for r in probe(stand_in(None, None, None))}
     assert rows["input_stats"]["r2"] == pytest.approx(0.5, abs=0.03)
     assert rows["input_stats"]["mae"] == pytest.approx(np.sqrt(2 / np.pi), rel=0.05)
     for feature, r2, residual in (("image_mean", 0.5, 0), ("centered_rms", 0.5, 1), ("caption_mean", 1, 1)):
@@ -153,7 +154,7 @@ def test_a_real_run_is_probed_alike_twice_and_trains_on_as_if_it_had_not_been(da
     assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all()
     for trainer in (probed, bare):
         trainer.advance()
-    assert probed.curve == bare.curve and torch.equal(probed.flat.values, bare.flat.values)
+    assert probed.state.curve == bare.state.curve and torch.equal(probed.state.flat.values, bare.state.flat.values)
     assert {r["layer"] for r in rows} == {0, 2} and {r["step"] for r in rows} == {3}
     assert set(rows[0]) | {"run_id"} == {c.name for c in schema.PROBE}
     assert len({(r["layer"], r["feature"]) for r in rows}) == len(rows) == 9

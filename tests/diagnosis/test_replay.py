@@ -10,6 +10,7 @@ from trainers import advance, crash_at, loud, state_of, unchanged
 from suite.diagnosis.auditor import REPLAY_AFTER, Auditor, signature
 from suite.diagnosis.sidepass import audit_step
 from suite.sweep import execute
+from suite.training.step import TrainStep
 from suite.training.trainer import REPLAY_BEFORE, Trainer
 
 LONG = {"horizon": 54, "checkpoint_every": 12, "depth": 2}  # checkpoints at 12, 24, ..., 60
@@ -24,28 +25,28 @@ def test_a_replayed_window_is_the_run_byte_for_byte(start):
         rows[step] = audit_step(trainer, auditor.anchors, step, window=True) if step >= 15 else []
 
     trainer.train(before_update=look)
-    values, seconds = trainer.flat.values.clone(), dict(trainer.seconds)
-    curve, evals = list(trainer.curve), list(trainer.evals)
+    values, seconds = trainer.state.flat.values.clone(), dict(trainer.clock.seconds)
+    curve, evals = list(trainer.state.curve), list(trainer.state.evals)
     assert auditor.replay(crash_at(45)) == ""
     first = 45 - REPLAY_BEFORE
-    assert (first, trainer.step) == (15, 60)
-    assert torch.equal(trainer.flat.values, values)
-    window = [r for r in trainer.log["audit"] if r["window"]]
+    assert (first, trainer.state.step) == (15, 60)
+    assert torch.equal(trainer.state.flat.values, values)
+    window = [r for r in trainer.state.log["audit"] if r["window"]]
     assert json.dumps(window) == json.dumps([row for step in range(first, 61) for row in rows[step]])
-    assert {r["step"] for r in trainer.log["audit"] if not r["window"]} == {1, 10}  # the rest is in the window
-    assert trainer.curve == curve and trainer.evals == evals
-    assert trainer.counts["replay"] == 46 and trainer.seconds["replay"] > 0
-    assert {k: v for k, v in trainer.seconds.items() if k != "replay"} == seconds
+    assert {r["step"] for r in trainer.state.log["audit"] if not r["window"]} == {1, 10}  # the rest is in the window
+    assert trainer.state.curve == curve and trainer.state.evals == evals
+    assert trainer.clock.counts["replay"] == 46 and trainer.clock.seconds["replay"] > 0
+    assert {k: v for k, v in trainer.clock.seconds.items() if k != "replay"} == seconds
 
 
 def test_a_window_ends_30_steps_behind_the_crash_and_keeps_every_segment(start):
     trainer = start(audit_every=50, horizon=36, checkpoint_every=20, depth=2)
     trainer.train(before_update=Auditor(trainer).before_update)
     assert Auditor(trainer).replay(crash_at(8)) == ""
-    window = [r for r in trainer.log["audit"] if r["window"]]
+    window = [r for r in trainer.state.log["audit"] if r["window"]]
     assert {r["step"] for r in window} == set(range(1, 8 + REPLAY_AFTER + 1))
     assert {r["segment"] for r in window} == {"all", "image", "caption"}
-    rows = trainer.log["audit"]
+    rows = trainer.state.log["audit"]
     assert len({(r["step"], r["layer"], r["site"], r["segment"]) for r in rows}) == len(rows)
 
 
@@ -53,28 +54,28 @@ def test_a_window_at_full_depth_is_global_only(start):
     trainer = start(audit_every=50, audit_full=("plain",), audit_layers=2, horizon=6, checkpoint_every=20)
     trainer.train(before_update=Auditor(trainer).before_update)
     assert Auditor(trainer).replay(crash_at(5)) == ""
-    window = [r for r in trainer.log["audit"] if r["window"]]
+    window = [r for r in trainer.state.log["audit"] if r["window"]]
     assert {r["segment"] for r in window} == {"all"} and {r["layer"] for r in window} == {0, 1, 2}
 
 
 def test_a_replay_that_differs_is_refused(start):
     trainer = start(audit_every=20, **LONG)
     trainer.train(before_update=Auditor(trainer).before_update)
-    original, restore = list(trainer.curve), trainer.restore
+    original, restore = list(trainer.state.curve), trainer.restore
     step, loss, norm = original[30]
     for last_bit in ((step, np.nextafter(loss, 9), norm), (step, loss, np.nextafter(norm, 9)), None):
-        trainer.curve[30] = last_bit or original[30]
+        trainer.state.curve[30] = last_bit or original[30]
         if last_bit is None:  # then it is the weights that differ
 
             def changed(at_most=None):
                 found = restore(at_most)
-                trainer.flat.values[0] += 1e-3
+                trainer.state.flat.values[0] += 1e-3
                 return found
 
             trainer.restore = changed
-        curve, log = list(trainer.curve), json.dumps(trainer.log)
+        curve, log = list(trainer.state.curve), json.dumps(trainer.state.log)
         assert "differs" in Auditor(trainer).replay(crash_at(45))
-        assert trainer.curve == curve and json.dumps(trainer.log) == log  # nothing of the window is kept
+        assert trainer.state.curve == curve and json.dumps(trainer.state.log) == log  # nothing of the window is kept
     trainer.restore = restore
     assert Auditor(trainer).replay(crash_at(45)) == ""
 
@@ -84,24 +85,24 @@ def test_a_replay_without_a_checkpoint_is_refused(start):
     advance(trainer, 10)
     before = state_of(trainer)
     assert "no checkpoint" in Auditor(trainer).replay(crash_at(9))
-    assert unchanged(before, state_of(trainer)) and len(trainer.curve) == 10
+    assert unchanged(before, state_of(trainer)) and len(trainer.state.curve) == 10
 
 
 def test_a_real_crash_by_a_learning_rate_without_measure_is_replayed(start):
     trainer = start(audit_every=1, lr=1e30, horizon=100)
     trainer.train(before_update=Auditor(trainer).before_update)
     verdict = trainer.judge()
-    assert verdict.outcome == "nonfinite" and verdict.crash_step == len(trainer.curve) < 10
+    assert verdict.outcome == "nonfinite" and verdict.crash_step == len(trainer.state.curve) < 10
     assert Auditor(trainer).replay(verdict) == ""
-    assert {r["step"] for r in trainer.log["audit"] if r["window"]} == set(range(1, verdict.crash_step + 1))
+    assert {r["step"] for r in trainer.state.log["audit"] if r["window"]} == set(range(1, verdict.crash_step + 1))
 
 
 def test_a_crashed_runs_record(start, data, tmp_path, monkeypatch):
     """From training to the rows: a verdict of collapse at step 45 once the run is long enough."""
     trainer = start(audit_every=10, **LONG)
-    monkeypatch.setattr(Trainer, "loss", loud(Trainer.loss, {25: 50, 40: 80}))
+    monkeypatch.setattr(TrainStep, "loss", loud(TrainStep.loss, {25: 50, 40: 80}))
     monkeypatch.setattr(execute, "load_data", lambda name: data)
-    alive, judge = crash_at(None), lambda self: crash_at(45) if len(self.curve) > 55 else alive
+    alive, judge = crash_at(None), lambda self: crash_at(45) if len(self.state.curve) > 55 else alive
     monkeypatch.setattr(Trainer, "judge", lambda self: replace(judge(self), confirmed=False))
     run = replace(trainer.run, protocol=replace(trainer.run.protocol, fid_samples=0))
     record = execute.execute(run, tmp_path / "results", "digits")

@@ -13,7 +13,7 @@ from suite.diagnosis import metrics
 from suite.diagnosis.auditor import FULL_EVERY, Auditor
 from suite.diagnosis.sidepass import anchor_layers, audit_step, final_state, side_pass
 from suite.records import schema
-from suite.training.trainer import Trainer
+from suite.training.step import TrainStep
 
 
 @pytest.mark.parametrize("most", [2, 3, 7, 12, 16])
@@ -45,7 +45,7 @@ def compare(trainer, step):
     assert [(s.layer, s.name) for s in sites] == [(0, "attn"), (0, "ffn"), (2, "attn"), (2, "ffn")]
     total = 0.0
     for site in sites:
-        block = trainer.dit.blocks[site.layer]
+        block = trainer.state.dit.blocks[site.layer]
         writer = block.wo if site.name == "attn" else block.w2
         for weight in (block.wqkv, block.wo, block.w2):
             assert (grads[weight] - weight.grad).norm() <= 1e-4 * weight.grad.norm()
@@ -58,7 +58,7 @@ def compare(trainer, step):
 def test_clipping_does_not_reach_the_audit(start):
     """Clipped to 1e-3, the flat gradients are far smaller than those the audit reports."""
     trainer, rows = start(clip=1e-3), []
-    weight = trainer.dit.blocks[1].wqkv
+    weight = trainer.state.dit.blocks[1].wqkv
     advance(trainer, 4, lambda step: rows.append((audit_step(trainer, [1], step), weight.grad.clone())))
     for (row, *_), clipped in rows:
         ratio = row["q_grad"] / clipped[:WIDTH].square().mean().sqrt().item()
@@ -70,12 +70,12 @@ def test_clipping_does_not_reach_the_audit(start):
 def test_nothing_is_touched(start):
     trainer = start("mvsplit")
     advance(trainer, 2)
-    trainer.forward_backward(3)
-    before, moments = state_of(trainer), trainer.second_moment.clone()
+    trainer.train_step.forward_backward(3)
+    before, moments = state_of(trainer), trainer.state.second_moment.clone()
     audit_step(trainer, [0, 1, 2], 3)
     final_state(trainer)
-    assert unchanged(before, state_of(trainer)) and torch.equal(moments, trainer.second_moment)
-    assert all(len(m._forward_hooks) + len(m._backward_hooks) == 0 for m in trainer.dit.modules())
+    assert unchanged(before, state_of(trainer)) and torch.equal(moments, trainer.state.second_moment)
+    assert all(len(m._forward_hooks) + len(m._backward_hooks) == 0 for m in trainer.state.dit.modules())
 
 
 @pytest.mark.parametrize("scheme", ["plain", "mvsplit"])
@@ -83,11 +83,11 @@ def test_audited_and_unaudited_curves_are_the_same_bytes(start, scheme):
     audited, bare = start(scheme, audit_every=2, audit_full=(scheme,)), start(scheme)
     audited.train(before_update=Auditor(audited).before_update)
     bare.train()
-    assert len(bare.curve) == bare.last == 26
-    assert np.asarray(audited.curve).tobytes() == np.asarray(bare.curve).tobytes()
-    assert np.asarray(audited.evals).tobytes() == np.asarray(bare.evals).tobytes() and bare.evals
-    assert torch.equal(audited.flat.values, bare.flat.values)
-    assert audited.counts["audit"] == 14 and audited.seconds["audit"] > 0 and "audit" not in bare.log
+    assert len(bare.state.curve) == bare.run.protocol.length == 26
+    assert np.asarray(audited.state.curve).tobytes() == np.asarray(bare.state.curve).tobytes()
+    assert np.asarray(audited.state.evals).tobytes() == np.asarray(bare.state.evals).tobytes() and bare.state.evals
+    assert torch.equal(audited.state.flat.values, bare.state.flat.values)
+    assert audited.clock.counts["audit"] == 14 and audited.clock.seconds["audit"] > 0 and "audit" not in bare.state.log
 
 
 # --- the rows ---------------------------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ def test_audited_and_unaudited_curves_are_the_same_bytes(start, scheme):
 
 def traffic(trainer, step):
     """Trunk, writer's input, output and output gradient of every merge, from hooks and an ordinary backward."""
-    names = {id(w): (i, s) for i, b in enumerate(trainer.dit.blocks) for w, s in ((b.wo, "attn"), (b.w2, "ffn"))}
+    names = {id(w): (i, s) for i, b in enumerate(trainer.state.dit.blocks) for w, s in ((b.wo, "attn"), (b.w2, "ffn"))}
     trunk, seen, original, handles = {}, {}, F.linear, []
 
     def linear(x, weight, bias=None):
@@ -105,31 +105,31 @@ def traffic(trainer, step):
             seen[names[id(weight)]] = (x.detach(), out)
         return out
 
-    for i, block in enumerate(trainer.dit.blocks):
+    for i, block in enumerate(trainer.state.dit.blocks):
         for residual in block.residuals:
 
             def hook(_, args, i=i):
                 trunk[i, args[2].site] = args[0].detach()
 
             handles.append(residual.register_forward_pre_hook(hook))
-    kept = trainer.flat.grads.clone()
-    trainer.flat.grads.zero_()
+    kept = trainer.state.flat.grads.clone()
+    trainer.state.flat.grads.zero_()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(F, "linear", linear)
-        trainer.loss(trainer.batch(step)).backward()
+        trainer.train_step.loss(trainer.train_step.batch(step)).backward()
     for handle in handles:
         handle.remove()
-    trainer.flat.grads.copy_(kept)
+    trainer.state.flat.grads.copy_(kept)
     attention = {}
-    for i, block in enumerate(trainer.dit.blocks):
-        q, k, _ = (part.detach().double() for part in block.qkv(trunk[i, "attn"], trainer.dit.rope))
+    for i, block in enumerate(trainer.state.dit.blocks):
+        q, k, _ = (part.detach().double() for part in block.qkv(trunk[i, "attn"], trainer.state.dit.rope))
         attention[i] = torch.softmax(torch.einsum("bntk,bnsk->bnts", q, k) / math.sqrt(q.shape[-1]), -1)
     return {key: (trunk[key], y, out.detach(), out.grad, attention[key[0]]) for key, (y, out) in seen.items()}
 
 
 def gates(trainer):
     """Mean of every gate by layer and site."""
-    named = {(i, s): b.residuals[j] for i, b in enumerate(trainer.dit.blocks) for s, j in (("attn", 0), ("ffn", -1))}
+    named = {(i, s): b.residuals[j] for i, b in enumerate(trainer.state.dit.blocks) for s, j in (("attn", 0), ("ffn", -1))}
     return {key: {n: p.detach().mean().item() for n, p in r.named_parameters()} for key, r in named.items()}
 
 
@@ -185,7 +185,7 @@ def check_whole(row, seen):
 
 def test_schemes_see_the_same_context_as_in_training(start):
     trainer, contexts = start(), []
-    for block in trainer.dit.blocks:
+    for block in trainer.state.dit.blocks:
         for residual in block.residuals:
             residual.register_forward_pre_hook(lambda _, args: contexts.append((*args[2][:2], float(args[2].step))))
     trainer.advance(lambda step: side_pass(trainer, [1], step))
@@ -196,7 +196,7 @@ def test_schemes_see_the_same_context_as_in_training(start):
 def test_q_and_k_are_the_first_two_thirds_of_their_weight(start):
     trainer, found = start(clip=1e9), []
     advance(trainer, 2)
-    weight = trainer.dit.blocks[1].wqkv
+    weight = trainer.state.dit.blocks[1].wqkv
     trainer.advance(lambda step: found.extend([audit_step(trainer, [1], step)[0], weight.grad.clone()]))
     row, grad = found
     for name, first in (("q_grad", 0), ("k_grad", WIDTH)):
@@ -221,7 +221,7 @@ def test_update_rms_is_adams_own_ratio(start):
     trainer, rows, grads = start("mvsplit"), [], []
 
     def look(step):
-        grads.append({n: p.grad.double().clone() for n, p in trainer.dit.named_parameters()})
+        grads.append({n: p.grad.double().clone() for n, p in trainer.state.dit.named_parameters()})
         rows.append(audit_step(trainer, [0, 1], step))
 
     advance(trainer, 6, look)
@@ -246,7 +246,7 @@ def test_the_stride_and_full_depth(start):
     trainer = start(audit_every=2, audit_layers=2, audit_full=("plain",), depth=4)
     trainer.train(before_update=Auditor(trainer).before_update)
     layers = {}
-    for row in trainer.log["audit"]:
+    for row in trainer.state.log["audit"]:
         assert row["segment"] == "all" and row["window"] is False
         layers.setdefault(row["step"], set()).add(row["layer"])
     assert set(layers) == {1, *range(2, 27, 2)}
@@ -259,18 +259,18 @@ def test_the_stride_and_full_depth(start):
 def test_full_depth_is_for_the_first_seed_of_the_named_schemes(start, scheme, seed):
     trainer = start(scheme, seed=seed, audit_every=1, audit_layers=2, audit_full=("plain",), depth=4)
     advance(trainer, FULL_EVERY, Auditor(trainer).before_update)
-    assert {row["layer"] for row in trainer.log["audit"]} == {0, 3}
+    assert {row["layer"] for row in trainer.state.log["audit"]} == {0, 3}
 
 
 # --- interruption and replay ------------------------------------------------------------------------------------------
 
 
 def test_an_interrupted_runs_rows_are_those_of_an_undisturbed_one(start, tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "loss", loud(Trainer.loss, {24: 50, 25: 50, 28: 80, 45: 60}))
+    monkeypatch.setattr(TrainStep, "loss", loud(TrainStep.loss, {24: 50, 25: 50, 28: 80, 45: 60}))
     fields = {"audit_every": 4, "horizon": 44, "checkpoint_every": 10, "depth": 2}
     whole = start(**fields)
     whole.train(before_update=Auditor(whole).before_update)
-    assert {r["step"] for r in whole.log["spikes"]} == {24, 28, 45} and len(whole.curve) == 50
+    assert {r["step"] for r in whole.state.log["spikes"]} == {24, 28, 45} and len(whole.state.curve) == 50
 
     class Killed(Exception):
         pass
@@ -283,7 +283,7 @@ def test_an_interrupted_runs_rows_are_those_of_an_undisturbed_one(start, tmp_pat
     with pytest.raises(Killed):
         first.train(before_update=Auditor(first).before_update, after_update=kill)
     second = start(folder=tmp_path / "again", **fields)
-    assert second.restore() and second.step == 30
+    assert second.restore() and second.state.step == 30
     second.train(before_update=Auditor(second).before_update)
-    assert json.dumps(second.log, sort_keys=True) == json.dumps(whole.log, sort_keys=True)
-    assert second.curve == whole.curve
+    assert json.dumps(second.state.log, sort_keys=True) == json.dumps(whole.state.log, sort_keys=True)
+    assert second.state.curve == whole.state.curve

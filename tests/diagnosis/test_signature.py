@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from trainers import SEGMENTS, crash_at
+from trainers import SEGMENTS, crash_at, stand_in
 
 from suite.diagnosis.auditor import signature
 from suite.diagnosis.sidepass import final_state
@@ -71,7 +71,7 @@ def state_from(data, *trunks):
     blocks = [Replace(x) for x in trunks]
     dit = SimpleNamespace(blocks=blocks, rope=None, segments=SEGMENTS, step=None,
                           tokens=lambda z, c: torch.zeros(len(z), 7, 7))  # fmt: skip
-    return final_state(SimpleNamespace(dit=dit, data=data, captions=torch.zeros(4, 3, 7), device="cpu"))
+    return final_state(stand_in(dit, torch.zeros(4, 3, 7), data))
 
 
 def trunk_of_cosine(c):

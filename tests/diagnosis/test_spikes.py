@@ -28,7 +28,7 @@ def spike_steps(trainer, norms):
 
     auditor.families = families
     for step, norm in enumerate(norms, 1):
-        trainer.curve.append((step, 1.0, norm))
+        trainer.state.curve.append((step, 1.0, norm))
         auditor.before_update(step)
     return found
 
@@ -66,12 +66,12 @@ def test_spikes_of_a_wild_series_by_the_definition(quiet):
 
 def families(trainer, seed=0):
     """Rows for gradients drawn at random and clipped, with the gradients before clipping."""
-    trainer.flat.grads.zero_()
-    for name, place in trainer.flat.slices.items():
+    trainer.state.flat.grads.zero_()
+    for name, place in trainer.state.flat.slices.items():
         draw = torch.randn(place.stop - place.start, generator=torch.Generator().manual_seed(seed + hash_of(name)))
-        trainer.flat.grads[place] = draw * (1 + hash_of(name) % 7)
-    raw = {n: p.grad.double().clone() for n, p in trainer.dit.named_parameters()}
-    norm = trainer.flat.clip(trainer.run.protocol.clip).item()
+        trainer.state.flat.grads[place] = draw * (1 + hash_of(name) % 7)
+    raw = {n: p.grad.double().clone() for n, p in trainer.state.dit.named_parameters()}
+    norm = trainer.state.flat.clip(trainer.run.protocol.clip).item()
     return Auditor(trainer).families(7, norm, 0.5), raw, norm
 
 

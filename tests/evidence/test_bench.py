@@ -65,6 +65,7 @@ def tiny(tmp_path_factory):
         return results, time.perf_counter() - start
 
 
+@pytest.mark.slow
 def test_measures_times_and_memory(tiny):
     results, wall = tiny
     table = read(results / "bench", "bench")
@@ -80,6 +81,7 @@ def test_measures_times_and_memory(tiny):
         assert (cuda["status"] == "not measured").all() and (cuda["reason"] == "no CUDA device").all() and cuda["median_ms"].isna().all()
 
 
+@pytest.mark.slow
 def test_its_folder_is_no_protocol(tiny, capsys, tmp_path):
     results, _ = tiny
     folder = results / "bench"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from suite.model.backbone import Block, attention_matrix, rope_2d, rotate
 from suite.protocol import PROTOCOLS, Run
 from suite.residual import EPS, rms_norm
-from suite.training.trainer import build_model
+from suite.training.state import build_model
 
 SIZES = {
     "width": 16,

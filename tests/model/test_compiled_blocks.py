@@ -70,6 +70,7 @@ def test_output_and_gradients_are_those_of_the_eager_blocks(name, arm, params, t
     assert all(close(grads[place], want_grads[place], 1e-4) for place in flat.slices.values() if want_grads[place].norm() > 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "mvsplit"])
 def test_the_same_holds_for_the_machine_code(name, tiny_model):
     model, twin = tiny_model(name, depth=3), tiny_model(name, depth=3)
@@ -170,7 +171,7 @@ def test_a_part_of_the_stack_leaves_gradients_alone_when_asked(tiny_model, trace
     flat = FlatParameters(model)
     model.compile()
     x, weight = torch.randn(2, 7, 16, requires_grad=True), torch.randn(2, 7, 16)
-    (got,) = torch.autograd.grad((weight * model.stack(x, 1, 3, into_grad=False)).sum(), x)
+    (got,) = torch.autograd.grad((weight * model.compiled_blocks(x, 1, 3, into_grad=False)).sum(), x)
     y = x
     for block in twin.blocks[1:3]:
         y = block(y, twin.rope, twin.segments, twin.step)

@@ -238,7 +238,7 @@ def trainer(data, scheme="mvsplit", seed=0):
 
 def test_heldout_loss_is_the_plain_mean_over_fixed_noise_and_times(data):
     t = trainer(data)
-    t.dit.init_weights(1, std=0.64, writers="std", final="std")  # with zero writers no caption would matter
+    t.state.dit.init_weights(1, std=0.64, writers="std", final="std")  # with zero writers no caption would matter
     table = caption_table(CLASSES, 4, 32)
     g = generator("heldout")
     x1, time = torch.randn(70, 1, 4, 4, generator=g), torch.rand(70, generator=g)
@@ -247,32 +247,32 @@ def test_heldout_loss_is_the_plain_mean_over_fixed_noise_and_times(data):
         for i in range(70):  # one image at a time, never a dropped caption
             x0 = data.images_NCHW[30 + i]
             z = (1 - time[i]) * x0 + time[i] * x1[i]
-            v = t.dit(z[None], table[data.labels_N[30 + i]][None])[0]
+            v = t.state.dit(z[None], table[data.labels_N[30 + i]][None])[0]
             errors.append((v - (x0 - x1[i])).square().mean().item())
-    assert t.heldout_loss() == pytest.approx(sum(errors) / 70, rel=1e-5)
+    assert t.evaluation.heldout_loss() == pytest.approx(sum(errors) / 70, rel=1e-5)
 
 
 def test_heldout_loss_is_the_same_for_every_run_and_disturbs_none(data):
     runs = [trainer(data, *which) for which in (("mvsplit", 0), ("plain", 0), ("plain", 3))]
-    zero_final = [r.heldout_loss() for r in runs]  # all predict 0: the noise and the times must be the same
+    zero_final = [r.evaluation.heldout_loss() for r in runs]  # all predict 0: the noise and the times must be the same
     assert zero_final[0] == zero_final[1] == zero_final[2] == pytest.approx(2, rel=0.2)
     measured, silent = trainer(data), trainer(data)
     for _ in range(3):
         state = torch.get_rng_state()
-        measured.heldout_loss()
-        measured.sample(3)
+        measured.evaluation.heldout_loss()
+        measured.evaluation.sample(3)
         assert torch.equal(torch.get_rng_state(), state)
         assert measured.advance() and silent.advance()
-    assert measured.curve == silent.curve
-    assert torch.equal(measured.flat.values, silent.flat.values)
-    assert measured.heldout_loss() != zero_final[0]
+    assert measured.state.curve == silent.state.curve
+    assert torch.equal(measured.state.flat.values, silent.state.flat.values)
+    assert measured.evaluation.heldout_loss() != zero_final[0]
 
 
 def test_training_never_sees_a_heldout_image(data):
     t, p = trainer(data), trainer(data).run.protocol
     train = data.images_NCHW[data.train]
     for step in (1, 2, 5):
-        z, target, time, caption = t.batch(step)
+        z, target, time, caption = t.train_step.batch(step)
         x0 = z + time[:, None, None, None] * target
         nearest, row = (x0[:, None] - train[None]).abs().amax((2, 3, 4)).min(1)
         assert len(x0) == p.batch and nearest.max() < 1e-5
@@ -282,5 +282,5 @@ def test_training_never_sees_a_heldout_image(data):
 def test_the_first_loss_is_the_mean_square_of_the_target(data):
     t = trainer(data, "plain")  # the output projection starts at zero: Eq. 2 of a zero velocity
     assert t.advance()
-    ((_, loss, _),) = t.curve
-    assert loss == pytest.approx(t.batch(1).target_BCHW.square().mean().item(), rel=1e-6)
+    ((_, loss, _),) = t.state.curve
+    assert loss == pytest.approx(t.train_step.batch(1).target_BCHW.square().mean().item(), rel=1e-6)

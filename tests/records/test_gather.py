@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from suite import cli
-from suite.records.gather import merge
+from suite.records.gather import gather
 from suite.records.tables import TABLES, Store, TableError, check_folder, write_rows
 from suite.sweep.execute import execute
 from suite.sweep.plan import Selection, make_plan
@@ -50,23 +50,23 @@ def edit(folder: Path, run_id: str, **cells) -> None:
     write_rows(folder / "smoke" / "runs.csv", TABLES["runs"], [row | (cells if row["run_id"] == run_id else {}) for row in store.runs()])
 
 
-def test_two_shards_merge_into_what_one_folder_holds(folders, capsys):
+def test_two_shards_give_what_one_folder_holds(folders, capsys):
     before = [content(folders / name) for name in ("one", "two")]
-    status = cli.main(["collect", "--from", str(folders / "two"), str(folders / "one"), "--results", str(folders / "merged")])
+    status = cli.main(["collect", "--from", str(folders / "two"), str(folders / "one"), "--results", str(folders / "gathered")])
     out, err = capsys.readouterr()
-    assert status == 0 and err == f"4 runs merged into {folders / 'merged'}\n" and "mvsplit" in out
-    merged, whole = content(folders / "merged"), content(folders / "whole")
-    assert merged.keys() == whole.keys() and sum(name.endswith(".png") for name in whole) == 4
-    assert [name for name in whole if merged[name] != whole[name]] == ["smoke/throughput.csv"]
-    assert not check_folder(folders / "merged" / "smoke")
+    assert status == 0 and err == f"4 runs gathered into {folders / 'gathered'}\n" and "mvsplit" in out
+    gathered, whole = content(folders / "gathered"), content(folders / "whole")
+    assert gathered.keys() == whole.keys() and sum(name.endswith(".png") for name in whole) == 4
+    assert [name for name in whole if gathered[name] != whole[name]] == ["smoke/throughput.csv"]
+    assert not check_folder(folders / "gathered" / "smoke")
     assert [content(folders / name) for name in ("one", "two")] == before
 
 
 def test_what_is_there_already_stays_and_is_not_doubled(folders):
-    assert merge([folders / "one", folders / "two"], folders / "whole") == 0
-    assert merge([folders / "whole", folders / "one"], folders / "merged") == 4
-    assert merge([folders / "one"], folders / "merged") == 0
-    assert content(folders / "merged") == content(folders / "whole")
+    assert gather([folders / "one", folders / "two"], folders / "whole") == 0
+    assert gather([folders / "whole", folders / "one"], folders / "gathered") == 4
+    assert gather([folders / "one"], folders / "gathered") == 0
+    assert content(folders / "gathered") == content(folders / "whole")
 
 
 def test_a_run_that_differs_is_refused_and_nothing_is_written(folders):
@@ -76,7 +76,7 @@ def test_a_run_that_differs_is_refused_and_nothing_is_written(folders):
         before = content(folders / "whole")
         sources = [folders / "whole", folders / "one"] if target == "fresh" else [folders / "two", folders / "one"]
         with pytest.raises(TableError) as error:
-            merge(sources, folders / target)
+            gather(sources, folders / target)
         words = str(error.value)
         assert run_id in words and str(folders / "whole") in words and str(folders / "one") in words and "commit" in words
         assert "\n" not in words and content(folders / "whole") == before
@@ -89,12 +89,12 @@ def test_a_finished_run_goes_before_one_that_broke(folders):
     broke = {name: row[name] for name in names} | {"status": "oom", "reason": "first"}
     Store(folders / "broke" / "smoke").add({"run": broke})
     Store(folders / "later" / "smoke").add({"run": broke | {"reason": "second"}})
-    assert merge([folders / "broke"], folders / "whole") == 0
-    assert merge([folders / "broke", folders / "later"], folders / "merged") == 1
-    assert [r["reason"] for r in Store(folders / "merged" / "smoke").runs()] == ["second"]
-    assert merge([folders / "one"], folders / "merged") == 2
-    assert {r["status"] for r in Store(folders / "merged" / "smoke").runs()} == {"done"}
-    assert {k: v for k, v in content(folders / "merged").items() if "throughput" not in k} == \
+    assert gather([folders / "broke"], folders / "whole") == 0
+    assert gather([folders / "broke", folders / "later"], folders / "gathered") == 1
+    assert [r["reason"] for r in Store(folders / "gathered" / "smoke").runs()] == ["second"]
+    assert gather([folders / "one"], folders / "gathered") == 2
+    assert {r["status"] for r in Store(folders / "gathered" / "smoke").runs()} == {"done"}
+    assert {k: v for k, v in content(folders / "gathered").items() if "throughput" not in k} == \
         {k: v for k, v in content(folders / "one").items() if "throughput" not in k}
 
 
@@ -105,15 +105,15 @@ def test_a_run_without_its_row_is_left_out_and_a_false_curve_refused(folders):
     text = table.read_text().splitlines(keepends=True)
     table.write_text("".join(text[:-1]))
     with pytest.raises(TableError, match="differs from its digest"):
-        merge([folders / "one"], folders / "merged")
+        gather([folders / "one"], folders / "gathered")
     table.write_text("".join(text))
     left = [row for row in store.runs() if (row["scheme"], row["depth"]) != ("plain", "2")]
     write_rows(store.folder / "runs.csv", TABLES["runs"], left)
-    assert merge([folders / "one"], folders / "merged") == len(left) == 1
-    assert not check_folder(folders / "merged" / "smoke")
+    assert gather([folders / "one"], folders / "gathered") == len(left) == 1
+    assert not check_folder(folders / "gathered" / "smoke")
 
 
-def test_what_cannot_be_merged_is_one_line(folders, capsys):
+def test_what_cannot_be_gathered_is_one_line(folders, capsys):
     package = folders / "two" / "smoke" / "datapackage.json"
     package.write_text(json.dumps(json.loads(package.read_text()) | {"schema_version": "99"}))
     cases = [
@@ -122,9 +122,9 @@ def test_what_cannot_be_merged_is_one_line(folders, capsys):
         (["--from", folders / "one", folders / "two"], "schema version '99'"),
     ]  # fmt: skip
     for words, culprit in cases:
-        assert cli.main(["collect", *map(str, words), "--results", str(folders / "merged")]) == 2
+        assert cli.main(["collect", *map(str, words), "--results", str(folders / "gathered")]) == 2
         out, err = capsys.readouterr()
         assert not out and err.startswith("error: ") and len(err.splitlines()) == 1 and culprit in err
-        assert not (folders / "merged").exists()
+        assert not (folders / "gathered").exists()
     assert cli.main(["collect", "--from", str(folders / "one"), "--results", str(folders / "one")]) == 2
     assert "is --results itself" in capsys.readouterr().err

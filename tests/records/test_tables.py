@@ -25,7 +25,7 @@ from suite.records.tables import (
     compare,
     format_table,
     format_value,
-    merge_rows,
+    put_rows,
     read,
     read_rows,
     write_rows,
@@ -137,10 +137,10 @@ def test_add_is_idempotent_and_does_not_rewrite(store):
     assert {p: p.stat().st_mtime_ns for p in store.folder.rglob("*.csv")} == stamps
 
 
-def test_merge_keeps_the_text_of_other_rows(tmp_path):
+def test_putting_rows_keeps_the_text_of_other_rows(tmp_path):
     path = tmp_path / "evals.csv"
     path.write_text('run_id,step,heldout_loss\na,0,0.50000000000\n"b,""x",5,1E+1\nc,1,nan\n')
-    merge_rows(path, EVALS, [{"run_id": "bb", "step": 10, "heldout_loss": 1.0}, {"run_id": "bb", "step": 9}], drop_run_ids=["c"])
+    put_rows(path, EVALS, [{"run_id": "bb", "step": 10, "heldout_loss": 1.0}, {"run_id": "bb", "step": 9}], drop_run_ids=["c"])
     assert path.read_text() == 'run_id,step,heldout_loss\na,0,0.50000000000\n"b,""x",5,1E+1\nbb,9,\nbb,10,1\n'
     write_rows(path, EVALS, [])
     assert not path.exists()

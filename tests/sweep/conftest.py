@@ -9,7 +9,7 @@ from sweeps import plan, work
 
 from suite import environment
 from suite.sweep.execute import execute, save_record, work_folder
-from suite.sweep.sweep import Worker
+from suite.sweep.worker_process import WorkerProcess
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def reference(tmp_path_factory):
     results = tmp_path_factory.mktemp("reference")
     with no_commit():  # made before the fixture above, which has the narrower scope
         done = work(plan(), results)
-    assert (done.finished, done.total, done.broken) == (6, 6, [])
+    assert (done.finished, done.backlog.total, done.broken) == (6, 6, [])
     return results
 
 
@@ -48,7 +48,7 @@ def inline(monkeypatch):
         save_record(execute(run, Path(self.job["results"]), "digits"), work_folder(Path(self.job["results"]), run.run_id) / "record.json")
         return {"event": "done"}
 
-    monkeypatch.setattr(Worker, "run", run)
+    monkeypatch.setattr(WorkerProcess, "run", run)
     return trained
 
 

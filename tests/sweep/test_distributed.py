@@ -9,8 +9,8 @@ import pytest
 from suite.environment import ROOT
 from suite.records.tables import Store, read
 from suite.sweep import distributed
+from suite.sweep.claim import Claim
 from suite.sweep.plan import Selection, make_plan
-from suite.sweep.sweep import Claim
 
 RUN = ["-m", "suite", "run", "--protocol", "smoke", "--schemes", "mvsplit", "--depths", "2"]
 # --multi_gpu is Accelerate's word for "start several processes"; it needs no GPU, and --cpu starts one unless there is MPI
@@ -37,6 +37,7 @@ def launch(words, results, **env):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_run(tmp_path):
     together = launch([*LAUNCH, *RUN], tmp_path / "two")
     assert together.returncode == 0, together.stderr[-2000:]

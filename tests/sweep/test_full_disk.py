@@ -15,7 +15,8 @@ from suite import cli
 from suite.environment import ROOT
 from suite.records import csvfile
 from suite.records.tables import check_folder
-from suite.sweep.sweep import SweepError, Worker
+from suite.sweep.sweep import SweepError
+from suite.sweep.worker_process import WorkerProcess
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -56,8 +57,8 @@ def test_a_full_disk_in_a_worker_stops_the_sweep_not_the_run(tmp_path, monkeypat
         release.wait(60)
         return {"event": "failed", "status": "oom", "reason": "killed by the test"}
 
-    monkeypatch.setattr(Worker, "run", run)
-    monkeypatch.setattr(Worker, "stop", lambda self, force=False: release.set() if force else None)
+    monkeypatch.setattr(WorkerProcess, "run", run)
+    monkeypatch.setattr(WorkerProcess, "stop", lambda self, force=False: release.set() if force else None)
     began = time.monotonic()
     with pytest.raises(SweepError, match="is full; make room and call again"):
         work(runs, tmp_path, workers=2)

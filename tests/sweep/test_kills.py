@@ -17,9 +17,10 @@ from sweeps import WORDS, check_half_way, left_over, plan, rows, steps_trained, 
 
 from suite.environment import ROOT
 from suite.records.tables import Store
+from suite.sweep import claim as claim_module
 from suite.sweep import execute as execute_module
-from suite.sweep import sweep
-from suite.sweep.sweep import Claim, Sweep
+from suite.sweep.claim import Claim
+from suite.sweep.sweep import Sweep
 
 
 class Parent:
@@ -184,7 +185,7 @@ def test_two_sweeps_at_once_share_the_work(reference, tmp_path):
 
 
 def test_a_run_that_another_sweep_holds_is_waited_for(tmp_path, inline, monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "BUSY_WAIT", 0.05)
+    monkeypatch.setattr("suite.sweep.backlog.BUSY_WAIT", 0.05)
     runs = plan(("plain",))
     held = Claim(tmp_path, runs[0].run_id)
     assert held.take()
@@ -223,7 +224,7 @@ def test_what_another_sweep_has_done_meanwhile_is_not_done_again(tmp_path, inlin
 HOLDER = """
 import sys, time
 from pathlib import Path
-from suite.sweep.sweep import Claim
+from suite.sweep.claim import Claim
 claim = Claim(Path(sys.argv[1]), sys.argv[2])
 assert claim.take()
 print("held", flush=True)
@@ -248,7 +249,7 @@ def test_a_claim_is_exclusive_and_not_fooled_by_a_cleared_folder(tmp_path, monke
     assert second.take() and second.path.exists() and not third.take()
     second.drop()
 
-    real, late = sweep.fcntl.flock, []
+    real, late = claim_module.fcntl.flock, []
 
     def cleared_in_between(file, how):
         """The owner clears the folder between our open and our lock."""
@@ -257,6 +258,6 @@ def test_a_claim_is_exclusive_and_not_fooled_by_a_cleared_folder(tmp_path, monke
             shutil.rmtree(third.path.parent)
         real(file, how)
 
-    monkeypatch.setattr(sweep.fcntl, "flock", cleared_in_between)
+    monkeypatch.setattr(claim_module.fcntl, "flock", cleared_in_between)
     assert third.take() and third.path.exists() and os.fstat(third.file.fileno()).st_nlink == 1
     assert not Claim(tmp_path, "0123456789ab").take()

@@ -20,8 +20,9 @@ from suite.records.completeness import check_parts
 from suite.records.schema import TABLES
 from suite.records.tables import check_folder, read_rows, table_files, write_rows
 from suite.sweep.execute import execute, save_record, work_folder
-from suite.sweep.sweep import SweepError, Worker
-from suite.training.trainer import Trainer
+from suite.sweep.sweep import SweepError
+from suite.sweep.worker_process import WorkerProcess
+from suite.training.step import TrainStep
 
 
 def test_reference_is_sound(reference):
@@ -52,7 +53,7 @@ def test_alone_gives_the_same_rows(reference, tmp_path, inline):
 
 
 def test_a_second_call_trains_nothing(reference, capsys, monkeypatch):
-    monkeypatch.setattr(Worker, "start", lambda self: pytest.fail("a worker was started"))
+    monkeypatch.setattr(WorkerProcess, "start", lambda self: pytest.fail("a worker was started"))
     before = {path: path.stat().st_mtime_ns for path in reference.rglob("*") if path.is_file()}
     assert cli.main([*WORDS, "--results", str(reference)]) == 0
     assert "6 runs: 6 done before, 0 to do" in capsys.readouterr().err
@@ -128,8 +129,8 @@ def test_some_lost_rows_are_a_lost_part(copy):
 @pytest.mark.parametrize("end", [7, 8])
 def test_a_run_that_ends_early_lacks_nothing(tmp_path, inline, monkeypatch, end):
     """A loss that is not finite at the step of an eval: its update is withheld, and neither eval nor score is owed."""
-    loss = Trainer.loss
-    monkeypatch.setattr(Trainer, "loss", lambda self, batch: loss(self, batch) * (1 if self.step + 1 < end else float("nan")))
+    loss = TrainStep.loss
+    monkeypatch.setattr(TrainStep, "loss", lambda self, batch: loss(self, batch) * (1 if self.state.step + 1 < end else float("nan")))
     monkeypatch.setitem(PROTOCOLS, "smoke", replace(PROTOCOLS["smoke"], audit_every=4))
     (run,) = plan(("plain",), depths=(3,))
     work([run], tmp_path)

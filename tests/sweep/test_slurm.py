@@ -105,7 +105,8 @@ def check_two_runs(results):
     assert sorted(path.name for path in (results / ".work" / "shards").iterdir()) == ["1-of-2", "2-of-2"]
 
 
-def test_tasks_train_their_shares_and_the_tables_are_merged(tmp_path, capsys, submitit):
+@pytest.mark.slow
+def test_tasks_train_their_shares_and_the_tables_are_gathered(tmp_path, capsys, submitit):
     status, err = send(capsys, tmp_path / "r", settings="jobs=2,time=5,partition=gpu,exclude=n1,n2")
     assert status == 0 and err == ["2 runs: 0 done before, 2 to do", "job 41: 2 tasks", "[2/2]"]
     assert submitit.seen == {"job_name": "screambench", "time": 5, "partition": "gpu", "exclude": "n1,n2"}

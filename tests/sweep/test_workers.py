@@ -13,11 +13,11 @@ from sweeps import left_over, plan, rows, steps_trained, work
 
 from suite.environment import ROOT
 from suite.records.tables import check_folder
-from suite.sweep import sweep
+from suite.sweep import worker_process
 from suite.sweep.execute import work_folder
 from suite.sweep.progress import Progress
-from suite.sweep.sweep import Worker
 from suite.sweep.worker import status_of
+from suite.sweep.worker_process import WorkerProcess
 from suite.training.trainer import Trainer
 
 SICK = '''
@@ -49,6 +49,7 @@ class Sick(Residual):
 '''
 
 
+@pytest.mark.slow
 def test_a_dying_worker_costs_its_own_run_only(tmp_path):
     plugin, mark = tmp_path / "sick.py", tmp_path / "sick"
     plugin.write_text(SICK)
@@ -97,8 +98,8 @@ def fake_worker(tmp_path, monkeypatch):
         path = tmp_path / "python"
         path.write_text("#!/bin/sh\n" + script)
         path.chmod(0o755)
-        monkeypatch.setattr(sweep.sys, "executable", str(path))
-        worker = Worker(tmp_path / "results", "digits", ())
+        monkeypatch.setattr(worker_process.sys, "executable", str(path))
+        worker = WorkerProcess(tmp_path / "results", "digits", ())
         with Progress(1) as progress:
             try:
                 return worker.run(plan(("plain",), depths=(2,))[0], progress)
@@ -126,14 +127,14 @@ def test_how_a_worker_died(fake_worker, script, status, words):
 
 
 def test_a_worker_that_hangs_is_a_timeout(fake_worker, monkeypatch):
-    monkeypatch.setattr(sweep, "STALL", 0.4)
+    monkeypatch.setattr(worker_process, "STALL", 0.4)
     started = time.monotonic()
     event = fake_worker("read x\n" + STEP + "exec sleep 60")
     assert event["status"] == "timeout" and "no progress" in event["reason"] and time.monotonic() - started < 10
 
 
 def test_a_worker_that_talks_does_not_hang(fake_worker, monkeypatch):
-    monkeypatch.setattr(sweep, "STALL", 1.0)
+    monkeypatch.setattr(worker_process, "STALL", 1.0)
     slow = "".join(STEP + "sleep 0.3\n" for _ in range(6))
     assert fake_worker("read x\n" + slow + 'echo \'{"event": "done"}\'\nread x') == {"event": "done"}
 
@@ -153,17 +154,17 @@ def test_a_sweep_that_was_stopped_does_not_blame_its_worker(fake_worker, monkeyp
         def cancel(self):
             pass
 
-    monkeypatch.setattr(sweep.threading, "Timer", Late)
+    monkeypatch.setattr(worker_process.threading, "Timer", Late)
     assert fake_worker("read x\n" + STEP + 'sleep 0.5\necho \'{"event": "done"}\'\nread x') == {"event": "done"}
 
 
 def test_a_worker_that_does_not_go_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "FAREWELL", 0.3)
+    monkeypatch.setattr(worker_process, "FAREWELL", 0.3)
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\nexec sleep 60\n")
     script.chmod(0o755)
-    monkeypatch.setattr(sweep.sys, "executable", str(script))
-    worker = Worker(tmp_path, "digits", ())
+    monkeypatch.setattr(worker_process.sys, "executable", str(script))
+    worker = WorkerProcess(tmp_path, "digits", ())
     process = worker.start()
     worker.stop()
     assert process.returncode == -signal.SIGKILL and worker.start() is None

@@ -54,24 +54,25 @@ def trainer(tmp_path):
 
 
 def graphed(t, capture=CAPTURE):
-    return cuda_graph.StepGraphs(t.gradients, t.optimizer, t.device, capture)
+    return cuda_graph.StepGraphs(t.train_step.gradients, t.state.optimizer, t.device, capture)
 
 
 def advance(t, graphs, step):
     """One step of a trainer as it takes it on a GPU."""
-    t.graphs = graphs
-    loss, norm = t.forward_backward(step)
-    grads = t.flat.grads.clone()
-    t.update(step)
+    t.train_step.graphs = graphs
+    loss, norm = t.train_step.forward_backward(step)
+    grads = t.state.flat.grads.clone()
+    t.train_step.update(step)
     return loss, norm, grads
 
 
 def moments(t):
-    return [value for leaf in t.flat.leaves.values() for _, value in sorted(t.optimizer.state[leaf].items())]
+    return [value for leaf in t.state.flat.leaves.values() for _, value in sorted(t.state.optimizer.state[leaf].items())]
 
 
 def same(a, b):
-    return torch.equal(a.flat.values, b.flat.values) and all(torch.equal(x, y) for x, y in zip(moments(a), moments(b), strict=True))
+    pairs = zip(moments(a), moments(b), strict=True)
+    return torch.equal(a.state.flat.values, b.state.flat.values) and all(torch.equal(x, y) for x, y in pairs)
 
 
 @pytest.mark.parametrize("scheme", registry.names("controlled"))
@@ -80,9 +81,9 @@ def test_graphed_steps_equal_plain_steps(trainer, scheme):
     graphs = graphed(mine)
     for step in range(1, 8):
         seen = []
-        plain.advance(lambda _, seen=seen: seen.append(plain.flat.grads.clone()))
+        plain.advance(lambda _, seen=seen: seen.append(plain.state.flat.grads.clone()))
         loss, norm, grads = advance(mine, graphs, step)
-        assert (step, loss, norm) == plain.curve[-1] and torch.equal(grads, seen[0])
+        assert (step, loss, norm) == plain.state.curve[-1] and torch.equal(grads, seen[0])
         assert same(plain, mine)
 
 
@@ -93,15 +94,15 @@ def test_a_restored_checkpoint_is_followed(trainer, back_to):
     mine.save()
     for step in range(1, 7):
         advance(mine, graphs, step)
-        at[step] = mine.flat.values.clone()
+        at[step] = mine.state.flat.values.clone()
         if step == 3:
-            mine.step = 3
-            mine.curve = [(s, 1.0, 1.0) for s in (1, 2, 3)]
+            mine.state.step = 3
+            mine.state.curve = [(s, 1.0, 1.0) for s in (1, 2, 3)]
             mine.save()
     assert mine.restore(back_to)
     for step in range(back_to + 1, 7):
         advance(mine, graphs, step)
-        assert torch.equal(mine.flat.values, at[step])
+        assert torch.equal(mine.state.flat.values, at[step])
 
 
 def test_captured_once(trainer):
@@ -180,14 +181,14 @@ def test_the_watch_sees_what_would_go_wrong(trainer):
             function()
         return watch.calls
 
-    gradients = mine.gradients
-    assert seen(lambda: gradients(*mine.batch(1))) != seen(lambda: gradients(*mine.batch(2)))  # batches at new addresses
+    gradients, batch = mine.train_step.gradients, mine.train_step.batch
+    assert seen(lambda: gradients(*batch(1))) != seen(lambda: gradients(*batch(2)))  # batches at new addresses
     with pytest.raises(RuntimeError, match="the host reads"):
-        seen(lambda: gradients(*mine.batch(1))[0].item())
+        seen(lambda: gradients(*batch(1))[0].item())
     mine.advance()
     rates = []
     for rate in (0.5, 0.25):
-        for group in mine.optimizer.param_groups:
+        for group in mine.state.optimizer.param_groups:
             group["lr"] = rate
-        rates.append(seen(mine.optimizer.step))
+        rates.append(seen(mine.state.optimizer.step))
     assert rates[0] != rates[1]

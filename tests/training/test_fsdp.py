@@ -12,6 +12,8 @@ from suite.environment import ROOT
 
 SCHEMES = ("plain", "layerscale", "rezero", "deepnorm", "mvsplit")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def seen():

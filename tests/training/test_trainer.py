@@ -50,9 +50,10 @@ def trainer(tmp_path):
 def state(t: Trainer) -> dict[str, bytes]:
     """Everything that a run's numbers depend on, or consist of, as bytes."""
     moments = {f"{group}.{key}": value.numpy().tobytes()
-               for group, leaf in t.flat.leaves.items() for key, value in t.optimizer.state[leaf].items()}
-    return moments | {"values": t.flat.values.numpy().tobytes(), "curve": np.array(t.curve).tobytes(),
-                      "evals": np.array(t.evals).tobytes(), "step": str(t.step).encode(), "log": json.dumps(t.log).encode()}
+               for group, leaf in t.state.flat.leaves.items() for key, value in t.state.optimizer.state[leaf].items()}
+    return moments | {"values": t.state.flat.values.numpy().tobytes(), "curve": np.array(t.state.curve).tobytes(),
+                      "evals": np.array(t.state.evals).tobytes(), "step": str(t.state.step).encode(),
+                      "log": json.dumps(t.state.log).encode()}
 
 
 # ---- a pure function of the id
@@ -63,9 +64,9 @@ def test_the_same_run_twice_and_another_seed(trainer, scheme, arm):
     for t in (first, again, other):
         t.train()
     assert state(first) == state(again)
-    assert first.step == LAST and [s for s, *_ in first.curve] == list(range(1, LAST + 1))
-    assert [s for s, _ in first.evals] == [4, 8, 12, LAST]
-    assert not {x for _, x, _ in first.curve} & {x for _, x, _ in other.curve}
+    assert first.state.step == LAST and [s for s, *_ in first.state.curve] == list(range(1, LAST + 1))
+    assert [s for s, _ in first.state.evals] == [4, 8, 12, LAST]
+    assert not {x for _, x, _ in first.state.curve} & {x for _, x, _ in other.state.curve}
 
 
 @pytest.mark.parametrize("stop", range(1, LAST))
@@ -75,7 +76,7 @@ def test_interrupted_at_any_step(trainer, stop):
     killed = trainer()
     killed.train(after_update=lambda step: killed.save() if step == stop else None)
     resumed = trainer(folder=killed.folder)
-    assert resumed.restore(at_most=stop) and resumed.step == stop
+    assert resumed.restore(at_most=stop) and resumed.state.step == stop
     resumed.train()
     assert state(resumed) == state(whole)
 
@@ -88,13 +89,13 @@ def test_interrupted_twice_under_every_scheme(trainer, scheme, arm):
     for stop in (5, 9):
         part = trainer(run, folder=whole.folder.parent / "shared")
         part.restore()
-        while part.step < stop:
+        while part.state.step < stop:
             part.advance()
-            if part.step % 4 == 0:
-                part.evals.append((part.step, part.heldout_loss()))
+            if part.state.step % 4 == 0:
+                part.state.evals.append((part.state.step, part.evaluation.heldout_loss()))
         part.save()
     last = trainer(run, folder=whole.folder.parent / "shared")
-    assert last.restore() and last.step == 9
+    assert last.restore() and last.state.step == 9
     last.train()
     assert state(last) == state(whole)
 
@@ -104,7 +105,7 @@ def test_a_trainer_that_went_on_can_go_back(trainer):
     t = trainer()
     t.train()
     end = state(t)
-    assert t.restore(at_most=7) and t.step == 4
+    assert t.restore(at_most=7) and t.state.step == 4
     t.train()
     assert state(t) == end
 
@@ -116,7 +117,7 @@ def test_a_checkpoint_before_the_first_step(trainer):
     t.train()
     end = state(t)
     back = trainer(folder=fresh.folder)
-    assert back.restore(at_most=0) and back.step == 0 and back.curve == []
+    assert back.restore(at_most=0) and back.state.step == 0 and back.state.curve == []
     back.train()
     assert state(back) == end
 
@@ -127,10 +128,10 @@ def test_nothing_to_restore(trainer):
 
 def test_the_log_of_observers_is_restored(trainer):
     t = trainer()
-    t.train(after_update=lambda step: t.log.setdefault("audit", []).append({"step": step, "rho": math.inf}))
+    t.train(after_update=lambda step: t.state.log.setdefault("audit", []).append({"step": step, "rho": math.inf}))
     back = trainer(folder=t.folder)
     back.restore()
-    assert back.log == {"audit": t.log["audit"][: back.step]} and back.step == 12
+    assert back.state.log == {"audit": t.state.log["audit"][: back.state.step]} and back.state.step == 12
 
 
 # ---- measuring disturbs nothing
@@ -141,23 +142,24 @@ def test_evaluation_sampling_and_foreign_draws_leave_the_curve_alone(trainer):
     busy = trainer(run_of(heldout_every=1))
 
     def disturb(step):
-        busy.sample(5)
-        busy.heldout_loss()
+        busy.evaluation.sample(5)
+        busy.evaluation.heldout_loss()
         torch.rand(3)
         np.random.rand()
 
     torch.manual_seed(5)
     busy.train(before_update=lambda step: torch.rand(7), after_update=disturb)
     assert state(busy)["curve"] == state(quiet)["curve"] and state(busy)["values"] == state(quiet)["values"]
-    assert [s for s, _ in busy.evals] == list(range(1, LAST + 1)) and quiet.evals == busy.evals[-1:]
+    assert [s for s, _ in busy.state.evals] == list(range(1, LAST + 1)) and quiet.state.evals == busy.state.evals[-1:]
 
 
 def test_evaluation_is_the_same_for_every_seed_and_repeatable(trainer):
     a, b = trainer(run_of(seed=0)), trainer(run_of(seed=1))
-    b.flat.values.copy_(a.flat.values)
-    assert a.heldout_loss() == b.heldout_loss() == a.heldout_loss()
-    assert torch.equal(a.sample(12)[0], b.sample(12)[0])
-    assert torch.equal(a.sample(40)[0][:12], a.sample(40)[0][:12]) and a.sample(12)[1].tolist() == [*range(10), 0, 1]
+    b.state.flat.values.copy_(a.state.flat.values)
+    assert a.evaluation.heldout_loss() == b.evaluation.heldout_loss() == a.evaluation.heldout_loss()
+    first = a.evaluation.sample(12)
+    assert torch.equal(first[0], b.evaluation.sample(12)[0])
+    assert torch.equal(a.evaluation.sample(40)[0][:12], a.evaluation.sample(40)[0][:12]) and first[1].tolist() == [*range(10), 0, 1]
 
 
 def test_the_heldout_loss_is_the_mean_over_the_heldout_images(trainer):
@@ -167,25 +169,25 @@ def test_the_heldout_loss_is_the_mean_over_the_heldout_images(trainer):
     t = trainer()
     rows = t.data.heldout
     batch = flow.make_batch(t.data.images_NCHW[rows], t.data.labels_N[rows], 10, 0.0, flow.generator("heldout"))
-    assert len(rows) % 64 and t.heldout_loss() == pytest.approx(batch.target_BCHW.double().square().mean().item(), rel=1e-6)
+    assert len(rows) % 64 and t.evaluation.heldout_loss() == pytest.approx(batch.target_BCHW.double().square().mean().item(), rel=1e-6)
 
 
 # ---- the optimiser step
 
 def test_warmup_is_linear_then_constant(trainer):
     t, rates = trainer(run_of(lr=1e-3)), []
-    t.train(after_update=lambda step: rates.append({group["lr"] for group in t.optimizer.param_groups}))
+    t.train(after_update=lambda step: rates.append({group["lr"] for group in t.state.optimizer.param_groups}))
     assert rates == [{1e-3 * min(1.0, step / 4)} for step in range(1, LAST + 1)]
 
 
 def test_gradients_are_clipped_and_the_raw_norm_is_kept(trainer):
     t, norms = trainer(run_of(clip=0.01)), []
-    t.train(before_update=lambda step: norms.append(t.flat.grads.norm().item()))
-    assert all(raw > 0.02 for _, _, raw in t.curve) and norms == pytest.approx([0.01] * LAST, rel=1e-3)
+    t.train(before_update=lambda step: norms.append(t.state.flat.grads.norm().item()))
+    assert all(raw > 0.02 for _, _, raw in t.state.curve) and norms == pytest.approx([0.01] * LAST, rel=1e-3)
 
 
 def poison_weight(t):
-    t.flat.values[t.flat.slices[next(iter(t.flat.slices))].start] = math.inf
+    t.state.flat.values[t.state.flat.slices[next(iter(t.state.flat.slices))].start] = math.inf
 
 
 class NanBackward(torch.autograd.Function):
@@ -201,8 +203,8 @@ class NanBackward(torch.autograd.Function):
 
 
 def poison_gradient(t):
-    loss = t.loss
-    t.loss = lambda batch: NanBackward.apply(loss(batch))
+    loss = t.train_step.loss
+    t.train_step.loss = lambda batch: NanBackward.apply(loss(batch))
 
 
 @pytest.mark.parametrize(("poison", "finite_loss"), [(poison_weight, False), (poison_gradient, True)])
@@ -216,8 +218,8 @@ def test_a_nonfinite_step_is_withheld(trainer, poison, finite_loss):
     t.train(before_update=seen.append, after_update=lambda step: pytest.fail("an update was made"))
     after = state(t)
     assert {k: v for k, v in after.items() if k != "curve"} == {k: v for k, v in before.items() if k != "curve"}
-    step, loss, norm = t.curve[-1]
-    assert step == 6 and t.step == 5 and math.isfinite(loss) == finite_loss and not math.isfinite(norm) and seen == [6]
+    step, loss, norm = t.state.curve[-1]
+    assert step == 6 and t.state.step == 5 and math.isfinite(loss) == finite_loss and not math.isfinite(norm) and seen == [6]
     verdict = t.judge()
     assert (verdict.outcome, verdict.crash_step, verdict.confirmed) == ("nonfinite", 6, True)
 
@@ -259,17 +261,17 @@ def test_code_that_changed_since_the_plan_is_refused(tmp_path):
 def scripted(t: Trainer, curve) -> Trainer:
     """Let the trainer live through a curve instead of training: step -> loss. One real step fills the optimiser's state."""
     t.advance()
-    t.step, t.curve = 0, []
+    t.state.step, t.state.curve = 0, []
 
     def advance(before_update=None):
-        step = t.step + 1
-        t.curve.append((step, curve(step), 1.0))
-        if not math.isfinite(t.curve[-1][1]):
+        step = t.state.step + 1
+        t.state.curve.append((step, curve(step), 1.0))
+        if not math.isfinite(t.state.curve[-1][1]):
             return False
-        t.step = step
+        t.state.step = step
         return True
 
-    t.advance, t.heldout_loss = advance, lambda: 0.5
+    t.advance, t.evaluation.heldout_loss = advance, lambda: 0.5
     return t
 
 
@@ -299,8 +301,8 @@ def test_early_stop(trainer, curve, extra, ends, outcome, crash):
     t.constant_loss = 1.95
     t.train()
     verdict = t.judge()
-    assert (t.step, verdict.outcome, verdict.crash_step) == (ends, outcome, crash)
-    assert [s for s, _ in t.evals] == sorted({*range(50, t.step + 1, 50)} | ({450} if ends == 450 else set()))
+    assert (t.state.step, verdict.outcome, verdict.crash_step) == (ends, outcome, crash)
+    assert [s for s, _ in t.state.evals] == sorted({*range(50, t.state.step + 1, 50)} | ({450} if ends == 450 else set()))
 
     again = scripted(trainer(run, folder=t.folder), curve)  # killed after its last checkpoint: stops where the first did
     again.constant_loss = 1.95
@@ -320,7 +322,7 @@ def test_restored_after_the_end_trains_no_further(trainer):
     back.restore()
     back.advance = lambda *words: pytest.fail("trained on after the early stop")
     back.train()
-    assert back.step == 260
+    assert back.state.step == 260
 
 
 # ---- the fixed part
@@ -332,8 +334,8 @@ def golden_curves() -> dict[str, dict[str, list[float]]]:
         t = Trainer(run_of(scheme, arm=arm, depth=3, lr=2e-2, batch=32), load_data("digits"), Path("unused"))
         for _ in range(5):
             t.advance()
-        out[f"{scheme} {arm}"] = {"loss": [x for _, x, _ in t.curve], "grad_norm": [x for _, _, x in t.curve],
-                                  "heldout": [t.heldout_loss()]}
+        out[f"{scheme} {arm}"] = {"loss": [x for _, x, _ in t.state.curve], "grad_norm": [x for _, _, x in t.state.curve],
+                                  "heldout": [t.evaluation.heldout_loss()]}
     return out
 
 

@@ -1,0 +1,50 @@
+"""What a sweep has left to do: the runs of a plan that are not done, handed out one by one, each to one taker."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from suite.protocol import Run
+from suite.records.completeness import lacking
+from suite.records.tables import Store
+from suite.sweep.claim import Claim
+
+BUSY_WAIT = 2.0  # seconds before looking again at a run that another sweep holds
+
+
+class Backlog:
+    """The runs of a plan by what the tables say of them when the sweep begins, and the queue of those to train."""
+
+    def __init__(self, runs: list[Run], results: Path, stores: dict[str, Store], retry: bool) -> None:
+        """stores: by protocol name. retry: runs that broke before are to do again."""
+        self.results = results
+        lacks = {run_id: words for store in stores.values() for run_id, words in lacking(store).items()}
+        done: set[str] = set().union(*(s.done_ids() for s in stores.values())) - set(lacks)
+        self.failed_before: set[str] = set().union(*(s.failed_ids() for s in stores.values()))
+        skip = done if retry else done | self.failed_before
+        todo = [run for run in runs if run.run_id not in skip]
+        self.todo = sorted(todo, key=lambda r: -r.depth)  # the longest first, so that the end is not one run
+        self.skipped, self.total = len(runs) - len(todo), len(todo)
+        self.partial = [(run, lacks[run.run_id]) for run in self.todo if run.run_id in lacks]  # done once, but a part is gone
+        self.old_failures = 0 if retry else sum(r.run_id in self.failed_before for r in runs)
+        self.done_before = [run.run_id for run in runs if run.run_id in done]
+        self._guard, self._waiting = threading.Lock(), set()
+
+    def take(self, stop: threading.Event, say: Callable[[str], None]) -> tuple[Run, Claim] | None:
+        """A run that nobody else holds, with a hold on it; waits while every one left is held by another sweep. None at the end."""
+        while not stop.is_set():
+            with self._guard:
+                if not self.todo:
+                    return None
+                for run in list(self.todo):
+                    claim = Claim(self.results, run.run_id)
+                    if claim.take():
+                        self.todo.remove(run)
+                        return run, claim
+                    if run.run_id not in self._waiting:
+                        self._waiting.add(run.run_id)
+                        say(f"{run.label()}: another sweep holds it; taking others, then waiting")
+            stop.wait(BUSY_WAIT)
+        return None

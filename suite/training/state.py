@@ -1,0 +1,77 @@
+"""The state of a run: what a checkpoint holds, and all that a step changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from suite import registry
+from suite.model.backbone import DiT
+from suite.protocol import Run
+from suite.training import checkpoint
+from suite.training.optim import FlatParameters
+
+ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")  # of torch.optim.AdamW
+
+
+def build_model(run: Run, channels: int, image_size: int) -> DiT:
+    """The run's model, weights not drawn. Works under `torch.device("meta")`."""
+    p, entry = run.protocol, registry.get(run.scheme, run.arm)
+    return DiT(
+        width=p.width, heads=p.heads, ffn=p.ffn, depth=run.depth, patch=p.patch, channels=channels,
+        image_size=image_size, caption_tokens=p.caption_tokens, checkpoint_blocks=p.checkpoint_blocks,
+        scheme=partial(entry.cls, **registry.parse_params(entry, run.params)),
+    )  # fmt: skip
+
+
+class RunState:
+    """Weights and optimiser state after `step` updates, and what the run has recorded so far."""
+
+    def __init__(
+        self, run: Run, channels: int, image_size: int, device: torch.device, prepare: Callable = lambda optimizer: optimizer
+    ) -> None:
+        """Draw the weights on a CPU, move them to `device`. prepare: what Accelerate does to an optimiser."""
+        p, self.run_id = run.protocol, run.run_id
+        self.dit = build_model(run, channels, image_size)
+        self.dit.init_weights(run.seed, std=p.init_std, writers=run.writers, final=p.final)
+        self.dit.to(device)
+        self.flat = FlatParameters(self.dit)
+        self.optimizer = prepare(self.flat.adamw(betas=(p.beta1, p.beta2), eps=p.adam_eps, weight_decay=p.weight_decay))
+        self.step = 0
+        self.curve: list[tuple[int, float, float]] = []  # step, loss, grad_norm
+        self.evals: list[tuple[int, float]] = []  # step, held-out loss
+        self.log: dict[str, list[dict]] = {}  # rows of further tables, gathered by observers
+
+    @property
+    def second_moment(self) -> Tensor | None:
+        """Adam's v over the flat buffer, before this step's update; None at the first step."""
+        return self.flat.second_moment(self.optimizer)
+
+    def save(self, folder: Path, keep_from: int | None = None) -> None:
+        """Write a checkpoint of this step. keep_from: one at or before that step stays too, for a replay."""
+        tensors = {"values": self.flat.values, "curve": torch.tensor(self.curve, dtype=torch.float64)}
+        tensors["evals"] = torch.tensor(self.evals, dtype=torch.float64).reshape(-1, 2)
+        for group, leaf in self.flat.leaves.items():
+            state = self.optimizer.state[leaf]
+            tensors |= {f"{group}.{key}": state[key] for key in ADAM_STATE if state}
+        checkpoint.save(folder, self.step, self.run_id, tensors, self.log, keep_from)
+
+    def restore(self, folder: Path, at_most: int | None = None) -> bool:
+        """Go back to the newest whole checkpoint (of step `at_most` or earlier); False if there is none."""
+        found = checkpoint.load(folder, self.run_id, at_most)
+        if found is None:
+            return False
+        self.step, tensors, self.log = found
+        self.flat.values.copy_(tensors["values"])
+        for group, leaf in self.flat.leaves.items():
+            state = self.optimizer.state[leaf]
+            state.clear()
+            if self.step:
+                state.update({key: tensors[f"{group}.{key}"].to(leaf.device) for key in ADAM_STATE})
+        self.curve = [(int(s), loss, norm) for s, loss, norm in tensors["curve"].reshape(-1, 3).tolist()]
+        self.evals = [(int(s), loss) for s, loss in tensors["evals"].tolist()]
+        return True

@@ -1,0 +1,72 @@
+"""One optimiser step of one run: batch, loss, clipped gradients, AdamW under linear warm-up.
+
+Shapes: B batch, C channels, H, W pixels, S caption tokens, D width.
+"""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from suite.model import flow
+from suite.protocol import Run
+from suite.training.cuda_graph import StepGraphs
+from suite.training.data import Data
+from suite.training.state import RunState
+
+
+class TrainStep:
+    """Changes a `RunState`'s weights, and nothing else of it. Everything here is a pure function of (run, data, step, weights)."""
+
+    def __init__(self, run: Run, data: Data, state: RunState, accelerator: Accelerator) -> None:
+        p = run.protocol
+        self.run, self.state, self.accelerator, self.device = run, state, accelerator, accelerator.device
+        self.captions = flow.caption_table(data.classes, p.caption_tokens, p.width).to(self.device)
+        self.batches = flow.Batches(
+            data.images_NCHW[data.train], data.labels_N[data.train], data.classes, p.batch, p.caption_drop, run.seed
+        )
+        self.graphs: StepGraphs | None = None
+        if run.compiled:
+            state.dit.compile()
+            if self.device.type == "cuda" and accelerator.num_processes == 1:  # an all-reduce in a graph is not tried
+                self.graphs = StepGraphs(self.gradients, state.optimizer, self.device)
+
+    def batch(self, step: int) -> flow.Batch:
+        """This process's share of the global batch of a step, on the device."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        return flow.Batch(*(part[rank::world].to(self.device) for part in self.batches(step)))
+
+    def velocity(self, z_BCHW: Tensor, captions_BSD: Tensor) -> Tensor:
+        """The model's velocity under the run's precision."""
+        with self.accelerator.autocast():
+            return self.state.dit(z_BCHW, captions_BSD)
+
+    def loss(self, batch: flow.Batch) -> Tensor:
+        """Mean squared velocity error (Eq. 2), 0-dim."""
+        velocity = self.velocity(batch.z_BCHW, self.captions[batch.caption_B])
+        return (velocity.float() - batch.target_BCHW).square().mean()
+
+    def gradients(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss, raw gradient norm), 0-dim, of a batch's tensors; leaves clipped gradients in the flat buffer."""
+        flat = self.state.flat
+        flat.grads.zero_()
+        loss = self.loss(flow.Batch(*batch))
+        self.accelerator.backward(loss)
+        if self.accelerator.num_processes > 1:  # one all-reduce over the flat buffer does what DDP's buckets would
+            flat.grads.copy_(self.accelerator.reduce(flat.grads, "mean"))
+        return self.accelerator.reduce(loss.detach(), "mean"), flat.clip(self.run.protocol.clip)
+
+    def forward_backward(self, step: int) -> tuple[float, float]:
+        """Gradients of a step, clipped, in the flat buffer; returns (loss, raw gradient norm)."""
+        self.state.dit.step.fill_(step)
+        loss, norm = (self.graphs or self).gradients(*self.batch(step))
+        return loss.item(), norm.item()
+
+    def update(self, step: int) -> None:
+        """Apply AdamW with linear warm-up, then a constant rate."""
+        rate = self.run.lr * min(1.0, step / self.run.protocol.warmup)
+        if self.graphs:
+            return self.graphs.update(rate)
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = rate
+        self.state.optimizer.step()

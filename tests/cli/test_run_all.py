@@ -129,3 +129,21 @@ case "$3" in run) exit ${{RUN:-0}};; figures) exit ${{FIGURES:-0}};; esac; exit 
         assert found == status and len(lines) == steps, (err, lines)
         assert lines[0] == "run --protocol smoke --results here"
         assert lines[1:] in ([], ["collect --results here --protocol smoke", "figures --results here"])
+
+
+def test_style_and_imports_come_before_the_tests_and_all_takes_the_slow_ones(clone, tmp_path):
+    log = tmp_path / "log"
+    body = f"""
+if [ "$1 $2" = "-m ruff" ]; then exit ${{RUFF:-0}}; fi
+if [ "$1 $2" = "-m pytest" ]; then printf '<%s>' "${{@:3}}" >>{log}; exit 0; fi
+"""
+    checker = r"printf '#!/bin/bash\nexit ${IMPORTS:-0}\n' >.venv/bin/lint-imports; chmod +x .venv/bin/lint-imports"
+    fake = script(tmp_path / "bin" / "fake", body + PIP.format(pip=checker, python=sys.executable))
+    for words, env, status, said in (
+        (["test"], {}, 0, "<loadfile>"), (["test", "all"], {}, 0, "<-m><slow or not slow>"), (["test", "-k", "a b"], {}, 0, "<-k><a b>"),
+        (["test"], {"RUFF": "1"}, 1, ""), (["test"], {"IMPORTS": "1"}, 1, ""),
+    ):  # fmt: skip
+        log.unlink(missing_ok=True)
+        found, err, _ = call(clone, *words, PYTHON=fake, **env)
+        tested = log.read_text() if log.exists() else ""
+        assert found == status and tested.endswith(said) and bool(tested) == (status == 0), (words, env, err)

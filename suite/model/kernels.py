@@ -237,11 +237,15 @@ def _spans(tokens: int, segments: Sequence[int]) -> dict:
     return {"T": tokens, "SEGMENTS": tuple(segments), "enable_fp_fusion": True}  # said, as Triton 3.10 changes it
 
 
+def _l2_bytes(device: torch.device) -> int:
+    told = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
+    return told or L2_BYTES
+
+
 def _groups(x_BTD: Tensor, twice: int) -> Iterator[tuple[int, int]]:
     """(first sample, samples) per group, so that `twice` bytes per element fit in a third of the L2 cache."""
     batch = x_BTD.shape[0]
-    l2 = torch.cuda.get_device_properties(x_BTD.device).L2_cache_size if x_BTD.is_cuda else 0
-    groups = math.ceil(batch / max(1, (l2 or L2_BYTES) // 3 // (x_BTD[0].numel() * twice)))
+    groups = math.ceil(batch / max(1, _l2_bytes(x_BTD.device) // 3 // (x_BTD[0].numel() * twice)))
     size = math.ceil(batch / groups)
     return ((first, min(size, batch - first)) for first in range(0, batch, size))
 

@@ -49,9 +49,9 @@ def trainer(tmp_path):
 
 def state(t: Trainer) -> dict[str, bytes]:
     """Everything that a run's numbers depend on, or consist of, as bytes."""
-    moments = {f"{group}.{key}": value.numpy().tobytes()
+    moments = {f"{group}.{key}": value.cpu().numpy().tobytes()
                for group, leaf in t.state.flat.leaves.items() for key, value in t.state.optimizer.state[leaf].items()}
-    return moments | {"values": t.state.flat.values.numpy().tobytes(), "curve": np.array(t.state.curve).tobytes(),
+    return moments | {"values": t.state.flat.values.cpu().numpy().tobytes(), "curve": np.array(t.state.curve).tobytes(),
                       "evals": np.array(t.state.evals).tobytes(), "step": str(t.state.step).encode(),
                       "log": json.dumps(t.state.log).encode()}
 

@@ -40,17 +40,25 @@ class Site(NamedTuple):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = r x with r = rsqrt(mean(x^2) + eps); dx = r (dy - y mean(dy y)), which needs y, kept by the next layer anyway, and no x."""
+    """y = r x with r = rsqrt(mean(x^2) + eps); dx = r (dy - y mean(dy y)), which needs y, kept by the next layer anyway, and no x.
+
+    Returns (y, r). Written so that torch.func.vmap can batch it: runs that are trained as one model have a leading axis.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, x_BTD: Tensor, eps: float) -> Tensor:
+    def forward(x_BTD: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         r_BT1 = torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + eps)
-        y_BTD = x_BTD * r_BT1
-        ctx.save_for_backward(y_BTD, r_BT1)
-        return y_BTD
+        return x_BTD * r_BT1, r_BT1
 
     @staticmethod
-    def backward(ctx, d_BTD: Tensor):
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*output)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx, d_BTD: Tensor, _):
         y_BTD, r_BT1 = ctx.saved_tensors
         return r_BT1 * (d_BTD - y_BTD * (d_BTD * y_BTD).mean(-1, keepdim=True)), None
 
@@ -59,7 +67,7 @@ def rms_norm(x_BTD: Tensor, eps: float = EPS) -> Tensor:
     """Non-affine RMSNorm over the last axis (arXiv:2605.06169, Table 3). Shape and dtype in = out; the statistic is never half."""
     if x_BTD.dtype in HALF:
         return rms_norm(x_BTD.float(), eps).to(x_BTD.dtype)
-    return _RMSNorm.apply(x_BTD, eps)
+    return _RMSNorm.apply(x_BTD, eps)[0]
 
 
 def token_mean(x_BTD: Tensor, segments: tuple[int, ...]) -> Tensor:

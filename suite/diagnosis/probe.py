@@ -29,7 +29,7 @@ def _features(trainer: Trainer) -> tuple[np.ndarray, np.ndarray, list[dict[str, 
     z, image = batch.z_BCHW, dit.segments[0]
     inputs = torch.stack([z.mean((1, 2, 3)), z.std((1, 2, 3)), z.square().mean((1, 2, 3)).sqrt()], 1)
     captions = trainer.train_step.captions[batch.caption_B.to(trainer.device)]
-    x = dit.blocks[0].residuals[0].open(dit.tokens(z.to(trainer.device), captions))
+    x = dit.enter(z.to(trainer.device), captions)
     wanted, layers = set(anchor_layers(trainer.run.depth, trainer.run.protocol.audit_layers)), []
     for layer, block in enumerate(dit.blocks):
         if layer in wanted:

@@ -69,7 +69,7 @@ def side_pass(trainer: Trainer, layers: Sequence[int], step: int) -> tuple[list[
     dit, batch = trainer.state.dit, trainer.train_step.batch(step)
     wanted, sites = set(layers), []
     with torch.enable_grad():
-        x = dit.blocks[0].residuals[0].open(dit.tokens(batch.z_BCHW, trainer.train_step.captions[batch.caption_B]))
+        x = dit.enter(batch.z_BCHW, trainer.train_step.captions[batch.caption_B])
         done = 0
         for layer in sorted(wanted):
             x = _pass_through(dit, x, done, layer)
@@ -77,9 +77,7 @@ def side_pass(trainer: Trainer, layers: Sequence[int], step: int) -> tuple[list[
             sites += seen
             done = layer + 1
         x = _pass_through(dit, x, done, len(dit.blocks))
-        x = dit.blocks[-1].residuals[-1].fold(x)
-        velocity = dit.pixels(dit.final(x[:, : dit.segments[0]]), batch.z_BCHW)
-        loss = (velocity.float() - batch.target_BCHW).square().mean()
+        loss = (dit.leave(x, batch.z_BCHW).float() - batch.target_BCHW).square().mean()
         targets = [site.f for site in sites]
         targets += [w for i in layers for w in (dit.blocks[i].wqkv, dit.blocks[i].wo, dit.blocks[i].w2)]
         grads = torch.autograd.grad(loss, targets)
@@ -149,7 +147,7 @@ def final_state(trainer: Trainer) -> str:
     dit, data = trainer.state.dit, trainer.data
     rows = data.heldout[:16]
     z_BCHW, label_B = data.images_NCHW[rows].to(trainer.device), data.labels_N[rows].to(trainer.device)
-    x = dit.blocks[0].residuals[0].open(dit.tokens(z_BCHW, trainer.train_step.captions[label_B]))
+    x = dit.enter(z_BCHW, trainer.train_step.captions[label_B])
     values = []
     for layer, block in enumerate(dit.blocks):
         x = block.forward(x, dit.rope, dit.segments, dit.step)

@@ -51,19 +51,26 @@ class CompiledBlock:
 
     forward(x, rope, step, *weights) -> [x, *saved]; backward(*saved, d_x) -> [d_x, None, None, *d_weights]; `weights` are the
     block's parameters and then its buffers. `infer` is forward without the saved part. All lists of tensors are consumed.
+    replicas: R, where x and the weights have a leading axis of R models, which see nothing of each other; 0 = no such axis.
     """
 
-    def __init__(self, block: nn.Module, x: Tensor, rope: Tensor, step: Tensor, segments: tuple[int, ...], training: bool) -> None:
+    def __init__(
+        self, block: nn.Module, x: Tensor, rope: Tensor, step: Tensor, segments: tuple[int, ...], weights: list[Tensor], training: bool,
+        replicas: int,
+    ) -> None:  # fmt: skip
         names = list(_tensors(block))
 
-        def call(x: Tensor, rope: Tensor, step: Tensor, *weights: Tensor) -> tuple[Tensor]:
-            return (torch.func.functional_call(block, dict(zip(names, weights)), (x, rope, segments, step)),)
+        def one(x: Tensor, rope: Tensor, step: Tensor, *weights: Tensor) -> Tensor:
+            return torch.func.functional_call(block, dict(zip(names, weights)), (x, rope, segments, step))
 
-        real = [x, rope, step, *_tensors(block).values()]
+        def call(*inputs: Tensor) -> tuple[Tensor]:
+            return (torch.vmap(one, (0, None, None, *[0] * len(names)))(*inputs) if replicas else one(*inputs),)
+
+        real = [x, rope, step, *weights]
         self.fake = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without a ShapeEnv Inductor's cache of graphs is bypassed
         inputs = [self._fake(t) for t in real]
         if training:
-            for fake, is_learnt in zip(inputs, [True, False, False, *(isinstance(t, nn.Parameter) for t in real[3:])]):
+            for fake, is_learnt in zip(inputs, [True, False, False, *(isinstance(t, nn.Parameter) for t in _tensors(block).values())]):
                 fake.requires_grad_(is_learnt)
             with torch.enable_grad(), self.fake:
                 joint = aot_export_joint_simple(call, inputs, trace_joint=True, decompositions=select_decomp_table())
@@ -91,12 +98,15 @@ class CompiledBlock:
 _compiled: dict[tuple, CompiledBlock] = {}
 
 
-def compiled_block(block: nn.Module, x: Tensor, rope: Tensor, step: Tensor, segments: tuple[int, ...], training: bool) -> CompiledBlock:
+def compiled_block(
+    block: nn.Module, x: Tensor, rope: Tensor, step: Tensor, segments: tuple[int, ...], weights: list[Tensor], training: bool, replicas: int
+) -> CompiledBlock:
     """The functions for this block and shape of trunk, made on first use in this process. Raises CompileError."""
-    key = (kind(block), x.shape, x.dtype, rope.shape, segments, training, torch.is_autocast_enabled(x.device.type))
+    shapes = x.shape, x.dtype, rope.shape, segments, weights[0].stride()
+    key = (kind(block), *shapes, training, replicas, torch.is_autocast_enabled(x.device.type))
     if key not in _compiled:
         try:
-            _compiled[key] = CompiledBlock(block, x.detach(), rope, step, segments, training)
+            _compiled[key] = CompiledBlock(block, x.detach(), rope, step, segments, weights, training, replicas)
         except Exception as error:
             scheme = type(block.residuals[0]).__name__
             what = str(error).strip().splitlines()[0] if str(error).strip() else "no message"

@@ -198,12 +198,20 @@ class DiT(nn.Module):
             x = block(x, self.rope, self.segments, self.step)
         return x
 
+    def enter(self, image_BCHW: Tensor, caption_BSD: Tensor) -> Tensor:
+        """What the first block reads: the tokens, in as many streams as the scheme opens."""
+        return self.blocks[0].residuals[0].open(self.tokens(image_BCHW, caption_BSD))
+
+    def leave(self, x: Tensor, like_BCHW: Tensor) -> Tensor:
+        """The velocity from what the last block writes."""
+        x_BTD = self.blocks[-1].residuals[-1].fold(x)
+        return self.pixels(self.final(x_BTD[:, : self.segments[0]]), like_BCHW)
+
     def forward(self, image_BCHW: Tensor, caption_BSD: Tensor) -> Tensor:
-        x = self.blocks[0].residuals[0].open(self.tokens(image_BCHW, caption_BSD))
+        x = self.enter(image_BCHW, caption_BSD)
         if self.segment and self.compiled_blocks is None and torch.is_grad_enabled():
             for start in range(0, len(self.blocks), self.segment):
                 x = checkpoint(self._blocks, x, start, start + self.segment, use_reentrant=False, preserve_rng_state=False)
         else:
             x = self._blocks(x, 0, len(self.blocks))
-        x_BTD = self.blocks[-1].residuals[-1].fold(x)
-        return self.pixels(self.final(x_BTD[:, : self.segments[0]]), image_BCHW)
+        return self.leave(x, image_BCHW)

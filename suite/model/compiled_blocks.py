@@ -18,14 +18,18 @@ class CompiledBlocks:
     """Runs `blocks` of one model; `rope` and `step` are its buffers, read at every call.
 
     segment: blocks per checkpointed segment, whose activations are recomputed in the backward by the same function, so
-    with the same bits; 0 = keep all activations.
+    with the same bits; 0 = keep all activations. learnt, weights: per block the parameters, whose `.grad` a backward adds to, and
+    parameters and buffers; of R models stacked along a leading axis, where `replicas` is R. The trunk has that axis too then.
     """
 
-    def __init__(self, blocks: nn.ModuleList, rope: Tensor, step: Tensor, segments: tuple[int, ...], segment: int) -> None:
-        self.blocks, self.fixed, self.segments = blocks, [rope, step], segments
+    def __init__(
+        self, blocks: nn.ModuleList, rope: Tensor, step: Tensor, segments: tuple[int, ...], segment: int, *,
+        learnt: list[list[Tensor]] | None = None, weights: list[list[Tensor]] | None = None, replicas: int = 0,
+    ) -> None:  # fmt: skip
+        self.blocks, self.fixed, self.segments, self.replicas = blocks, [rope, step], segments, replicas
         self.segment = segment or len(blocks)
-        self.learnt = [list(block.parameters()) for block in blocks]
-        self.weights = [[t.detach() for t in (*block.parameters(), *block.buffers())] for block in blocks]
+        self.learnt = learnt or [list(block.parameters()) for block in blocks]
+        self.weights = weights or [[t.detach() for t in (*block.parameters(), *block.buffers())] for block in blocks]
         kinds = {aot.kind(block): i for i, block in reversed(list(enumerate(blocks)))}
         if len(kinds) > aot.MOST_KINDS:
             scheme = type(blocks[0].residuals[0]).__name__
@@ -39,7 +43,8 @@ class CompiledBlocks:
         """The compiled functions of a block for this shape of trunk."""
         key = (self.first[index], x.shape, training)
         if key not in self._functions:
-            self._functions[key] = aot.compiled_block(self.blocks[index], x, *self.fixed, self.segments, training)
+            fixed = *self.fixed, self.segments, self.weights[index]
+            self._functions[key] = aot.compiled_block(self.blocks[index], x, *fixed, training, self.replicas)
         return self._functions[key]
 
     def __call__(self, x: Tensor, start: int = 0, stop: int | None = None, into_grad: bool = True) -> Tensor:

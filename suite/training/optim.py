@@ -21,8 +21,16 @@ def group_of(name: str, parameter: Tensor) -> str:
     return "decay" if parameter.ndim >= 2 else "nodecay"
 
 
+def as_rows(parts: list[FlatParameters]) -> tuple[Tensor, Tensor]:
+    """Move the buffers of R models of one shape into rows of two (R, P) buffers, values and gradients; returns these."""
+    values, grads = (torch.stack([getattr(part, name) for part in parts]) for name in ("values", "grads"))
+    for part, *rows in zip(parts, values, grads, strict=True):
+        part.move(*rows)
+    return values, grads
+
+
 class FlatParameters:
-    """Moves a model's parameters and gradients into two flat float32 buffers, in place; the model keeps its names."""
+    """Moves a model's parameters and gradients into two flat buffers, in place; the model keeps its names."""
 
     def __init__(self, model: nn.Module) -> None:
         named = sorted(model.named_parameters(), key=lambda item: GROUPS.index(group_of(*item)))  # stable sort
@@ -35,9 +43,9 @@ class FlatParameters:
             self.slices[name] = slice(end, end + p.numel())
             end += -(-p.numel() // ALIGN) * ALIGN
             bounds[group][1] = end
-        device = named[0][1].device
-        self.values = torch.zeros(end, device=device)
-        self.grads = torch.zeros(end, device=device)
+        self.named = dict(named)
+        like = named[0][1]
+        self.values, self.grads = (torch.zeros(end, dtype=like.dtype, device=like.device) for _ in range(2))
         for name, p in named:
             place = self.slices[name]
             self.values[place].copy_(p.data.flatten())
@@ -49,6 +57,20 @@ class FlatParameters:
                 leaf = nn.Parameter(self.values[start:stop])
                 leaf.grad = self.grads[start:stop]
                 self.leaves[group] = leaf
+
+    def move(self, values: Tensor, grads: Tensor) -> None:
+        """Take other buffers of the same size, such as rows of a group's; before the optimiser has stepped or after, in place."""
+        with torch.no_grad():
+            values.copy_(self.values), grads.copy_(self.grads)
+        for name, p in self.named.items():
+            place = self.slices[name]
+            p.data, p.grad = values[place].view(p.shape), grads[place].view(p.shape)
+        start = 0
+        for leaf in self.leaves.values():
+            stop = start + leaf.numel()
+            leaf.data, leaf.grad = values[start:stop], grads[start:stop]
+            start = stop
+        self.values, self.grads = values, grads
 
     def adamw(self, *, betas: tuple[float, float], eps: float, weight_decay: float) -> torch.optim.AdamW:
         """Fused AdamW over the flat groups; the learning rate is set by the training loop at every step."""

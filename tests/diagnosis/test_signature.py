@@ -70,7 +70,7 @@ class Replace(nn.Module):
 def state_from(data, *trunks):
     blocks = [Replace(x) for x in trunks]
     dit = SimpleNamespace(blocks=blocks, rope=None, segments=SEGMENTS, step=None,
-                          tokens=lambda z, c: torch.zeros(len(z), 7, 7))  # fmt: skip
+                          enter=lambda z, c: torch.zeros(len(z), 7, 7))  # fmt: skip
     return final_state(stand_in(dit, torch.zeros(4, 3, 7), data))
 
 

@@ -38,7 +38,7 @@ class Replicas:
     """
 
     def __init__(self, dits: Sequence[DiT], values_RP: Tensor, grads_RP: Tensor, slices: dict[str, slice], compiled: bool) -> None:
-        self.dits, first = list(dits), dits[0]
+        first = dits[0]
         shapes = [[(name, t.shape) for name, t in (*dit.named_parameters(), *dit.named_buffers())] for dit in dits]
         if any(other != shapes[0] for other in shapes):
             raise ValueError("replicas must be models of one shape")
@@ -50,6 +50,13 @@ class Replicas:
         shared = ("rope", "step")  # the same for all, and without an axis
         own = [name for name, _ in first.named_buffers() if name not in shared]
         self.buffers = {name: torch.stack([dit.get_buffer(name) for dit in dits]) for name in own}
+        state = {f"dit.{name}": t for name, t in (*self.weights.items(), *self.buffers.items())}
+        reads = {"forward": ("",), "enter": ("embed.", "blocks.0.residuals."),
+                 "leave": ("final.", f"blocks.{len(first.blocks) - 1}.residuals.")}  # fmt: skip
+        self.parts = {  # of a thousand blocks' weights, those that a method of the model reads
+            method: (_Part(first, method), {name: t for name, t in state.items() if name.startswith(tuple(f"dit.{p}" for p in prefixes))})
+            for method, prefixes in reads.items()
+        }
         self.blocks: CompiledBlocks | None = None
         if compiled:
             learnt = [[self.weights[f"blocks.{i}.{name}"] for name, _ in block.named_parameters()] for i, block in enumerate(first.blocks)]
@@ -61,8 +68,7 @@ class Replicas:
 
     def _call(self, method: str, *inputs: Tensor) -> Tensor:
         """A method of the model, batched over its weights and inputs."""
-        part = _Part(self.dits[0], method)
-        state = {f"dit.{name}": t for name, t in (*self.weights.items(), *self.buffers.items())}
+        part, state = self.parts[method]
         return torch.vmap(lambda state, *inputs: torch.func.functional_call(part, state, inputs))(state, *inputs)
 
     def __call__(self, image_RBCHW: Tensor, caption_RBSD: Tensor) -> Tensor:

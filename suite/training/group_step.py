@@ -22,8 +22,8 @@ class GroupStep:
 
     def __init__(self, steps: list[TrainStep], compiled: bool) -> None:
         self.steps, flats = steps, [step.state.flat for step in steps]
-        self.values_RP, self.grads_RP = as_rows(flats)
-        self.replicas = Replicas([step.state.dit for step in steps], self.values_RP, self.grads_RP, flats[0].slices, compiled)
+        values_RP, self.grads_RP = as_rows(flats)
+        self.replicas = Replicas([step.state.dit for step in steps], values_RP, self.grads_RP, flats[0].slices, compiled)
 
     def forward_backward(self, step: int) -> list[tuple[float, float]]:
         """(loss, raw gradient norm) of each run; its gradients, clipped, are in its own flat buffer."""

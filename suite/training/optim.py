@@ -25,7 +25,7 @@ def as_rows(parts: list[FlatParameters]) -> tuple[Tensor, Tensor]:
     """Move the buffers of R models of one shape into rows of two (R, P) buffers, values and gradients; returns these."""
     values, grads = (torch.stack([getattr(part, name) for part in parts]) for name in ("values", "grads"))
     for part, *rows in zip(parts, values, grads, strict=True):
-        part.move(*rows)
+        part.use(*rows)
     return values, grads
 
 
@@ -43,34 +43,22 @@ class FlatParameters:
             self.slices[name] = slice(end, end + p.numel())
             end += -(-p.numel() // ALIGN) * ALIGN
             bounds[group][1] = end
-        self.named = dict(named)
-        like = named[0][1]
-        self.values, self.grads = (torch.zeros(end, dtype=like.dtype, device=like.device) for _ in range(2))
+        self.named, like = dict(named), named[0][1]
+        values, grads = (torch.zeros(end, dtype=like.dtype, device=like.device) for _ in range(2))
         for name, p in named:
-            place = self.slices[name]
-            self.values[place].copy_(p.data.flatten())
-            p.data = self.values[place].view(p.shape)
-            p.grad = self.grads[place].view(p.shape)
-        self.leaves: dict[str, nn.Parameter] = {}
-        for group, (start, stop) in bounds.items():
-            if stop > start:
-                leaf = nn.Parameter(self.values[start:stop])
-                leaf.grad = self.grads[start:stop]
-                self.leaves[group] = leaf
+            values[self.slices[name]].copy_(p.data.flatten())
+        self.groups = {group: slice(start, stop) for group, (start, stop) in bounds.items() if stop > start}
+        self.leaves = {group: nn.Parameter(values[place]) for group, place in self.groups.items()}
+        self.use(values, grads)
 
-    def move(self, values: Tensor, grads: Tensor) -> None:
-        """Take other buffers of the same size, such as rows of a group's; before the optimiser has stepped or after, in place."""
-        with torch.no_grad():
-            values.copy_(self.values), grads.copy_(self.grads)
+    def use(self, values: Tensor, grads: Tensor) -> None:
+        """Make parameters, gradients and the optimiser's leaves views of these buffers, laid out as `slices` has it; nothing is copied."""
+        self.values, self.grads = values, grads
         for name, p in self.named.items():
             place = self.slices[name]
             p.data, p.grad = values[place].view(p.shape), grads[place].view(p.shape)
-        start = 0
-        for leaf in self.leaves.values():
-            stop = start + leaf.numel()
-            leaf.data, leaf.grad = values[start:stop], grads[start:stop]
-            start = stop
-        self.values, self.grads = values, grads
+        for group, leaf in self.leaves.items():
+            leaf.data, leaf.grad = values[self.groups[group]], grads[self.groups[group]]
 
     def adamw(self, *, betas: tuple[float, float], eps: float, weight_decay: float) -> torch.optim.AdamW:
         """Fused AdamW over the flat groups; the learning rate is set by the training loop at every step."""

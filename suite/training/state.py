@@ -31,9 +31,7 @@ def build_model(run: Run, channels: int, image_size: int) -> DiT:
 class RunState:
     """Weights and optimiser state after `step` updates, and what the run has recorded so far."""
 
-    def __init__(
-        self, run: Run, channels: int, image_size: int, device: torch.device, prepare: Callable = lambda optimizer: optimizer
-    ) -> None:
+    def __init__(self, run: Run, channels: int, image_size: int, device: torch.device, prepare: Callable) -> None:
         """Draw the weights on a CPU, move them to `device`. prepare: what Accelerate does to an optimiser."""
         p, self.run_id = run.protocol, run.run_id
         self.dit = build_model(run, channels, image_size)

@@ -2,11 +2,9 @@
 
 import pytest
 import torch
+from entries import ENTRIES
 
-from suite import registry
 from suite.residual import EPS, centered, rms_norm, token_mean
-
-ENTRIES = [(name, arm) for name in registry.names() for arm in registry.ARMS if name in registry.names(arm)]
 
 
 @pytest.fixture

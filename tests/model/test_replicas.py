@@ -4,14 +4,12 @@ import math
 
 import pytest
 import torch
+from entries import ENTRIES
 from test_compiled_blocks import interpreted
 
-from suite import registry
 from suite.model import aot
 from suite.model.replicas import Replicas
 from suite.training.optim import FlatParameters, as_rows
-
-ENTRIES = [(name, arm) for arm in registry.ARMS for name in registry.names(arm)]
 
 
 def models(tiny_model, name, arm, count, dtype):

@@ -6,11 +6,11 @@ T tokens, D width. Projectors are explicit T x T matrices here, so nothing is ch
 
 import pytest
 import torch
+from entries import ENTRIES
 
 from suite import registry
 from suite.residual import Context, Residual, Site
 
-ENTRIES = [(name, arm) for arm in registry.ARMS for name in registry.names(arm)]
 every_scheme = pytest.mark.parametrize(("name", "arm"), ENTRIES, ids=["-".join(e) for e in ENTRIES])
 SEGMENTS = (4, 3)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from entries import ENTRIES
 
-from suite import registry
 from suite.sweep.execute import load_data
 from suite.sweep.plan import Selection, make_plan
 from suite.training.group_step import GroupStep
@@ -35,7 +35,7 @@ def take(members, group, steps, poison=None):
     return curves
 
 
-@pytest.mark.parametrize(("scheme", "arm"), [(name, arm) for arm in registry.ARMS for name in registry.names(arm)])
+@pytest.mark.parametrize(("scheme", "arm"), ENTRIES)
 def test_each_run_is_as_alone(scheme, arm):
     members = trainers(scheme, arm)
     curves = take(members, GroupStep([t.train_step for t in members], compiled=False), range(1, 9))

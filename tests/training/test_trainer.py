@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from entries import ENTRIES
 
 from suite import registry
 from suite.protocol import PROTOCOLS, Run
@@ -24,7 +25,6 @@ from suite.training.trainer import Trainer
 
 torch.set_num_threads(1)
 GOLDEN = Path(__file__).with_name("golden.json")
-ENTRIES = [(name, arm) for name in registry.names() for arm in registry.ARMS if name in registry.names(arm)]
 LAST = 14  # steps of a smoke run
 
 

@@ -75,11 +75,13 @@ def sample(
     guidance: float,
     noise: torch.Generator,
     chunk: int,
+    runs: tuple[int, ...] = (),
 ) -> Tensor:
     """Euler from t = 1 (noise) to 0 with classifier-free guidance: v = v_empty + w (v_caption - v_empty).
 
-    velocity(z, captions) is called with 2 * chunk rows: guided and unguided halves in one forward. Returns (B, C, H, W).
-    Noise is drawn for all samples at once, so results do not depend on `chunk`. Steps are uniform in t (no time shift).
+    velocity(z, captions) is called with 2 * chunk rows, guided and unguided halves in one forward, behind the axis of `runs`, if
+    it is that of several. Returns (*runs, B, C, H, W). Noise is drawn for all samples at once, and is the same for every run, so
+    results do not depend on `chunk`. Steps are uniform in t (no time shift).
     """
     z_all = torch.randn(len(captions_BSD), *shape, generator=noise).to(captions_BSD.device)
     done = []
@@ -89,8 +91,9 @@ def sample(
             z = torch.cat([z, z.new_zeros(chunk - rows, *shape)])
             cap = torch.cat([cap, cap.new_zeros(chunk - rows, *cap.shape[1:])])
         both = torch.cat([cap, empty_SD.expand_as(cap)])
+        z, both = z.expand(*runs, *z.shape), both.expand(*runs, *both.shape)
         for _ in range(nfe):
-            v_caption, v_empty = velocity(torch.cat([z, z]), both).chunk(2)
+            v_caption, v_empty = velocity(torch.cat([z, z], -4), both).chunk(2, -4)
             z = z + (v_empty + guidance * (v_caption - v_empty)) / nfe
-        done.append(z[:rows])
-    return torch.cat(done).float()
+        done.append(z[..., :rows, :, :, :])
+    return torch.cat(done, -4).float()

@@ -4,12 +4,13 @@ Two, not one: between the gradients and the update lie the audit's look at both 
 gradient is not finite is not applied. Each replay reads and writes the addresses it was captured at, so the batch and
 the learning rate live in tensors of our own, and what the device has to know may not pass through Python: no `.item()`,
 no copy from the host. Replayed kernels are those of the step without a graph, so no bit changes.
+A run whose update is withheld is told apart on the device too, by the optimiser's `found_inf`, so that one graph serves a group.
 Not run on a GPU yet. On a CPU a test compares what two steps would bake in, with the capture left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from torch import Tensor
 WARM_UP = 3  # executions before capture: they compile the blocks, load the kernels and size the workspaces
 
 Replay = Callable[[], None]
-Gradients = Callable[..., tuple[Tensor, Tensor]]
 
 
 def capture(function: Callable[[], object], warm_up: int) -> tuple[Replay, object]:
@@ -34,43 +34,67 @@ def capture(function: Callable[[], object], warm_up: int) -> tuple[Replay, objec
     return graph.replay, result
 
 
-class StepGraphs:
-    """Gradients and update of one model and optimiser, captured at first use and replayed from then on.
+class Graphed:
+    """A pure function of tensors, captured at first use for each set of shapes and replayed from then on.
 
-    gradients: from a batch's tensors to (loss, raw norm), both 0-dim, leaving clipped gradients where the optimiser finds
-    them; a pure function of its inputs and the weights. optimizer: fused AdamW, maybe in Accelerate's wrapper.
+    What else it reads must stay at its address: whoever holds this object holds that too. A result is valid until the next call.
     """
 
-    def __init__(self, gradients: Gradients, optimizer: torch.optim.Optimizer, device: torch.device, capture=capture) -> None:
-        self._gradients, self._optimizer, self._capture = gradients, optimizer, capture
-        self._rate = torch.zeros((), device=device)  # a number would be baked in
-        for group in optimizer.param_groups:
-            group["lr"] = self._rate
-        self._batch: list[Tensor] = []
-        self._replay_gradients: Replay | None = None
-        self._replay_update: Replay | None = None
+    def __init__(self, function: Callable[..., object], capture=capture) -> None:
+        self._function, self._capture = function, capture
+        self._captured: dict[tuple[torch.Size, ...], tuple[list[Tensor], Replay, object]] = {}
+
+    def __call__(self, *inputs: Tensor):
+        shapes = tuple(t.shape for t in inputs)
+        if shapes not in self._captured:
+            with torch.inference_mode(False):  # a tensor made in inference could not be written outside it
+                mine = [t.clone() for t in inputs]
+            self._captured[shapes] = (mine, *self._capture(lambda: self._function(*mine), WARM_UP))
+        mine, replay, result = self._captured[shapes]
+        for own, new in zip(mine, inputs, strict=True):
+            own.copy_(new)
+        replay()
+        return result
+
+
+class StepGraphs:
+    """Gradients and update of one model and its optimisers, one a run, captured at first use and replayed from then on.
+
+    gradients: from a batch's tensors to (loss, raw norm), leaving clipped gradients where the optimisers find them; a pure
+    function of its inputs and the weights. optimizers: fused AdamW, maybe in Accelerate's wrapper.
+    """
+
+    def __init__(
+        self, gradients: Callable[..., tuple[Tensor, Tensor]], optimizers: Sequence[torch.optim.Optimizer], device: torch.device,
+        capture=capture,
+    ) -> None:  # fmt: skip
+        self.gradients = Graphed(gradients, capture)
+        self._optimizers, self._capture = optimizers, capture
+        self._rate_R, self._withheld_R = torch.zeros(2, len(optimizers), device=device)  # numbers would be baked in
+        for optimizer, rate, withheld in zip(optimizers, self._rate_R, self._withheld_R, strict=True):
+            getattr(optimizer, "optimizer", optimizer).found_inf = withheld
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        self._replay: Replay | None = None
         self._captured_state: list[int] = []
 
-    def gradients(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        """(loss, raw norm) of a batch of always the same shapes; valid until the next call."""
-        if self._replay_gradients is None:
-            self._batch = [t.clone() for t in batch]
-            self._replay_gradients, self._result = self._capture(lambda: self._gradients(*self._batch), WARM_UP)
-        for mine, new in zip(self._batch, batch, strict=True):
-            mine.copy_(new)
-        self._replay_gradients()
-        return self._result
+    def _step(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.step()
 
-    def update(self, rate: float) -> None:
-        """One optimiser step at a learning rate. Without state (the first, or after a restore to step 0) it makes some, uncaptured."""
-        self._rate.fill_(rate)
-        state = [t.data_ptr() for s in self._optimizer.state.values() for t in s.values()]
-        if not state:
-            self._optimizer.step()
-            return
-        if state != self._captured_state:  # the first time, or a restored checkpoint brought other tensors
-            for group in self._optimizer.param_groups:
+    def update(self, rates: Sequence[float], applied: Sequence[bool]) -> None:
+        """One optimiser step of each run at its rate, but of those only that are `applied`.
+
+        Where there is no state (at the first step, or after a restore to step 0) some is made, uncaptured.
+        """
+        self._rate_R.copy_(torch.tensor(rates))
+        self._withheld_R.copy_(~torch.tensor(applied))
+        states = [[t.data_ptr() for s in o.state.values() for t in s.values()] for o in self._optimizers]
+        if not all(states):
+            return self._step()
+        if sum(states, []) != self._captured_state:  # the first time, or a restored checkpoint brought other tensors
+            for group in [group for optimizer in self._optimizers for group in optimizer.param_groups]:
                 group["capturable"] = True  # fused AdamW is in any case; torch wants to be told
-            self._replay_update, _ = self._capture(self._optimizer.step, 0)
-            self._captured_state = state
-        self._replay_update()
+            self._replay, _ = self._capture(self._step, 0)
+            self._captured_state = sum(states, [])
+        self._replay()

@@ -1,6 +1,7 @@
 """Held-out loss and samples: no training random numbers, one fixed shape of forward, the same draws for every run.
 
-Shapes: B batch, C channels, H, W pixels, S caption tokens, D width.
+Shapes: B batch, C channels, H, W pixels, S caption tokens, D width; * is the axis of runs where a group of them is evaluated as
+one, and nothing where it is one run.
 """
 
 from __future__ import annotations
@@ -15,34 +16,46 @@ from suite.protocol import Protocol
 from suite.training.data import Data
 
 EVAL_ROWS = 64  # rows of every forward outside training: one shape, so that inference compiles once
+DEVICE_ELEMENTS = 1 << 24  # of the trunk of one run in such a forward on a GPU, which a few rows would leave idle; 64 MiB
 
 
 class Evaluation:
-    """velocity(z_BCHW, captions_BSD) is the model as it is when called; captions: the table, on the model's device, last row empty."""
+    """velocity(z_*BCHW, captions_*BSD) is the model as it is when called; captions: the table, on the model's device, last row empty.
 
-    def __init__(self, velocity: Callable[[Tensor, Tensor], Tensor], captions: Tensor, data: Data, protocol: Protocol) -> None:
-        self.velocity, self.captions, self.data, self.protocol = velocity, captions, data, protocol
+    runs: (R,) where velocity is that of a group of R runs.
+    """
+
+    def __init__(
+        self, velocity: Callable[[Tensor, Tensor], Tensor], captions: Tensor, data: Data, protocol: Protocol, runs: tuple[int, ...] = ()
+    ) -> None:
+        self.velocity, self.captions, self.data, self.protocol, self.runs = velocity, captions, data, protocol, runs
+        pixels = data.images_NCHW[0, 0].numel()
+        trunk = (pixels // protocol.patch**2 + protocol.caption_tokens) * protocol.width
+        self.rows = EVAL_ROWS if captions.device.type == "cpu" else max(EVAL_ROWS, DEVICE_ELEMENTS // trunk)
 
     @torch.inference_mode()
-    def heldout_loss(self) -> float:
-        """Loss on the held-out images with fixed t and noise, captions never dropped; the same for every run."""
-        rows = self.data.heldout
+    def heldout_loss(self) -> Tensor:
+        """(*) float64 losses on the held-out images with fixed t and noise, captions never dropped; the same for every run."""
+        index = self.data.heldout
         whole = flow.make_batch(
-            self.data.images_NCHW[rows], self.data.labels_N[rows], self.data.classes, 0.0, flow.generator("heldout")
+            self.data.images_NCHW[index], self.data.labels_N[index], self.data.classes, 0.0, flow.generator("heldout")
         )
-        total, n = 0.0, len(rows)
-        for i in range(0, n, EVAL_ROWS):
-            index = torch.arange(i, i + EVAL_ROWS).clamp(max=n - 1)
-            z, target, _, caption = (part[index].to(self.captions.device) for part in whole)
-            error_B = (self.velocity(z, self.captions[caption]).float() - target).square().mean((1, 2, 3))
-            total += error_B[: n - i].double().sum().item()
+        total, n = 0.0, len(index)
+        rows = self.rows if self.rows <= EVAL_ROWS else min(self.rows, n)
+        for i in range(0, n, rows):
+            part = torch.arange(i, i + rows).clamp(max=n - 1)
+            z, target, _, caption = (of[part].to(self.captions.device) for of in whole)
+            velocity = self.velocity(*(t.expand(*self.runs, *t.shape) for t in (z, self.captions[caption])))
+            error = (velocity.float() - target).square().mean((-3, -2, -1))
+            total += error[..., : n - i].double().sum(-1)
         return total / n
 
     def sample(self, n: int) -> tuple[Tensor, Tensor]:
-        """n samples in pixel units on the CPU, and their labels 0, 1, 2, ... in turn; the same noise for every run."""
+        """(*, n, C, H, W) samples in pixel units on the CPU, and their labels 0, 1, 2, ... in turn; the same noise for every run."""
         labels = torch.arange(n) % self.data.classes
+        chunk = EVAL_ROWS // 2 if self.rows <= EVAL_ROWS else min(n, self.rows // 2)
         images = flow.sample(
             self.velocity, self.captions[labels.to(self.captions.device)], self.captions[-1], tuple(self.data.images_NCHW.shape[1:]),
-            nfe=self.protocol.nfe, guidance=self.protocol.guidance, noise=flow.generator("samples"), chunk=EVAL_ROWS // 2,
+            nfe=self.protocol.nfe, guidance=self.protocol.guidance, noise=flow.generator("samples"), chunk=chunk, runs=self.runs,
         )  # fmt: skip
         return self.data.pixels(images.cpu()), labels

@@ -29,7 +29,7 @@ class TrainStep:
         if run.compiled:
             state.dit.compile()
             if self.device.type == "cuda" and accelerator.num_processes == 1:  # an all-reduce in a graph is not tried
-                self.graphs = StepGraphs(self.gradients, state.optimizer, self.device)
+                self.graphs = StepGraphs(self.gradients, [state.optimizer], self.device)
 
     def batch(self, step: int) -> flow.Batch:
         """This process's share of the global batch of a step, on the device."""
@@ -62,11 +62,14 @@ class TrainStep:
         loss, norm = (self.graphs or self).gradients(*self.batch(step))
         return loss.item(), norm.item()
 
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: linear warm-up, then constant."""
+        return self.run.lr * min(1.0, step / self.run.protocol.warmup)
+
     def update(self, step: int) -> None:
-        """Apply AdamW with linear warm-up, then a constant rate."""
-        rate = self.run.lr * min(1.0, step / self.run.protocol.warmup)
+        """Apply AdamW."""
         if self.graphs:
-            return self.graphs.update(rate)
+            return self.graphs.update([self.rate(step)], [True])
         for group in self.state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.rate(step)
         self.state.optimizer.step()

@@ -51,15 +51,19 @@ class Trainer:
         step = self.state.step + 1
         with self.clock.timed("train" if self.clock.counts["compile"] else "compile"):
             loss, norm = self.train_step.forward_backward(step)
+        alive = self.note(step, loss, norm, before_update)
+        if alive:
+            with self.clock.timed("train", 0):
+                self.train_step.update(step)
+            self.state.step = step
+        return alive
+
+    def note(self, step: int, loss: float, norm: float, before_update: Observer | None = None) -> bool:
+        """Enter a step's loss and gradient norm into the curve and let the observer look; whether the update may be applied."""
         self.state.curve.append((step, loss, norm))
         if before_update is not None:
             before_update(step)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            return False
-        with self.clock.timed("train", 0):
-            self.train_step.update(step)
-        self.state.step = step
-        return True
+        return math.isfinite(loss) and math.isfinite(norm)
 
     def save(self) -> None:
         """Checkpoint the state, by the first process for all."""
@@ -79,34 +83,47 @@ class Trainer:
         )
 
     def finished(self) -> bool:
-        """Whether the run ends here: its length, or `after_crash` steps beyond a confirmed crash."""
-        step = self.state.step
-        if step >= self.run.protocol.length:
+        """Whether the run ends here: its length, a step that was not finite, or `after_crash` steps beyond a confirmed crash."""
+        step, curve = self.state.step, self.state.curve
+        if step >= self.run.protocol.length or (curve and curve[-1][0] > step):
             return True
-        if not self.state.curve or step % JUDGE_EVERY:
+        if not curve or step % JUDGE_EVERY:
             return False
         verdict = self.judge()
         if verdict.confirmed:
             self.keep_from = max(0, verdict.crash_step - REPLAY_BEFORE - 1)
         return verdict.confirmed and step >= verdict.crash_step + self.run.protocol.after_crash
 
+    def begin(self) -> None:
+        """What comes before the first step."""
+        if self.run.protocol.audit_every and self.state.step == 0 and not self.state.curve:
+            self.save()  # a crash in the first steps is replayed from here
+
+    def measures_heldout(self) -> bool:
+        """Whether the held-out loss is due after this step."""
+        p, step = self.run.protocol, self.state.step
+        return step % p.heldout_every == 0 or step == p.length
+
+    def checkpoint(self) -> None:
+        """Save, where the step is one at which that is due."""
+        if self.state.step % self.run.protocol.checkpoint_every == 0:
+            self.save()
+
     def train(
         self, report: Report | None = None, before_update: Observer | None = None, after_update: Observer | None = None
     ) -> None:
         """Train to the end from wherever the run is: fresh, or restored from a checkpoint."""
-        p, state = self.run.protocol, self.state
-        if p.audit_every and state.step == 0:
-            self.save()  # a crash in the first steps is replayed from here
+        state = self.state
+        self.begin()
         while not self.finished():
             alive = self.advance(before_update)
             if report:
                 report(state.curve[-1][0], state.curve[-1][1])
             if not alive:
                 return
-            if state.step % p.heldout_every == 0 or state.step == p.length:
+            if self.measures_heldout():
                 with self.clock.timed("heldout"):
-                    state.evals.append((state.step, self.evaluation.heldout_loss()))
+                    state.evals.append((state.step, float(self.evaluation.heldout_loss())))
             if after_update is not None:
                 after_update(state.step)
-            if state.step % p.checkpoint_every == 0:
-                self.save()
+            self.checkpoint()

@@ -54,7 +54,7 @@ def trainer(tmp_path):
 
 
 def graphed(t, capture=CAPTURE):
-    return cuda_graph.StepGraphs(t.train_step.gradients, t.state.optimizer, t.device, capture)
+    return cuda_graph.StepGraphs(t.train_step.gradients, [t.state.optimizer], t.device, capture)
 
 
 def advance(t, graphs, step):

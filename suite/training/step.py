@@ -18,15 +18,17 @@ from suite.training.state import RunState
 class TrainStep:
     """Changes a `RunState`'s weights, and nothing else of it. Everything here is a pure function of (run, data, step, weights)."""
 
-    def __init__(self, run: Run, data: Data, state: RunState, accelerator: Accelerator) -> None:
+    def __init__(self, run: Run, data: Data, state: RunState, accelerator: Accelerator, alone: bool = True) -> None:
+        """alone: False for a run that a `GroupStep` will make a row of its model."""
         p = run.protocol
         self.run, self.state, self.accelerator, self.device = run, state, accelerator, accelerator.device
         self.captions = flow.caption_table(data.classes, p.caption_tokens, p.width).to(self.device)
         self.batches = flow.Batches(
             data.images_NCHW[data.train], data.labels_N[data.train], data.classes, p.batch, p.caption_drop, run.seed
         )
+        self.row = None  # of a group, which then takes the steps
         self.graphs: StepGraphs | None = None
-        if run.compiled:
+        if run.compiled and alone:
             state.dit.compile()
             if self.device.type == "cuda" and accelerator.num_processes == 1:  # an all-reduce in a graph is not tried
                 self.graphs = StepGraphs(self.gradients, [state.optimizer], self.device)
@@ -58,6 +60,8 @@ class TrainStep:
 
     def forward_backward(self, step: int) -> tuple[float, float]:
         """Gradients of a step, clipped, in the flat buffer; returns (loss, raw gradient norm)."""
+        if self.row:
+            return self.row.forward_backward(step)
         self.state.dit.step.fill_(step)
         loss, norm = (self.graphs or self).gradients(*self.batch(step))
         return loss.item(), norm.item()
@@ -67,9 +71,16 @@ class TrainStep:
         return self.run.lr * min(1.0, step / self.run.protocol.warmup)
 
     def update(self, step: int) -> None:
-        """Apply AdamW."""
-        if self.graphs:
-            return self.graphs.update([self.rate(step)], [True])
+        """Apply AdamW, by whatever took the gradients."""
+        if self.row:
+            self.row.update(step)
+        elif self.graphs:
+            self.graphs.update([self.rate(step)], [True])
+        else:
+            self.apply(step)
+
+    def apply(self, step: int) -> None:
+        """Apply AdamW at the step's rate, kernel by kernel."""
         for group in self.state.optimizer.param_groups:
             group["lr"] = self.rate(step)
         self.state.optimizer.step()

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from suite.protocol import Run
 from suite.training.clock import Clock
+from suite.training.cuda_graph import Graphed
 from suite.training.data import Data
 from suite.training.evaluation import Evaluation
 from suite.training.state import RunState
@@ -27,13 +28,15 @@ Observer = Callable[[int], None]  # called with the step; may read the trainer a
 class Trainer:
     """One run in memory. Every method that trains is a pure function of (run, data, step)."""
 
-    def __init__(self, run: Run, data: Data, folder: Path) -> None:
+    def __init__(self, run: Run, data: Data, folder: Path, alone: bool = True) -> None:
+        """alone: False for a run that is trained in a group (suite.training.group)."""
         self.run, self.data, self.folder, p = run, data, folder, run.protocol
         self.accelerator = Accelerator(mixed_precision="bf16" if p.dtype == "bf16" else "no")
         channels, size = data.images_NCHW.shape[1:3]
         self.state = RunState(run, channels, size, self.device, self.accelerator.prepare)
-        self.train_step = TrainStep(run, data, self.state, self.accelerator)
-        self.evaluation = Evaluation(self.train_step.velocity, self.train_step.captions, data, p)
+        self.train_step = TrainStep(run, data, self.state, self.accelerator, alone)
+        velocity = Graphed(self.train_step.velocity) if self.train_step.graphs else self.train_step.velocity
+        self.evaluation = Evaluation(velocity, self.train_step.captions, data, p)
         self.clock = Clock()
         self.constant_loss = data.constant_loss(p.patch)
         self.keep_from: int | None = None  # a checkpoint at or before this step must stay, for a replay

@@ -30,8 +30,7 @@ def take(members, group, steps, poison=None):
             curves[r].append((step, loss, norm))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 alive.discard(r)
-            if r in alive:
-                members[r].train_step.update(step)
+        group.update(step, [r in alive for r in range(len(members))])
     return curves
 
 

@@ -111,7 +111,9 @@ def parser() -> argparse.ArgumentParser:
     _selection_flags(add("plan", help="the runs of a selection, and which are done"))
     run = add("run", help="train what is not done yet")
     _selection_flags(run)
-    run.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one per usable core)")
+    run.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one per GPU, or per usable core)")
+    run.add_argument("--replicas", type=_positive, metavar="N",
+                     help="most runs, alike but for rate and seed, that are trained as one model (default: 1 on a CPU, by depth on CUDA)")
     run.add_argument("--features", choices=("digits", "inception"), default="digits", help="network behind FID (default: digits)")
     run.add_argument("--executor", choices=("local", "slurm"), default="local", help="this machine, or a Slurm cluster (default: local)")
     run.add_argument("--slurm", type=_text, action="append", default=[], metavar="K=V,...",
@@ -211,15 +213,15 @@ def _run(args) -> int:
         with _interruptible():
             return run_on_slurm(
                 runs, args.results.resolve(), settings=args.slurm, workers=args.workers, features=args.features, kernels=args.kernels,
-                plugins=args.plugin, retry=args.retry_failed,
+                replicas=args.replicas, plugins=args.plugin, retry=args.retry_failed,
             )  # fmt: skip
     if args.workers and args.workers > cores:
         print(f"--workers {args.workers}: only {cores} cores may be used, so {cores} workers", file=sys.stderr)
     from suite.sweep.sweep import Sweep
 
     sweep = Sweep(
-        runs, args.results.resolve(), workers=min(args.workers or cores, cores), features=args.features,
-        plugins=args.plugin, retry=args.retry_failed, kernels=args.kernels,
+        runs, args.results.resolve(), workers=environment.workers(args.workers), features=args.features,
+        plugins=args.plugin, retry=args.retry_failed, kernels=args.kernels, replicas=args.replicas,
     )  # fmt: skip
     (args.results / ".work").mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused here
     backlog = sweep.backlog
@@ -311,7 +313,7 @@ def _verify(args) -> int:
     print(f"{args.results}: {checked} runs{' and their pictures' if drawn else ''} checked, {len(problems)} problems")
     if not args.rerun:
         return 1 if problems or not checked else 0
-    rows = rerun(args.results, args.rerun, args.seed[0], environment.usable_cores())
+    rows = rerun(args.results, args.rerun, args.seed[0], environment.workers(None))
     print(format_table(rows, ("run", "compared", "agrees", "why")))
     return 0 if not problems and all(row["agrees"] for row in rows) else 1
 

@@ -54,6 +54,14 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def cards() -> int:
+    """CUDA devices that Accelerate would train on."""
+    import torch
+    from accelerate.utils import parse_flag_from_env
+
+    return 0 if parse_flag_from_env("ACCELERATE_USE_CPU") else torch.cuda.device_count()
+
+
 def usable_cores() -> int:
     """Cores this process may use: affinity and cgroup quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -64,6 +72,11 @@ def usable_cores() -> int:
     except (OSError, ValueError):
         pass
     return cores
+
+
+def workers(wanted: int | None) -> int:
+    """Worker processes: as many as are `wanted`, or one per card, or per usable core where there is no card; never more than cores."""
+    return min(wanted or cards() or usable_cores(), usable_cores())
 
 
 def package(name: str) -> str:

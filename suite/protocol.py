@@ -62,6 +62,7 @@ class Protocol:
     compiled: bool = True
     dtype: str = "fp32"  # not stated in the paper
     checkpoint_blocks: bool = False  # recompute activations in backward, by segments of about sqrt(depth) blocks
+    group_blocks: int = 12_000  # blocks that a GPU trains as one model: of the probe on an H100, 120 runs of 100 blocks
     # plan
     cells: tuple[Cell, ...] = field(default=tuple(Cell(s) for s in SCHEMES))
     depths: tuple[int, ...] = (25, 50, 100)
@@ -76,7 +77,8 @@ class Protocol:
 
     def settings(self) -> dict[str, object]:
         """What goes into run ids: all but the plan and the prose."""
-        return {k: v for k, v in asdict(self).items() if k not in ("purpose", "cells", "depths", "lrs", "seeds", "data")}
+        plan = ("purpose", "group_blocks", "cells", "depths", "lrs", "seeds", "data")
+        return {k: v for k, v in asdict(self).items() if k not in plan}
 
 
 def _presets() -> dict[str, Protocol]:
@@ -124,7 +126,7 @@ def _presets() -> dict[str, Protocol]:
             Protocol(
                 "paper", 2, "Table 3 of arXiv:2605.06169 exactly, for 8 to 16 H100", width=1024, heads=8, ffn=3072,
                 patch=1, caption_tokens=256, batch=1024, warmup=1000, horizon=100_000, window=1000, heldout_every=5000,
-                checkpoint_every=1000, dtype="bf16", checkpoint_blocks=True, depths=(400, 1000), lrs=(1.5625e-4,),
+                checkpoint_every=1000, dtype="bf16", checkpoint_blocks=True, group_blocks=0, depths=(400, 1000), lrs=(1.5625e-4,),
                 data="parquet:latents.parquet",
                 cells=(Cell("plain"), Cell("layerscale", writers="std"), Cell("mvsplit", params="beta=1"),
                        Cell("mvsplit", params="beta=0.03")),

@@ -12,11 +12,12 @@ from suite.evidence.report import readme_differs
 from suite.protocol import PROTOCOLS, Run
 from suite.records.completeness import Parts, check_parts
 from suite.records.tables import TABLES, Store, TableError, check_folder, read_rows, table_path
+from suite.sweep.groups import group_id, group_order
 from suite.verdict import crash
 
 EARLY = 20  # steps compared on another processor: later ones drift apart, exponentially, from rounding
 EARLY_RTOL = 1e-3  # eager against compiled differs by 4e-6 in a step; two processors should not differ by more than this
-SAME_MACHINE = ("cpu_model", "cpu_isa", "compiler", "python", "torch", "commit", "threads", "device")
+SAME_MACHINE = ("cpu_model", "cpu_isa", "compiler", "python", "torch", "commit", "threads", "device", "replicas", "group")
 JUDGED = ("outcome", "crash_step", "confirmed", "last_step", "best_loss", "final_loss", "max_grad_norm", "spikes")
 
 
@@ -104,7 +105,10 @@ def _same(cell: str, value: object) -> bool:
 
 
 def rerun(results: Path, k: int, seed: int, workers: int) -> list[dict[str, object]]:
-    """Re-train k randomly chosen committed runs aside; one row a run: what was compared, and whether it agrees."""
+    """Re-train k randomly chosen committed runs aside; one row a run: what was compared, and whether it agrees.
+
+    A run that was trained as one model with others is trained with the same ones again, where all of them are in the tables.
+    """
     from suite.sweep.sweep import Sweep
 
     candidates = []
@@ -115,15 +119,24 @@ def rerun(results: Path, k: int, seed: int, workers: int) -> list[dict[str, obje
     if not candidates:
         raise ValueError(f"{results}: no finished runs to repeat")
     chosen = random.Random(seed).sample(candidates, min(k, len(candidates)))
-    runs = [run_of(row) for _, row in chosen]
-    out = []
+    runs, out = [run_of(row) for _, row in chosen], []
+    parties = [_party(folder, row) for folder, row in chosen]
+    alone = [run for (run,) in (party for party in parties if len(party) == 1)]
+    groups = {group_id(party): party for party in parties if len(party) > 1}
     with tempfile.TemporaryDirectory(prefix="screambench-verify-") as aside:
-        Sweep(runs, Path(aside), workers=workers, features="digits", plugins=(), retry=False).run()
+        for together, size in ((alone, 1), *((group, len(group)) for group in groups.values())):
+            Sweep(together, Path(aside), workers=workers, features="digits", plugins=(), retry=False, replicas=size).run()
         for (folder, row), run in zip(chosen, runs, strict=True):
             new_folder = Path(aside) / folder.name
             new = {r["run_id"]: r for r in Store(new_folder).runs()}.get(run.run_id)
             out.append({"run": run.label(), **_compare(folder, row, new_folder, new)})
     return out
+
+
+def _party(folder: Path, row: dict[str, str]) -> list[Run]:
+    """The runs to train as one model to repeat this one: those of its group if the tables hold them all, else itself."""
+    mates = [run_of(other) for other in Store(folder).runs() if row["group"] and other["group"] == row["group"]]
+    return mates if mates and group_id(sorted(mates, key=group_order)) == row["group"] else [run_of(row)]
 
 
 def _compare(folder: Path, row: dict[str, str], new_folder: Path, new: dict[str, str] | None) -> dict[str, object]:

@@ -11,7 +11,7 @@ Frobenius norms. Equation and table numbers are those of arXiv:2605.06169.
 
 from dataclasses import dataclass
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ RUNS = (
     _text("kernels", "fused GPU kernels that did the merges, and their triton; empty for the plain formulas (changes rounding)"),
     _integer("threads", "1", "compute threads of the process (changes rounding)"),
     _integer("processes", "1", "data-parallel processes the run trained in (changes rounding)"),
+    _integer("replicas", "1", "runs that were trained as one model with this one, itself included (changes rounding)"),
+    _text("group", "digest of the run ids of that model, in their order; empty for a run trained alone"),
     _text("code_digest", "digest of the scheme's code without comments and docstrings"),
     _text("commit", "commit of this repository, with -dirty where the tree had changes"),
     _text("python", "Python version"),

@@ -1,4 +1,4 @@
-"""What a sweep has left to do: the runs of a plan that are not done, handed out one by one, each to one taker."""
+"""What a sweep has left to do: the runs of a plan that are not done, in groups, handed out one by one, each to one taker."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from suite.protocol import Run
 from suite.records.completeness import lacking
 from suite.records.tables import Store
 from suite.sweep.claim import Claim
+from suite.sweep.groups import in_groups, label
 
 BUSY_WAIT = 2.0  # seconds before looking again at a run that another sweep holds
 
@@ -17,34 +18,38 @@ BUSY_WAIT = 2.0  # seconds before looking again at a run that another sweep hold
 class Backlog:
     """The runs of a plan by what the tables say of them when the sweep begins, and the queue of those to train."""
 
-    def __init__(self, runs: list[Run], results: Path, stores: dict[str, Store], retry: bool) -> None:
-        """stores: by protocol name. retry: runs that broke before are to do again."""
+    def __init__(self, runs: list[Run], results: Path, stores: dict[str, Store], retry: bool, replicas: int | None) -> None:
+        """stores: by protocol name. retry: runs that broke before are to do again. replicas: size of a group, as `in_groups` has it."""
         self.results = results
         lacks = {run_id: words for store in stores.values() for run_id, words in lacking(store).items()}
         done: set[str] = set().union(*(s.done_ids() for s in stores.values())) - set(lacks)
         self.failed_before: set[str] = set().union(*(s.failed_ids() for s in stores.values()))
         skip = done if retry else done | self.failed_before
         todo = [run for run in runs if run.run_id not in skip]
-        self.todo = sorted(todo, key=lambda r: -r.depth)  # the longest first, so that the end is not one run
+        groups = in_groups(todo, replicas)
+        self.todo = sorted(groups, key=lambda group: -group[0].depth)  # the longest first, so that the end is not one run
         self.skipped, self.total = len(runs) - len(todo), len(todo)
-        self.partial = [(run, lacks[run.run_id]) for run in self.todo if run.run_id in lacks]  # done once, but a part is gone
+        self.partial = [(run, lacks[run.run_id]) for run in todo if run.run_id in lacks]  # done once, but a part is gone
         self.old_failures = 0 if retry else sum(r.run_id in self.failed_before for r in runs)
         self.done_before = [run.run_id for run in runs if run.run_id in done]
         self._guard, self._waiting = threading.Lock(), set()
 
-    def take(self, stop: threading.Event, say: Callable[[str], None]) -> tuple[Run, Claim] | None:
-        """A run that nobody else holds, with a hold on it; waits while every one left is held by another sweep. None at the end."""
+    def take(self, stop: threading.Event, say: Callable[[str], None]) -> tuple[list[Run], list[Claim]] | None:
+        """A group of which nobody else holds a run, with a hold on each; waits while others hold every one left. None at the end."""
         while not stop.is_set():
             with self._guard:
                 if not self.todo:
                     return None
-                for run in list(self.todo):
-                    claim = Claim(self.results, run.run_id)
-                    if claim.take():
-                        self.todo.remove(run)
-                        return run, claim
-                    if run.run_id not in self._waiting:
-                        self._waiting.add(run.run_id)
-                        say(f"{run.label()}: another sweep holds it; taking others, then waiting")
+                for group in list(self.todo):
+                    claims = [Claim(self.results, run.run_id) for run in group]
+                    taken = [claim for claim in claims if claim.take()]
+                    if len(taken) == len(claims):
+                        self.todo.remove(group)
+                        return group, claims
+                    for claim in taken:
+                        claim.drop()
+                    if group[0].run_id not in self._waiting:
+                        self._waiting.add(group[0].run_id)
+                        say(f"{label(group)}: another sweep holds it; taking others, then waiting")
             stop.wait(BUSY_WAIT)
         return None

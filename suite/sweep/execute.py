@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
+import traceback
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -19,7 +19,11 @@ from suite.protocol import Run
 from suite.quality.features import QualityError, extractor
 from suite.quality.fid import real_floor, sample_grid, scores
 from suite.records.tables import picture_path
+from suite.sweep.groups import group_id
+from suite.sweep.record import failure, read_record, save_record, work_folder
 from suite.training.data import Data, DataError, load
+from suite.training.group import Member
+from suite.training.group import train as train_group
 from suite.training.trainer import Report, Trainer
 
 GRID_ROWS = 8  # samples per class in the picture of a run
@@ -27,40 +31,67 @@ GRID_ROWS = 8  # samples per class in the picture of a run
 load_data = cache(load)  # a worker takes many runs of the same data
 
 
-def work_folder(results: Path, run_id: str) -> Path:
-    """Where a run's checkpoints and finished record wait until its rows are in the tables."""
-    return results / ".work" / run_id
-
-
 def execute(run: Run, results: Path, features: str, report: Report | None = None, kernels: str = "auto") -> dict:
     """Train and measure one run; returns its record for `tables.Store.add`. Resumes from the newest whole checkpoint.
 
     kernels: "auto" or "off", as `fused.use_kernels` has it.
     """
+    environment.reset_peak_memory()
+    member = _member([run], results, features, run)
+    trainer = member.trainer
+    fused = use_kernels(kernels, trainer.state.dit, trainer.device)
+    trainer.restore()
+    trainer.train(report, member.before_update, member.after_update)
+    return _record(trainer, [run], results, features, fused) if trainer.accelerator.is_main_process else {}
+
+
+def execute_group(runs: Sequence[Run], results: Path, features: str, report: Report | None = None) -> None:
+    """Train and measure runs as one model, and save the record of each as it ends; goes on from what an earlier call left.
+
+    What breaks in one run alone, after its training, becomes its record, and the others go on.
+    """
+
+    def finish(member: Member) -> None:
+        trainer = member.trainer
+        try:
+            record = _record(trainer, runs, results, features, fused="")
+        except Exception as error:
+            if failure(error)["status"] == "disk":
+                raise
+            record = {"run": identity(trainer.run, runs) | failure(error) | {"last_step": trainer.state.curve[-1][0]}}
+            (work_folder(results, member.run_id) / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        save_record(record, results)
+
+    records = {run.run_id: read_record(results, run.run_id) for run in runs}
+    ends = {run_id: record["run"]["last_step"] for run_id, record in records.items() if record}
+    environment.reset_peak_memory()
+    train_group(runs, ends, partial(_member, runs, results, features), finish, report)
+
+
+def _member(group: Sequence[Run], results: Path, features: str, run: Run) -> Member:
+    """A run of a group in memory, with its observers, after a look at whether it is still what the plan says."""
     data = load_data(run.data)
     if data.digest != run.data_digest:
         raise DataError(f"--data {run.data}: its digest is now {data.digest}, the plan was made for {run.data_digest}")
     if registry.get(run.scheme, run.arm).code_digest != run.code_digest:
         raise registry.RegistryError(f"scheme {run.scheme}: its code has changed since the plan was made; plan again")
-    environment.reset_peak_memory()
-    trainer = Trainer(run, data, work_folder(results, run.run_id))
-    fused = use_kernels(kernels, trainer.state.dit, trainer.device)
-    trainer.restore()
-    p, auditor = run.protocol, None
-    if p.audit_every:
-        auditor = Auditor(trainer)
-    trainer.train(report, auditor and auditor.before_update, partial(_checkpoint_quality, trainer, features))
-    if not trainer.accelerator.is_main_process:
-        return {}
+    trainer = Trainer(run, data, work_folder(results, run.run_id), group_id(group))
+    before_update = Auditor(trainer).before_update if run.protocol.audit_every else None
+    return Member(trainer, before_update, partial(_checkpoint_quality, trainer, features))
+
+
+def _record(trainer: Trainer, group: Sequence[Run], results: Path, features: str, fused: str) -> dict:
+    """What a run that has ended leaves, measured on its model; the trainer may be left in an earlier state."""
+    run, p = trainer.run, trainer.run.protocol
     verdict, last = trainer.judge(), trainer.state.step
     quality_rows = _quality(trainer, results, features) if p.fid_samples else []
     probe_rows = []
     if p.probe and verdict.crash_step is None:
         with trainer.clock.timed("probe"):
             probe_rows = probe(trainer)
-    row = _run_row(trainer) | {"kernels": fused}  # before the replay, which leaves the trainer inside its window
-    if auditor and verdict.outcome in ("collapsed", "degraded", "nonfinite"):  # not at init: that is no event
-        row["reason"] = auditor.replay(verdict)
+    row = _run_row(trainer, group) | {"kernels": fused}  # before the replay, which leaves the trainer inside its window
+    if p.audit_every and verdict.outcome in ("collapsed", "degraded", "nonfinite"):  # not at init: that is no event
+        row["reason"] = Auditor(trainer).replay(verdict)
         row["mms_signature"] = signature(trainer.state.log["audit"], verdict, deep_from=run.depth // 2)
     hardware = torch.cuda.get_device_name() if trainer.device.type == "cuda" else environment.cpu_model()
     peak = environment.peak_memory_mib()
@@ -80,11 +111,11 @@ def execute(run: Run, results: Path, features: str, report: Report | None = None
     }  # fmt: skip
 
 
-def _run_row(trainer: Trainer) -> dict:
+def _run_row(trainer: Trainer, group: Sequence[Run]) -> dict:
     run, p, dit, verdict = trainer.run, trainer.run.protocol, trainer.state.dit, trainer.judge()
     norms = [norm for _, _, norm in trainer.state.curve]
     return {
-        **identity(run),
+        **identity(run, group),
         "data_digest": run.data_digest, "width": p.width, "image_tokens": dit.segments[0],
         "caption_tokens": dit.segments[1], "batch": p.batch, "horizon": p.horizon, "window": p.window,
         "n_params": sum(parameter.numel() for parameter in dit.parameters()), "status": "done",
@@ -102,12 +133,13 @@ def _max(norms: list[float]) -> float:
     return next((n for n in norms if not math.isfinite(n)), max(norms))
 
 
-def identity(run: Run) -> dict:
-    """The columns of runs.csv that even a run that broke has."""
+def identity(run: Run, group: Sequence[Run]) -> dict:
+    """The columns of runs.csv that even a run that broke has. group: the runs that are trained as one model with it."""
     return {
         "run_id": run.run_id, "protocol": run.protocol.name, "protocol_version": run.protocol.version,
         "scheme": run.scheme, "arm": run.arm, "params": run.params, "writers": run.writers, "depth": run.depth,
         "lr": run.lr, "seed": run.seed, "data": run.data,
+        "replicas": len(group), "group": group_id(group),
     }  # fmt: skip
 
 
@@ -172,14 +204,3 @@ def _floor(data: Data, features: str, n: int) -> dict:
         real = data.pixels(data.images_NCHW[data.train]).clamp(0, 1)
         _floors[key] = real_floor(real, n, extractor(features), labels=data.labels_N[data.train])
     return _floors[key]
-
-
-def save_record(record: dict, path: Path) -> None:
-    """Write a finished record beside its checkpoints, whole or not at all."""
-    aside = path.with_suffix(f".{os.getpid()}")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(record, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 from suite.protocol import Run
+from suite.sweep.groups import label
 
 
 class Progress:
-    """One bar a worker with step, loss and rate on a terminal; a line at the begin and end of each run elsewhere."""
+    """One bar a worker with step, loss and rate on a terminal; a line at the end of each run there and elsewhere."""
 
     def __init__(self, workers: int) -> None:
         self.terminal = sys.stderr.isatty()
@@ -38,21 +40,22 @@ class Progress:
             else:
                 print(text, file=sys.stderr, flush=True)
 
-    def begin(self, run: Run) -> None:
+    def begin(self, group: Sequence[Run]) -> None:
+        """A bar for runs that are trained together, under the id of the first."""
         with self.guard:
             if not self.terminal:
                 return
             from tqdm import tqdm
 
             position = self.free.pop(0) if self.free else 0
-            self.bars[run.run_id] = tqdm(
-                total=run.protocol.length, desc=run.label(), unit="step", position=position, leave=False, file=sys.stderr,
+            self.bars[group[0].run_id] = tqdm(
+                total=group[0].protocol.length, desc=label(group), unit="step", position=position, leave=False, file=sys.stderr,
                 dynamic_ncols=True,
             )  # fmt: skip
 
-    def step(self, run: Run, step: int, loss: float) -> None:
+    def step(self, group: Sequence[Run], step: int, loss: float) -> None:
         with self.guard:
-            bar = self.bars.get(run.run_id)
+            bar = self.bars.get(group[0].run_id)
             if bar is not None:
                 bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
                 bar.update(step - bar.n)

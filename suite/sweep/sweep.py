@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import queue
 import threading
@@ -17,8 +16,9 @@ from suite.records.csvfile import PACKAGE, package_text
 from suite.records.tables import Store, TableError, write_package
 from suite.sweep.backlog import Backlog
 from suite.sweep.claim import Claim
-from suite.sweep.execute import identity, work_folder
+from suite.sweep.execute import identity
 from suite.sweep.progress import Progress
+from suite.sweep.record import read_record, record_path, work_folder
 from suite.sweep.worker_process import WorkerProcess
 
 
@@ -30,12 +30,14 @@ class Sweep:
     """One call of `run`: the backlog, the workers on it, and what came of the runs they took."""
 
     def __init__(
-        self, runs: list[Run], results: Path, *, workers: int, features: str, plugins: Sequence[str], retry: bool, kernels: str = "auto"
-    ) -> None:
+        self, runs: list[Run], results: Path, *, workers: int, features: str, plugins: Sequence[str], retry: bool, kernels: str = "auto",
+        replicas: int | None = None,
+    ) -> None:  # fmt: skip
+        """replicas: how many runs are trained as one model at most, as `in_groups` has it."""
         self.results = results
         self.stores = {run.protocol.name: Store(results / run.protocol.name) for run in runs}
-        self.backlog = Backlog(runs, results, self.stores, retry)
-        self.workers = max(1, min(workers, self.backlog.total))
+        self.backlog = Backlog(runs, results, self.stores, retry, replicas)
+        self.workers = max(1, min(workers, len(self.backlog.todo)))
         self.settings = {"features": features, "plugins": plugins, "kernels": kernels}  # of every worker
         self.broken: list[tuple[Run, str]] = []
         self.finished = 0
@@ -48,13 +50,16 @@ class Sweep:
         """The life of one worker: a thread that feeds it runs until none is left."""
         try:
             while (taken := self.backlog.take(self.stop, self.progress.say)) is not None:
-                run, claim = taken
-                finished = False
+                group, claims = taken
+                done: set[str] = set()
                 try:
-                    status = self.done_elsewhere(run) or self.one(run, worker)
-                    finished = status == "done"
+                    status = {run.run_id: self.done_elsewhere(run) for run in group}
+                    if left := [run for run in group if not status[run.run_id]]:
+                        status |= self.one(left, worker)
+                    done = {run_id for run_id, word in status.items() if word == "done"}
                 finally:
-                    claim.drop(clear=finished)
+                    for run, claim in zip(group, claims, strict=True):
+                        claim.drop(clear=run.run_id in done)
         except BaseException as error:
             self.fatal.put(error)
             self.stop.set()
@@ -81,32 +86,46 @@ class Sweep:
         self.progress.say(f"[{count}/{self.backlog.total}] {run.label()}: another sweep has done it")
         return row["status"]
 
-    def one(self, run: Run, worker: WorkerProcess) -> str:
-        """Train one run and put its rows, or its failure, into the tables; its status, "" if the sweep was stopped."""
-        store, folder = self.stores[run.protocol.name], work_folder(self.results, run.run_id)
-        record = _read_record(folder / "record.json", run.run_id)
-        if record is not None and (fault := _misfit(store, record)):
-            self.progress.say(f"{run.label()}: what an earlier call left does not fit ({fault}); it is trained again")
-            (folder / "record.json").unlink()
-            record = None
-        if record is None:
-            self.progress.begin(run)
-            event = worker.run(run, self.progress)
+    def one(self, group: list[Run], worker: WorkerProcess) -> dict[str, str]:
+        """Train a group and put its rows, or its failures, into the tables; status by run id, nothing if the sweep was stopped."""
+        store = self.stores[group[0].protocol.name]
+        records = {run.run_id: self.left_over(run) for run in group}
+        if not all(records.values()):
+            self.progress.begin(group)
+            event = worker.run(group, self.progress)
             if self.stop.is_set():
-                return ""
+                return {}
             if event.get("status") == "disk":
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.results))
-            record = _read_record(folder / "record.json", run.run_id)  # also that of a worker killed after it wrote it
-            if record is None:
-                reason = event.get("reason", "worker left no record")
-                record = {"run": identity(run) | {"status": event.get("status", "error"), "reason": reason}}
-                if event.get("trace"):
-                    (folder / "error.txt").write_text(event["trace"], encoding="utf-8")
+            for run in group:  # also what a worker left that was killed after it had written it
+                records[run.run_id] = read_record(self.results, run.run_id) or self.failed(run, group, event)
         with store.lock():
-            store.add(record)
-        row = record["run"]
-        self.progress.end(run, row, self.ended(run, row), self.backlog.total)
-        return row["status"]
+            for record in records.values():
+                store.add(record)
+        for run in group:
+            row = records[run.run_id]["run"]
+            if row["status"] != "done":  # what a retry must not find
+                record_path(self.results, run.run_id).unlink(missing_ok=True)
+            self.progress.end(run, row, self.ended(run, row), self.backlog.total)
+        return {run_id: record["run"]["status"] for run_id, record in records.items()}
+
+    def left_over(self, run: Run) -> dict | None:
+        """The record that an earlier call left of a run, unless it does not fit the tables of this version."""
+        record = read_record(self.results, run.run_id)
+        if record is not None and (fault := _misfit(self.stores[run.protocol.name], record)):
+            self.progress.say(f"{run.label()}: what an earlier call left does not fit ({fault}); it is trained again")
+            record_path(self.results, run.run_id).unlink()
+            return None
+        return record
+
+    def failed(self, run: Run, group: list[Run], event: dict) -> dict:
+        """The record of a run that left none, from the worker's last event."""
+        status, reason = event.get("status", "error"), event.get("reason", "worker left no record")
+        if status == "oom" and len(group) > 1:
+            reason += f"; {len(group)} runs were trained as one: call with a smaller --replicas"
+        if event.get("trace"):
+            (work_folder(self.results, run.run_id) / "error.txt").write_text(event["trace"], encoding="utf-8")
+        return {"run": identity(run, group) | {"status": status, "reason": reason}}
 
     def run(self) -> None:
         """Work through the plan; raises KeyboardInterrupt or SweepError after stopping every worker."""
@@ -114,7 +133,7 @@ class Sweep:
             self.tidy()
         except (OSError, TableError) as error:
             self.fail(error)
-        workers = [WorkerProcess(self.results, **self.settings) for _ in range(self.workers if self.backlog.todo else 0)]
+        workers = [WorkerProcess(self.results, number=i, **self.settings) for i in range(self.workers if self.backlog.todo else 0)]
         threads = [threading.Thread(target=self.work, args=(w,), daemon=True) for w in workers]
         with Progress(self.workers) as self.progress:
             try:
@@ -181,12 +200,3 @@ def _misfit(store: Store, record: dict) -> str:
     except TableError as error:
         return error.what
     return ""
-
-
-def _read_record(path: Path, run_id: str) -> dict | None:
-    """A finished run's record left by a worker, or None."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return record if record["run"]["run_id"] == run_id else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

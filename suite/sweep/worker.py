@@ -1,13 +1,12 @@
-"""A worker process: takes runs one a line on standard input, answers one JSON line per event on standard output.
+"""A worker process: takes groups of runs one a line on standard input, answers one JSON line per event on standard output.
 
 Events: {"event": "step", "step", "loss"}, {"event": "note", "text"}, {"event": "done"}, {"event": "failed", "status",
-"reason", "trace"}; status "disk" says that the disk is full, which is not the run's own fault. The record itself goes
-through a file, so that it outlives the worker and its parent. The worker ends when its input closes.
+"reason", "trace"}; status "disk" says that the disk is full, which is not the run's own fault. Records go through files
+(suite.sweep.record). The worker ends when its input closes.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -42,7 +41,8 @@ def main() -> None:
 
     from suite import registry
     from suite.protocol import Run
-    from suite.sweep.execute import execute, save_record, work_folder
+    from suite.sweep.execute import execute, execute_group
+    from suite.sweep.record import failure, save_record
     from suite.training.checkpoint import CheckpointWarning
 
     show = warnings.showwarning
@@ -58,7 +58,7 @@ def main() -> None:
     last_graph = None
     while True:
         job = jobs.get()
-        run, results, said = Run.from_json(job["run"]), Path(job["results"]), [0.0]
+        runs, results, said = [Run.from_json(text) for text in job["runs"]], Path(job["results"]), [0.0]
 
         def report(step: int, loss: float, said=said) -> None:
             if time.monotonic() - said[0] >= REPORT_EVERY:
@@ -68,27 +68,20 @@ def main() -> None:
         try:
             import torch
 
+            run = runs[0]
             graph = (run.scheme, run.arm, run.params, repr(run.protocol.settings()))
             if graph != last_graph:  # a compiled block serves every depth of one scheme; more schemes would pile up guards
                 torch._dynamo.reset()
                 last_graph = graph
             for plugin in job["plugins"]:
                 registry.load_plugin(plugin)
-            record = execute(run, results, job["features"], report, job["kernels"])
-            save_record(record, work_folder(results, run.run_id) / "record.json")
+            if len(runs) > 1:
+                execute_group(runs, results, job["features"], report)
+            else:
+                save_record(execute(run, results, job["features"], report, job["kernels"]), results)
             say(event="done")
         except Exception as error:  # any failure is the run's own: it becomes a row, and the sweep goes on
-            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-            say(event="failed", status=status_of(error), reason=reason, trace=traceback.format_exc())
-
-
-def status_of(error: Exception) -> str:
-    """`oom`, `disk` or `error`; libraries wrap the errors of the system in their own, so the words count too."""
-    words = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words:
-        return "oom"
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "disk" if full or os.strerror(errno.ENOSPC).lower() in words else "error"
+            say(event="failed", **failure(error), trace=traceback.format_exc())
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from suite import environment
 from suite.protocol import Run
+from suite.sweep.groups import label
 from suite.sweep.progress import Progress
 
 STALL = 1800  # seconds without a word from a worker before it counts as hung: a 1000-block step takes seconds, not minutes
@@ -26,11 +27,13 @@ FAREWELL = 10  # seconds that a worker gets to end by itself
 class WorkerProcess:
     """One worker process and the pipe to it; starts on first use and again after a death."""
 
-    def __init__(self, results: Path, features: str, plugins: Sequence[str], kernels: str = "auto") -> None:
+    def __init__(self, results: Path, features: str, plugins: Sequence[str], kernels: str = "auto", number: int = 0) -> None:
+        """number: of the worker, which chooses its card where there are several."""
         self.job = {"results": str(results), "features": features, "plugins": [str(Path(p).resolve()) for p in plugins], "kernels": kernels}
         self.process: subprocess.Popen | None = None
         self.log = results / ".work" / f"worker-{os.getpid()}-{id(self)}.log"
         self.cache = results / ".work" / "compile-cache"
+        self.number = number
         self.guard, self.ended = threading.Lock(), False
 
     def start(self) -> subprocess.Popen | None:
@@ -39,6 +42,9 @@ class WorkerProcess:
         threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
         env = os.environ | threads | {"TORCHINDUCTOR_CACHE_DIR": str(self.cache), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(environment.ROOT), env.get("PYTHONPATH")]))
+        if cards := environment.cards():
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(cards)))
+            env["CUDA_VISIBLE_DEVICES"] = visible.split(",")[self.number % cards]
         env["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         with self.guard:
             if self.ended:
@@ -51,8 +57,8 @@ class WorkerProcess:
                 )  # fmt: skip
         return self.process
 
-    def run(self, run: Run, progress: Progress) -> dict:
-        """Train one run; returns its last event, made up here if the worker died or hung."""
+    def run(self, group: Sequence[Run], progress: Progress) -> dict:
+        """Train runs as one model, or one; returns the last event, made up here if the worker died or hung."""
         process = self.process if self.process and self.process.poll() is None else self.start()
         if process is None:
             return {"event": "stopped"}
@@ -65,13 +71,13 @@ class WorkerProcess:
             process.kill()
 
         try:
-            process.stdin.write(json.dumps(self.job | {"run": run.to_json()}) + "\n")
+            process.stdin.write(json.dumps(self.job | {"runs": [run.to_json() for run in group]}) + "\n")
             process.stdin.flush()
             while event := self._event(process, kill):
                 if event["event"] == "step":
-                    progress.step(run, event["step"], event["loss"])
+                    progress.step(group, event["step"], event["loss"])
                 elif event["event"] == "note":
-                    progress.say(f"{run.label()}: {event['text']}")
+                    progress.say(f"{label(group)}: {event['text']}")
                 else:
                     return event
         except BrokenPipeError:

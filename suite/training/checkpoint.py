@@ -37,7 +37,7 @@ def save(
 ) -> None:
     """Write `folder/step-<step>` atomically and drop all but the newest KEEP, and the last one up to step `keep_from`.
 
-    log is any JSON value and comes back from `load` beside the tensors. One process at a time may hold a folder.
+    run_id names whose it is. log is any JSON value and comes back from `load` beside the tensors. One process at a time may hold a folder.
     """
     from safetensors.torch import save as to_bytes
 

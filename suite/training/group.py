@@ -22,7 +22,7 @@ from suite.training.trainer import Observer, Report, Trainer
 
 @dataclass
 class Member:
-    """A run in memory with its observers. The trainer is not `alone`."""
+    """A run in memory with its observers. The trainer is that of a group."""
 
     trainer: Trainer
     before_update: Observer | None = None

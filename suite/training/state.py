@@ -31,9 +31,12 @@ def build_model(run: Run, channels: int, image_size: int) -> DiT:
 class RunState:
     """Weights and optimiser state after `step` updates, and what the run has recorded so far."""
 
-    def __init__(self, run: Run, channels: int, image_size: int, device: torch.device, prepare: Callable) -> None:
-        """Draw the weights on a CPU, move them to `device`. prepare: what Accelerate does to an optimiser."""
-        p, self.run_id = run.protocol, run.run_id
+    def __init__(self, run: Run, channels: int, image_size: int, device: torch.device, prepare: Callable, group: str) -> None:
+        """Draw the weights on a CPU, move them to `device`. prepare: what Accelerate does to an optimiser.
+
+        group: name of the group that the run is trained in, which rounds otherwise: a checkpoint is for one group's members alone.
+        """
+        p, self.owner = run.protocol, run.run_id + (f" of group {group}" if group else "")
         self.dit = build_model(run, channels, image_size)
         self.dit.init_weights(run.seed, std=p.init_std, writers=run.writers, final=p.final)
         self.dit.to(device)
@@ -56,11 +59,11 @@ class RunState:
         for group, leaf in self.flat.leaves.items():
             state = self.optimizer.state[leaf]
             tensors |= {f"{group}.{key}": state[key] for key in ADAM_STATE if state}
-        checkpoint.save(folder, self.step, self.run_id, tensors, self.log, keep_from)
+        checkpoint.save(folder, self.step, self.owner, tensors, self.log, keep_from)
 
     def restore(self, folder: Path, at_most: int | None = None) -> bool:
         """Go back to the newest whole checkpoint (of step `at_most` or earlier); False if there is none."""
-        found = checkpoint.load(folder, self.run_id, at_most)
+        found = checkpoint.load(folder, self.owner, at_most)
         if found is None:
             return False
         self.step, tensors, self.log = found

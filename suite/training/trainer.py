@@ -28,13 +28,13 @@ Observer = Callable[[int], None]  # called with the step; may read the trainer a
 class Trainer:
     """One run in memory. Every method that trains is a pure function of (run, data, step)."""
 
-    def __init__(self, run: Run, data: Data, folder: Path, alone: bool = True) -> None:
-        """alone: False for a run that is trained in a group (suite.training.group)."""
+    def __init__(self, run: Run, data: Data, folder: Path, group: str = "") -> None:
+        """group: name of the group that the run is trained in (suite.training.group); "" for one alone."""
         self.run, self.data, self.folder, p = run, data, folder, run.protocol
         self.accelerator = Accelerator(mixed_precision="bf16" if p.dtype == "bf16" else "no")
         channels, size = data.images_NCHW.shape[1:3]
-        self.state = RunState(run, channels, size, self.device, self.accelerator.prepare)
-        self.train_step = TrainStep(run, data, self.state, self.accelerator, alone)
+        self.state = RunState(run, channels, size, self.device, self.accelerator.prepare, group)
+        self.train_step = TrainStep(run, data, self.state, self.accelerator, alone=not group)
         velocity = Graphed(self.train_step.velocity) if self.train_step.graphs else self.train_step.velocity
         self.evaluation = Evaluation(velocity, self.train_step.captions, data, p)
         self.clock = Clock()

@@ -56,7 +56,7 @@ class Watch:
 
 def start(worker, run):
     with pytest.raises(FirstStep):
-        worker.run(run, Watch())
+        worker.run([run], Watch())
 
 
 def test_sweep(benchmark, results, case):

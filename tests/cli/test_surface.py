@@ -26,7 +26,7 @@ SELECTION = ["--protocol NAME", "--schemes A,B", "--params [SCHEME:]K=V,...", "-
 VERBS = {
     "list": ["--plugin FILE"],
     "plan": SELECTION,
-    "run": [*SELECTION, "--workers N", "--features digits|inception", "--executor local|slurm", "--slurm K=V,...",
+    "run": [*SELECTION, "--workers N", "--replicas N", "--features digits|inception", "--executor local|slurm", "--slurm K=V,...",
             "--kernels auto|off", "--retry-failed"],
     "status": ["--results DIR"],
     "collect": ["--from DIR", "--protocol NAME", "--results DIR"],
@@ -60,7 +60,7 @@ def test_defaults_are_frozen():
     args = vars(cli.parser().parse_args(["run"]))
     assert args == {"verb": "run", "protocol": "laptop", "schemes": None, "params": None, "arms": None, "depths": None,
                     "lrs": None, "seeds": None, "data": None, "plugin": [], "shard": (1, 1), "results": Path("results/local"),
-                    "workers": None, "features": "digits", "executor": "local", "slurm": [], "kernels": "auto",
+                    "workers": None, "replicas": None, "features": "digits", "executor": "local", "slurm": [], "kernels": "auto",
                     "retry_failed": False}
 
 

@@ -8,7 +8,8 @@ import pytest
 from sweeps import plan, work
 
 from suite import environment
-from suite.sweep.execute import execute, save_record, work_folder
+from suite.sweep.execute import execute, execute_group
+from suite.sweep.record import save_record
 from suite.sweep.worker_process import WorkerProcess
 
 
@@ -43,9 +44,13 @@ def inline(monkeypatch):
     """Workers that train in this process; returns the list of run ids they trained."""
     trained = []
 
-    def run(self, run, progress):
-        trained.append(run.run_id)
-        save_record(execute(run, Path(self.job["results"]), "digits"), work_folder(Path(self.job["results"]), run.run_id) / "record.json")
+    def run(self, group, progress):
+        trained.extend(run.run_id for run in group)
+        results = Path(self.job["results"])
+        if len(group) > 1:
+            execute_group(group, results, "digits")
+        else:
+            save_record(execute(group[0], results, "digits"), results)
         return {"event": "done"}
 
     monkeypatch.setattr(WorkerProcess, "run", run)

@@ -49,8 +49,8 @@ def test_a_full_disk_in_a_worker_stops_the_sweep_not_the_run(tmp_path, monkeypat
     """It is not the run's fault: no row; and the other worker, in the middle of a run, is not waited for."""
     runs, started, release = plan(("plain",)), threading.Event(), threading.Event()
 
-    def run(self, run, progress):
-        if run == runs[0]:
+    def run(self, group, progress):
+        if group == runs[:1]:
             started.wait(30)
             return {"event": "failed", "status": "disk", "reason": "OSError: [Errno 28] No space left on device"}
         started.set()

@@ -212,7 +212,7 @@ def test_what_another_sweep_has_done_meanwhile_is_not_done_again(tmp_path, inlin
     if status == "done":
         work([run], tmp_path)
     else:
-        Store(tmp_path / "smoke").add({"run": execute_module.identity(run) | {"status": "oom", "reason": "too big"}})
+        Store(tmp_path / "smoke").add({"run": execute_module.identity(run, [run]) | {"status": "oom", "reason": "too big"}})
     before = tables(tmp_path)
     inline.clear()
     one.run()

@@ -19,7 +19,8 @@ from suite.protocol import PROTOCOLS, Run
 from suite.records.completeness import check_parts
 from suite.records.schema import TABLES
 from suite.records.tables import check_folder, read_rows, table_files, write_rows
-from suite.sweep.execute import execute, save_record, work_folder
+from suite.sweep.execute import execute
+from suite.sweep.record import record_path, save_record, work_folder
 from suite.sweep.sweep import SweepError
 from suite.sweep.worker_process import WorkerProcess
 from suite.training.step import TrainStep
@@ -149,7 +150,7 @@ def test_a_run_that_ends_at_a_quality_step_is_scored_once(tmp_path, inline, monk
 def test_a_finished_record_is_used_not_trained_again(reference, tmp_path, inline):
     """The worker had finished; the parent was killed before it put the rows into the tables."""
     run = plan()[0]
-    save_record(execute(run, tmp_path, "digits"), work_folder(tmp_path, run.run_id) / "record.json")
+    save_record(execute(run, tmp_path, "digits"), tmp_path)
     done = work([run], tmp_path)
     assert inline == [] and done.finished == 1 and set(rows(tmp_path)) == {run.run_id} and left_over(tmp_path) == []
 
@@ -178,7 +179,7 @@ def test_a_record_of_another_version_is_passed_over(reference, tmp_path, inline,
     run = plan()[0]
     record = execute(run, tmp_path, "digits")
     record["run"]["old_column"] = 1
-    save_record(record, work_folder(tmp_path, run.run_id) / "record.json")
+    save_record(record, tmp_path)
     work([run], tmp_path)
     assert inline == [run.run_id] and rows(tmp_path)[run.run_id] == rows(reference)[run.run_id]
     assert "does not fit (unknown columns ['old_column']); it is trained again" in capsys.readouterr().err
@@ -208,7 +209,7 @@ def test_leftovers_of_killed_sweeps_are_cleared(copy):
     folder = copy / ".work"
     run = plan()[0]
     work_folder(copy, run.run_id).mkdir(parents=True)
-    (work_folder(copy, run.run_id) / "record.json").write_text("{}")
+    record_path(copy, run.run_id).write_text("{}")
     for name in (f"worker-{dead.pid}-1.log", f"worker-{os.getpid()}-1.log"):
         (folder / name).write_text("x")
     (folder / "0123456789ab").mkdir()  # of a run of another plan
@@ -240,7 +241,7 @@ def test_compiled_runs_are_the_same_alone_after_others_and_resumed(tmp_path):
     process = subprocess.Popen([sys.executable, "-m", "suite.sweep.worker"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.DEVNULL, text=True,
                                env=os.environ | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(cache)})
-    job = {"results": str(cut), "features": "digits", "plugins": [], "kernels": "auto", "run": run.to_json()}
+    job = {"results": str(cut), "features": "digits", "plugins": [], "kernels": "auto", "runs": [run.to_json()]}
     process.stdin.write(json.dumps(job) + "\n")
     process.stdin.flush()
     while not (work_folder(cut, run.run_id) / "step-00000004").exists():

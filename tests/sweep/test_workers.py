@@ -14,9 +14,8 @@ from sweeps import left_over, plan, rows, steps_trained, work
 from suite.environment import ROOT
 from suite.records.tables import check_folder
 from suite.sweep import worker_process
-from suite.sweep.execute import work_folder
 from suite.sweep.progress import Progress
-from suite.sweep.worker import status_of
+from suite.sweep.record import failure, work_folder
 from suite.sweep.worker_process import WorkerProcess
 from suite.training.trainer import Trainer
 
@@ -102,7 +101,7 @@ def fake_worker(tmp_path, monkeypatch):
         worker = WorkerProcess(tmp_path / "results", "digits", ())
         with Progress(1) as progress:
             try:
-                return worker.run(plan(("plain",), depths=(2,))[0], progress)
+                return worker.run(plan(("plain",), depths=(2,)), progress)
             finally:
                 worker.stop(force=True)
                 assert worker.process.returncode is not None and not worker.log.exists()
@@ -203,4 +202,4 @@ def test_a_damaged_checkpoint_is_reported_and_costs_nothing(reference, tmp_path,
     (RuntimeError("InductorError: OSError: [Errno 28] No space left on device"), "disk"), (OSError(errno.EIO, "x"), "error"),
 ])
 def test_status_of_an_error(error, status):
-    assert status_of(error) == status
+    assert failure(error)["status"] == status

@@ -41,7 +41,7 @@ def train(folder, runs, poison=None, kill=None, done=None):
     done = {} if done is None else done
 
     def make(run):
-        trainer = Trainer(run, load_data("digits"), folder / run.run_id, alone=False)
+        trainer = Trainer(run, load_data("digits"), folder / run.run_id, "a group")
 
         def after_update(step):
             trainer.state.log.setdefault("seen", []).append({"step": step})

@@ -1,0 +1,56 @@
+"""What a run leaves before its rows are in the tables: a folder of its own with checkpoints, and then the finished record.
+
+A record is what `tables.Store.add` takes. It goes through a file, so that it outlives the worker that made it, and the worker's parent.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+
+def work_folder(results: Path, run_id: str) -> Path:
+    """Where a run's checkpoints and finished record wait until its rows are in the tables."""
+    return results / ".work" / run_id
+
+
+def record_path(results: Path, run_id: str) -> Path:
+    """Where the finished record waits."""
+    return work_folder(results, run_id) / "record.json"
+
+
+def save_record(record: dict, results: Path) -> None:
+    """Write a finished record beside its run's checkpoints, whole or not at all."""
+    path = record_path(results, record["run"]["run_id"])
+    aside = path.with_suffix(f".{os.getpid()}")
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(record, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def read_record(results: Path, run_id: str) -> dict | None:
+    """A finished run's record left by a worker, or None."""
+    try:
+        record = json.loads(record_path(results, run_id).read_text(encoding="utf-8"))
+        return record if record["run"]["run_id"] == run_id else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def failure(error: Exception) -> dict[str, str]:
+    """The columns `status` and `reason` of a run that an exception ended.
+
+    Status `oom`, `disk` or `error`; libraries wrap the errors of the system in their own, so the words count too.
+    """
+    words, status = str(error).lower(), "error"
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words:
+        status = "oom"
+    elif full or os.strerror(errno.ENOSPC).lower() in words:
+        status = "disk"
+    return {"status": status, "reason": f"{type(error).__name__}: {error}".strip().splitlines()[0]}

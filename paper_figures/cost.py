@@ -26,7 +26,7 @@ EDGES = (0.75, 1.8, 3.2, 4.1, 5.2)  # where the columns of the table end
 
 def draw(folder: Path, protocol: str):
     table = read(folder, "bench")
-    steps = table[(table["phase"] == "step") & (table["device"] == "cpu") & (table["status"] == "measured")]
+    steps = table[(table["phase"] == "step") & (table["device"] == "cpu") & (table["replicas"] == 1) & (table["status"] == "measured")]
     steps = steps[steps["setting"] != "wide"]
     if steps.empty:
         return skip(folder, NAME, "no step was measured")

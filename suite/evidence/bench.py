@@ -27,7 +27,8 @@ BENCH = TABLES["bench"]
 def bench(results: Path, size: str = "full") -> list[str]:
     """Measure, write `<results>/bench/bench.csv`, print the targets; returns one line per benchmark that failed.
 
-    size: full (about 40 minutes on two idle cores), quick (about 5) or tiny (seconds, to test the machinery).
+    size: full (about 40 minutes on two idle cores), quick (about 5), tiny (seconds, to test the machinery) or gpu (of full the
+    rows of a GPU).
     Raises ValueError with one line where nothing could be measured.
     """
     folder = Path(results) / FOLDER
@@ -37,11 +38,15 @@ def bench(results: Path, size: str = "full") -> list[str]:
     write_rows(folder / BENCH.path, BENCH, rows)
     write_package(folder)
     table = read(folder, "bench")
-    print(format_table(targets(table), ("figure", "measured", "target", "held")))
+    if size != "gpu":
+        print(format_table(targets(table), ("figure", "measured", "target", "held")))
     if costs := over_plain(table):
         print("\nMV-Split over plain, one training step")
         print(format_table(costs, ("depth", "plain_ms", "mvsplit_ms", "time", "plain_mib", "mvsplit_mib", "memory")))
-    if not (table["status"][table["device"] == "cuda"] == "measured").any():
+    if (table["status"][table["device"] == "cuda"] == "measured").any():
+        print("\nOn a GPU: " + ", ".join(sorted(set(table["hardware"][table["device"] == "cuda"]) - {""})))
+        print(format_table(gpu_targets(table), ("figure", "measured", "target", "held")))
+    else:
         print("GPU: not measured")
     print(f"written to {folder / BENCH.path}")
     broken = [row for row in rows if row["status"] == "failed"]
@@ -58,7 +63,8 @@ def measure(size: str) -> dict:
     with tempfile.TemporaryDirectory(prefix="screambench-") as folder:
         out = Path(folder) / "benchmarks.json"
         words = ["-o", "addopts=", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "--basetemp", f"{folder}/tmp", "--timeout=1800",
-                 "--size", size, "-v", "--no-header", "--tb=line", f"--benchmark-json={out}"]  # fmt: skip
+                 *(("--size", "full", "-k", "cuda") if size == "gpu" else ("--size", size)), "-v", "--no-header", "--tb=line",
+                 f"--benchmark-json={out}"]  # fmt: skip
         process = subprocess.Popen([sys.executable, "-m", "pytest", *words, *files], cwd=ROOT, stdout=subprocess.PIPE,
                                    stderr=subprocess.STDOUT, text=True, errors="replace")  # fmt: skip
         try:
@@ -101,7 +107,7 @@ def rows_of(report: dict, started: str) -> list[dict]:
 def by_scheme(table, phase: str, depth: int | None = None, *, variant: str = "suite", setting: str = "digits", workers: int = 1,
               column: str = "median_ms"):  # fmt: skip
     """A column of the measured rows on the CPU that fit, indexed by scheme."""
-    rows = table[(table["phase"] == phase) & (table["variant"] == variant) & (table["setting"] == setting)
+    rows = table[(table["phase"] == phase) & (table["variant"] == variant) & (table["setting"] == setting) & (table["replicas"] == 1)
                  & (table["workers"] == workers) & (table["device"] == "cpu") & (table["status"] == "measured")]
     return rows[rows["depth"] == depth if depth else rows["depth"].isna()].set_index("scheme")[column].dropna()
 
@@ -129,6 +135,41 @@ def targets(table) -> list[dict]:
         _target("runs per hour of two workers over one", one / two, 1.85, most=False),
         _target("evaluation over training, laptop protocol", evaluation, 0.5),
         _target("peak memory of 1000 blocks, width 64, 64+4 tokens, batch 32, GiB", by_scheme(table, "step", 1000, **wide) / 1024, 4.0),
+    ]  # fmt: skip
+
+
+def gpu_targets(table) -> list[dict]:
+    """The same, of one H100."""
+    rows = table[(table["device"] == "cuda") & (table["status"] == "measured")]
+
+    def of(phase, value="median_ms", by="scheme", **columns):
+        found = rows[rows["phase"] == phase]
+        for name, wanted in columns.items():
+            found = found[found[name] == wanted]
+        return found.set_index(by)[value].dropna()
+
+    def best(depth):
+        return of("step", by="replicas", scheme="plain", variant="suite", depth=depth).sort_values()[:1].rename("{} runs as one".format)
+
+    ratio, bandwidth, paper = {}, {}, {"setting": "paper", "by": "variant"}
+    for phase, word in (("merge_forward", "forward"), ("merge_forward_backward", "with backward")):
+        for graph, where in (("", "from Python"), ("_graph", "in a graph")):
+            time, rate = of(phase, **paper), of(phase, "gb_per_s", **paper)
+            copy = of("merge_forward", "gb_per_s", **paper)
+            if {f"kernel{graph}", f"compiled{graph}"} <= set(time.index):
+                ratio[f"{word} {where}"] = time[f"compiled{graph}"] / time[f"kernel{graph}"]
+            if f"kernel{graph}" in rate and f"copy{graph}" in copy:
+                bandwidth[f"{word} {where}"] = rate[f"kernel{graph}"] / copy[f"copy{graph}"]
+    deep = [best(depth) for depth in (100, 400)]
+    over = deep[1] / deep[0].iloc[0] if len(deep[0]) else deep[1]
+    series = type(deep[0])
+    return [
+        _target("step of 100 blocks at the best number of replicas, ms a run", deep[0], 0.6),
+        _target("the same at 400 blocks, over it", over, 4.2),
+        _target("held-out loss at 100 blocks, ms a run", of("heldout", depth=100, replicas=120), 20.0),
+        _target("256 samples at 100 blocks, s a run", of("sample", depth=100, replicas=120) * 256 / 1e3, 2.0),
+        _target("fused merge at the paper's shape, times as fast as torch.compile, worst", series(ratio, dtype=float), 1.5, most=False),
+        _target("fused merge, share of a copy's bandwidth, worst", series(bandwidth, dtype=float), 0.7, most=False),
     ]  # fmt: skip
 
 

@@ -18,13 +18,15 @@ Traffic in tensor passes (one read or write of B*T*D elements; a test counts the
              a mean of x that comes with x: the site before has it in registers, but it would have to travel beside the
              trunk through the blocks, their checkpoints and every side pass, of every scheme. So 5 loads and stores.
              backward 7: read dOut, out, f; read dOut, out again; write dX, dF.
-             Both go through the batch in groups of samples, sized so that what is read twice fits in a third of
-             the L2 cache: if it stays there, memory sees 3 and 5. One sample beyond that (T*D of about 4M in bf16 on
-             an H100) pays 5 and 7. Partial sums add 16 bytes per channel and BACKWARD_CHUNK tokens, written and read.
+             Two launches forward, three backward (and the sum of the gates). The last of them goes through the batch from
+             its end, so that it begins with what the L2 cache has kept of the first. (Groups of samples that fit in the
+             cache ask for less memory traffic, and lost on an H100 by their launches: 434 us a forward at the paper's shape
+             from Python, 123 in a CUDA graph, where torch.compile takes 161 from Python and a copy 24.)
+             Partial sums add 16 bytes per channel and BACKWARD_CHUNK tokens, written and read.
 
 Deterministic: no atomics; sums run in a fixed order, the gates' per (sample, segment) and then over a fixed axis.
-Nothing is tuned at run time, and the size of a group cannot change a bit. Not measured on a GPU: the kernels ran in
-Triton's interpreter and were compiled for sm_90 (no spills), nothing more; launch constants are reasoned, not tuned.
+Nothing is tuned at run time. Not measured on a GPU in this form: it ran in Triton's interpreter and was compiled for sm_90,
+nothing more; `tests/gpu/check.sh` has the measurement by which it stays or goes. Launch constants are reasoned, not tuned.
 
 Shapes: B batch, T tokens, D width, S segments that are not empty, C chunks of a segment's tokens, R rows of a tile.
 """
@@ -32,22 +34,20 @@ Shapes: B batch, T tokens, D width, S segments that are not empty, C chunks of a
 # no `from __future__ import annotations`: Triton reads tl.constexpr from the annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-jit, jit_group = triton.jit, triton.jit(do_not_specialize=["first"])  # first: a group's first sample
-
+jit = triton.jit
 DTYPES = (torch.float32, torch.bfloat16)
 MAX_WIDTH = 8192  # a row has to fit one program
 NARROW = 16384  # elements of a tile that one program holds: two such fp32 tiles are half of an SM's registers
 TILE = 4096  # elements of a tile in the row-wise kernels of the wide path
 FORWARD_CHUNK, BACKWARD_CHUNK = 16, 32  # tokens per program there; powers of two
 MEAN_ROWS, MEAN_COLUMNS = 64, 64  # tile of the kernel that takes the means
-L2_BYTES = 48 << 20  # where the device does not say
 
 
 # --- device code ------------------------------------------------------------------------------------------------------
@@ -118,12 +118,12 @@ def _narrow_backward(
     tl.store(df_ptr + at, beta[None, :] * dz + ((alpha - beta) * mean)[None, :], mask=live)
 
 
-@jit_group
+@jit
 def _wide_means(
-    x_ptr, f_ptr, means_ptr, first, rows, D, T: tl.constexpr, SEGMENTS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr
+    x_ptr, f_ptr, means_ptr, rows, D, T: tl.constexpr, SEGMENTS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr
 ):
     """One program per (sample, segment, BD columns): means (2, B*S, D) receives J(F - X) and J F; rows is B*S."""
-    pid = tl.program_id(0).to(tl.int64) + first.to(tl.int64) * len(SEGMENTS)
+    pid = tl.program_id(0).to(tl.int64)
     start, count = _span(pid, T, SEGMENTS)
     d = tl.program_id(1) * BD + tl.arange(0, BD)
     sum_x, sum_f = tl.zeros([BT, BD], tl.float32), tl.zeros([BT, BD], tl.float32)
@@ -136,15 +136,16 @@ def _wide_means(
     tl.store(means_ptr + (rows + pid) * D + d, mean_f, mask=d < D)
 
 
-@jit_group
+@jit
 def _wide_apply(
-    x_ptr, f_ptr, alpha_ptr, beta_ptr, out_ptr, r_ptr, means_ptr, eps, first, rows, D,
+    x_ptr, f_ptr, alpha_ptr, beta_ptr, out_ptr, r_ptr, means_ptr, eps, rows, D,
     T: tl.constexpr, SEGMENTS: tl.constexpr, C: tl.constexpr, CHUNK: tl.constexpr, R: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """One program per (sample, segment, chunk of tokens), as in all that follow but one."""
-    pid = tl.program_id(0).to(tl.int64) // C + first.to(tl.int64) * len(SEGMENTS)
+    program = tl.num_programs(0) - 1 - tl.program_id(0)  # from the end, which the cache still holds
+    pid = program.to(tl.int64) // C
     start, count = _span(pid, T, SEGMENTS)
-    begin, d = tl.program_id(0) % C * CHUNK, tl.arange(0, BD)
+    begin, d = program % C * CHUNK, tl.arange(0, BD)
     gap, mean_f = _load(means_ptr, pid * D + d, d < D), _load(means_ptr, (rows + pid) * D + d, d < D)
     alpha, beta = _load(alpha_ptr, d, d < D), _load(beta_ptr, d, d < D)
     for t in range(begin, tl.minimum(begin + CHUNK, count), R):
@@ -156,13 +157,13 @@ def _wide_apply(
         tl.store(r_ptr + row, r, mask=real)
 
 
-@jit_group
+@jit
 def _wide_sums(
-    g_ptr, out_ptr, f_ptr, r_ptr, means_ptr, dot_ptr, sums_ptr, first, rows, D,
+    g_ptr, out_ptr, f_ptr, r_ptr, means_ptr, dot_ptr, sums_ptr, rows, D,
     T: tl.constexpr, SEGMENTS: tl.constexpr, C: tl.constexpr, CHUNK: tl.constexpr, R: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Per chunk, sums (2, B*S*C, D) of dZ and dZ*(F - J F); per token, dot (B, T) = mean(dOut*out)."""
-    pid = tl.program_id(0).to(tl.int64) // C + first.to(tl.int64) * len(SEGMENTS)
+    pid = tl.program_id(0).to(tl.int64) // C
     start, count = _span(pid, T, SEGMENTS)
     begin, d = tl.program_id(0) % C * CHUNK, tl.arange(0, BD)
     mean_f = _load(means_ptr, (rows + pid) * D + d, d < D)
@@ -180,13 +181,13 @@ def _wide_sums(
     tl.store(sums_ptr + (rows * C + chunk) * D + d, share, mask=d < D)
 
 
-@jit_group
+@jit
 def _wide_reduce(
-    sums_ptr, means_ptr, mean_ptr, gates_ptr, first, rows, D,
+    sums_ptr, means_ptr, mean_ptr, gates_ptr, rows, D,
     T: tl.constexpr, SEGMENTS: tl.constexpr, C: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Add a segment's chunks in order: mean (B*S, D) = J dZ; gates (2, B*S, D) = shares of dalpha and dbeta."""
-    pid = tl.program_id(0).to(tl.int64) + first.to(tl.int64) * len(SEGMENTS)
+    pid = tl.program_id(0).to(tl.int64)
     _, count = _span(pid, T, SEGMENTS)
     d = tl.program_id(1) * BD + tl.arange(0, BD)
     total, share = tl.zeros([BD], tl.float32), tl.zeros([BD], tl.float32)
@@ -199,14 +200,15 @@ def _wide_reduce(
     tl.store(gates_ptr + (rows + pid) * D + d, share, mask=d < D)
 
 
-@jit_group
+@jit
 def _wide_gradients(
-    g_ptr, out_ptr, r_ptr, dot_ptr, mean_ptr, alpha_ptr, beta_ptr, dx_ptr, df_ptr, first, D,
+    g_ptr, out_ptr, r_ptr, dot_ptr, mean_ptr, alpha_ptr, beta_ptr, dx_ptr, df_ptr, D,
     T: tl.constexpr, SEGMENTS: tl.constexpr, C: tl.constexpr, CHUNK: tl.constexpr, R: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    pid = tl.program_id(0).to(tl.int64) // C + first.to(tl.int64) * len(SEGMENTS)
+    program = tl.num_programs(0) - 1 - tl.program_id(0)  # from the end, which the cache still holds
+    pid = program.to(tl.int64) // C
     start, count = _span(pid, T, SEGMENTS)
-    begin, d = tl.program_id(0) % C * CHUNK, tl.arange(0, BD)
+    begin, d = program % C * CHUNK, tl.arange(0, BD)
     mean = _load(mean_ptr, pid * D + d, d < D)
     alpha, beta = _load(alpha_ptr, d, d < D), _load(beta_ptr, d, d < D)
     for t in range(begin, tl.minimum(begin + CHUNK, count), R):
@@ -235,19 +237,6 @@ def _narrow(width: int, segments: Sequence[int]) -> bool:
 
 def _spans(tokens: int, segments: Sequence[int]) -> dict:
     return {"T": tokens, "SEGMENTS": tuple(segments), "enable_fp_fusion": True}  # said, as Triton 3.10 changes it
-
-
-def _l2_bytes(device: torch.device) -> int:
-    told = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
-    return told or L2_BYTES
-
-
-def _groups(x_BTD: Tensor, twice: int) -> Iterator[tuple[int, int]]:
-    """(first sample, samples) per group, so that `twice` bytes per element fit in a third of the L2 cache."""
-    batch = x_BTD.shape[0]
-    groups = math.ceil(batch / max(1, _l2_bytes(x_BTD.device) // 3 // (x_BTD[0].numel() * twice)))
-    size = math.ceil(batch / groups)
-    return ((first, min(size, batch - first)) for first in range(0, batch, size))
 
 
 def _whole(width: int, segments: Sequence[int]) -> dict[str, int]:
@@ -279,10 +268,8 @@ def _forward(
             return out_BTD, r_BT, means
         rows = _rows(D, segments, FORWARD_CHUNK)
         mean_tile = {"BT": min(MEAN_ROWS, _power(max(segments))), "BD": MEAN_COLUMNS, "num_warps": 4}
-        for first, n in _groups(x_BTD, x_BTD.element_size() + f_BTD.element_size()):
-            grid = (n * S, triton.cdiv(D, MEAN_COLUMNS))
-            _wide_means[grid](x_BTD, f_BTD, means, first, B * S, D, **spans, **mean_tile)
-            _wide_apply[(n * S * rows["C"],)](*args, first, B * S, D, **spans, **rows)
+        _wide_means[(B * S, triton.cdiv(D, MEAN_COLUMNS))](x_BTD, f_BTD, means, B * S, D, **spans, **mean_tile)
+        _wide_apply[(B * S * rows["C"],)](*args, B * S, D, **spans, **rows)
     return out_BTD, r_BT, means
 
 
@@ -297,8 +284,8 @@ def _(x_BTD, f_BTD, alpha_D, beta_D, segments, eps):
 def _backward(
     g_BTD: Tensor, out_BTD: Tensor, f_BTD: Tensor, r_BT: Tensor, means: Tensor, alpha_D: Tensor, beta_D: Tensor,
     segments: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dX, dF, dalpha, dbeta."""
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dX, dF, and (2, D) dalpha, dbeta."""
     (B, T, D), S = out_BTD.shape, len(segments)
     spans = _spans(T, segments)
     g_BTD = g_BTD.contiguous()  # autograd may hand over an expanded one
@@ -312,19 +299,18 @@ def _backward(
             rows = _rows(D, segments, BACKWARD_CHUNK)
             C, dot_BT, mean = rows["C"], torch.empty_like(r_BT), torch.empty_like(gates[0])
             sums = means.new_empty(2, B * S * C, D)
-            for first, n in _groups(out_BTD, g_BTD.element_size() + out_BTD.element_size()):
-                args = g_BTD, out_BTD, f_BTD, r_BT, means, dot_BT, sums, first, B * S, D
-                _wide_sums[(n * S * C,)](*args, **spans, **rows)
-                args = sums, means, mean, gates, first, B * S, D
-                _wide_reduce[(n * S, triton.cdiv(D, 128))](*args, **spans, C=C, BD=128, num_warps=4)
-                args = g_BTD, out_BTD, r_BT, dot_BT, mean, alpha_D, beta_D, dx_BTD, df_BTD, first, D
-                _wide_gradients[(n * S * C,)](*args, **spans, **rows)
-        return dx_BTD, df_BTD, gates[0].sum(0), gates[1].sum(0)
+            args = g_BTD, out_BTD, f_BTD, r_BT, means, dot_BT, sums, B * S, D
+            _wide_sums[(B * S * C,)](*args, **spans, **rows)
+            args = sums, means, mean, gates, B * S, D
+            _wide_reduce[(B * S, triton.cdiv(D, 128))](*args, **spans, C=C, BD=128, num_warps=4)
+            args = g_BTD, out_BTD, r_BT, dot_BT, mean, alpha_D, beta_D, dx_BTD, df_BTD, D
+            _wide_gradients[(B * S * C,)](*args, **spans, **rows)
+        return dx_BTD, df_BTD, gates.sum(1)
 
 
 @_backward.register_fake
 def _(g_BTD, out_BTD, f_BTD, r_BT, means, alpha_D, beta_D, segments):
-    return tuple(torch.empty_like(t) for t in (out_BTD, f_BTD, alpha_D, beta_D))
+    return torch.empty_like(out_BTD), torch.empty_like(f_BTD), alpha_D.new_empty(2, *alpha_D.shape)
 
 
 def _save(ctx, inputs, output):
@@ -336,7 +322,8 @@ def _save(ctx, inputs, output):
 
 def _gradients(ctx, g_BTD, *_):
     out_BTD, f_BTD, r_BT, means, alpha_D, beta_D = ctx.saved_tensors
-    return *_backward(g_BTD, out_BTD, f_BTD, r_BT, means, alpha_D, beta_D, ctx.segments), None, None
+    dx_BTD, df_BTD, gates_2D = _backward(g_BTD, out_BTD, f_BTD, r_BT, means, alpha_D, beta_D, ctx.segments)
+    return dx_BTD, df_BTD, *gates_2D.unbind(), None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_save)

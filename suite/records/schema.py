@@ -220,8 +220,9 @@ BENCH = (
           enum=("step", "block_forward", "block_forward_backward", "optimiser", "audit", "heldout", "sample", "first_step_cold",
                 "first_step_warm", "worker_start", "sweep", "merge_forward", "merge_forward_backward")),
     _text("variant", "suite: this project's; reference: the straightforward eager one of tests/bench/reference.py; of a merge: the "
-          "fused kernel, the plain formula eager or compiled, or a copy of one tensor", required=True,
-          enum=("suite", "reference", "kernel", "eager", "compiled", "copy")),
+          "fused kernel, the plain formula eager or compiled, or a copy of one tensor, called from Python or (graph) in a CUDA graph",
+          required=True,
+          enum=("suite", "reference", "kernel", "eager", "compiled", "copy", "kernel_graph", "compiled_graph", "copy_graph")),
     _text("scheme", "residual scheme; of a sweep all of its schemes"),
     _integer("depth", "block", "number of blocks; empty where several or none"),
     _text("setting", "digits: the laptop protocol's sizes; wide: 64 channels, 64+4 tokens, batch 32, activation checkpointing; "
@@ -234,6 +235,7 @@ BENCH = (
     _text("dtype", "floating-point type", required=True),
     _text("device", "device type", required=True, enum=("cpu", "cuda")),
     _integer("workers", "1", "processes that worked at the same time", required=True),
+    _integer("replicas", "1", "runs trained as one model; a time is then that of one run's share", required=True),
     _text("status", "measured; not measured: the machine lacks what it takes; failed", required=True,
           enum=("measured", "not measured", "failed")),
     _text("reason", "one line that says why, where status is not measured"),
@@ -265,6 +267,6 @@ TABLES: dict[str, Table] = {table.name: table for table in (
     Table("probe", "probe.csv", "how well the timestep can be read from the trunk",
           ("run_id", "step", "layer", "feature"), PROBE),
     Table("bench", "bench.csv", "what a step and its parts cost, by scheme and depth; all rows of one call on one machine",
-          ("phase", "variant", "scheme", "depth", "setting", "device", "workers"), BENCH,
+          ("phase", "variant", "scheme", "depth", "setting", "device", "workers", "replicas"), BENCH,
           ("phase", "setting", "device", "workers", "depth", "scheme", "variant")),
 )}

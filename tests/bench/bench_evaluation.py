@@ -1,21 +1,27 @@
-"""What is not training: the audit pass, the held-out loss, and sampling (per image, with guidance)."""
+"""What is not training: the audit pass, the held-out loss, and sampling (per image, with guidance), of one run and of one among many."""
 
-from cases import FULL, QUICK, TINY, case, trainer
+from cases import FULL, QUICK, TINY, case, group, trainer
 
-IMAGES = 32  # in one call of the sampler
+
+def images(case):
+    """In one call of the sampler: half of the one shape of forward on a CPU, and on a GPU what a run is scored by."""
+    return 32 if case["device"] == "cpu" else 256
 
 
 def cases(size):
     depths = {FULL: (10, 100), QUICK: (10,), TINY: ()}[size]
-    return [case(phase, "mvsplit", depth) for depth in depths for phase in ("audit", "heldout", "sample")]
+    out = [case(phase, "mvsplit", depth) for depth in depths for phase in ("audit", "heldout", "sample")]
+    many = [case(phase, "plain", 100, device="cuda", replicas=n) for n in (1, 120) for phase in ("heldout", "sample")]
+    return out + many * (size == FULL)
 
 
 def prepare(case):
-    model = trainer(case)
+    model = trainer(case) if case["replicas"] == 1 else None
+    evaluation = model.evaluation if model else group(case)[1]
     if case["phase"] == "heldout":
-        return model.evaluation.heldout_loss
+        return lambda: evaluation.heldout_loss().tolist()
     if case["phase"] == "sample":
-        return lambda: model.evaluation.sample(IMAGES)
+        return lambda: evaluation.sample(images(case))
     from suite.diagnosis.sidepass import anchor_layers, audit_step
     from suite.protocol import PROTOCOLS
 
@@ -25,4 +31,4 @@ def prepare(case):
 
 
 def test_evaluation(measure, case):
-    measure(case, rounds=5, per=IMAGES if case["phase"] == "sample" else 1)
+    measure(case, rounds=5, per=case["replicas"] * (images(case) if case["phase"] == "sample" else 1))

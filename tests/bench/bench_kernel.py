@@ -1,7 +1,8 @@
 """Fused MV-Split + RMSNorm against eager, torch.compile and a copy, forward and backward.
 
 `gb_per_s` is the traffic that the shape cannot do without (3 passes forward and 5 backward; a copy 2) over the median
-time: compare it with the copy's. Wall clock around CALLS calls and one synchronisation, so launches count; L2 is not flushed.
+time: compare it with the copy's. Wall clock around CALLS calls and one synchronisation, so launches count, except in the variants
+called graph, which replay one captured call. L2 is not flushed.
 """
 
 import pytest
@@ -10,6 +11,7 @@ from cases import FULL, case
 
 kernels = pytest.importorskip("suite.model.kernels", reason="no triton for this platform: not measured", exc_type=ImportError)
 from suite.residual import EPS, rms_norm, token_mean  # noqa: E402
+from suite.training.cuda_graph import WARM_UP, capture  # noqa: E402
 
 SHAPES = {"paper": (32, (256, 256), 1024, torch.bfloat16), "digits": (16, (16, 4), 32, torch.float32)}
 CALLS = 20  # per round: one is too short for the clock
@@ -21,7 +23,8 @@ def cases(size):
         shape = {"setting": setting, "batch": B, "width": D, "image_tokens": segments[0], "caption_tokens": segments[1],
                  "dtype": "bf16" if dtype == torch.bfloat16 else "fp32"}  # fmt: skip
         for phase in ("merge_forward", "merge_forward_backward"):
-            variants = ("kernel", "eager", "compiled") + ("copy",) * (phase == "merge_forward")
+            variants = ("kernel", "eager", "compiled", "kernel_graph", "compiled_graph")
+            variants += ("copy", "copy_graph") * (phase == "merge_forward")
             out += [case(phase, "mvsplit", None, variant=v, device="cuda") | shape for v in variants]
     return out
 
@@ -51,10 +54,11 @@ def test_mvsplit_rms_norm(benchmark, case):
     inputs = [x, f, torch.zeros(D, device="cuda"), torch.ones(D, device="cuda")]
     benchmark.extra_info |= case
     size = x.numel() * x.element_size()
-    if case["variant"] == "copy":
-        return timed(benchmark, lambda: up.copy_(x), 2 * size)
+    name, graphed = case["variant"].removesuffix("_graph"), case["variant"].endswith("_graph")
+    if name == "copy":
+        return timed(benchmark, capture(lambda: up.copy_(x), WARM_UP)[0] if graphed else lambda: up.copy_(x), 2 * size)
     compiled = torch.compile(plain, fullgraph=True, dynamic=False)
-    function = {"kernel": kernels.mvsplit_rms_norm, "eager": plain, "compiled": compiled}[case["variant"]]
+    function = {"kernel": kernels.mvsplit_rms_norm, "eager": plain, "compiled": compiled}[name]
     backward = case["phase"] == "merge_forward_backward"
     for t in inputs:
         t.requires_grad_(backward)
@@ -64,4 +68,4 @@ def test_mvsplit_rms_norm(benchmark, case):
         if backward:
             torch.autograd.grad(out, inputs, up)
 
-    timed(benchmark, call, (8 if backward else 3) * size)
+    timed(benchmark, capture(call, WARM_UP)[0] if graphed else call, (8 if backward else 3) * size)

@@ -17,7 +17,7 @@ def cases(size):
            if v == "suite" or scheme in ("plain", "mvsplit") or depth == 100]
     out.append(case("step", "mvsplit", 1000, setting="wide"))
     schemes = ("plain", "mvsplit")
-    return out + [case("step", scheme, depth, variant=v, device="cuda") for depth in (100, 1000) for scheme in schemes for v in BOTH]
+    return out + [case("step", scheme, depth, variant=v, device="cuda") for depth in (100, 400, 1000) for scheme in schemes for v in BOTH]
 
 
 def prepare(case):

@@ -73,11 +73,8 @@ def assert_close(mine, reference_and_sizes, u):
         assert (error <= bound).all(), f"{name}: off by {error.max():.3g}, of size {size:.3g}"
 
 
-def force_wide(monkeypatch, groups=False):
+def force_wide(monkeypatch):
     monkeypatch.setattr(kernels, "NARROW", 0)
-    if groups:  # one sample at a time
-        # not torch.cuda.get_device_properties, which Triton's launcher and torch itself ask for more than the cache
-        monkeypatch.setattr(kernels, "_l2_bytes", lambda device: 3)
 
 
 # --- against float64 --------------------------------------------------------------------------------------------------
@@ -96,7 +93,7 @@ def test_forward_and_backward_match_float64(B, segments, D, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(("B", "segments", "D"), FORCED)
 def test_the_wide_path_matches_float64_also_where_it_would_not_be_taken(monkeypatch, B, segments, D, dtype):
-    force_wide(monkeypatch, groups=True)
+    force_wide(monkeypatch)
     inputs, up = draw(B, segments, D, dtype)
     assert_close(fused(inputs, up, segments), plain(inputs, up, segments), U[dtype])
 
@@ -164,7 +161,7 @@ def test_identities(monkeypatch, wide):
 
 
 @pytest.mark.parametrize("wide", [False, True])
-def test_the_same_bytes_twice_and_in_any_grouping(monkeypatch, wide):
+def test_the_same_bytes_twice_and_in_any_batch(monkeypatch, wide):
     if wide:
         force_wide(monkeypatch)
     segments = (36, 3)
@@ -173,9 +170,6 @@ def test_the_same_bytes_twice_and_in_any_grouping(monkeypatch, wide):
     assert all(torch.equal(a, b) for a, b in zip(first, fused(inputs, up, segments), strict=True))
     alone = fused([t[1:2].detach().requires_grad_() for t in inputs[:2]] + inputs[2:], up[1:2], segments)
     assert all(torch.equal(a[1:2], b) for a, b in zip(first[:3], alone[:3], strict=True))
-    if wide:
-        force_wide(monkeypatch, groups=True)
-        assert all(torch.equal(a, b) for a, b in zip(first, fused(inputs, up, segments), strict=True))
 
 
 @pytest.mark.parametrize(("segments", "D", "means"), [((16, 4), 32, 1), ((200, 8), 128, 2)])

@@ -143,9 +143,8 @@ def parser() -> argparse.ArgumentParser:
     detect.add_argument("file", type=Path)
     detect.add_argument("--constant-loss", type=float, metavar="X", help="loss of the best constant predictor, if known")
     bench = add("bench", help="what a step costs by scheme and depth, beside the project's targets; about 40 minutes on an idle machine")
-    bench.add_argument("--quick", dest="size", action="store_const", const="quick", default="full",
-                       help="two schemes and few depths, in about five minutes")
-    bench.add_argument("--gpu", dest="size", action="store_const", const="gpu", help="the rows of a GPU alone")
+    bench.add_argument("--quick", action="store_true", help="two schemes and few depths, in about five minutes")
+    bench.add_argument("--only", default="", metavar="EXPR", help="rows whose name fits, as in: 'cuda and merge'")
     _results_flag(bench)
     return top
 
@@ -345,7 +344,7 @@ def _bench(args) -> int:
 
     try:
         with _interruptible():
-            failed = bench(args.results, args.size)
+            failed = bench(args.results, "quick" if args.quick else "full", args.only)
     except KeyboardInterrupt:
         print("\nstopped; nothing was written", file=sys.stderr)
         return 130

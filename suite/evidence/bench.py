@@ -24,21 +24,21 @@ FOLDER = "bench"  # of a results folder; not a protocol
 BENCH = TABLES["bench"]
 
 
-def bench(results: Path, size: str = "full") -> list[str]:
+def bench(results: Path, size: str = "full", only: str = "") -> list[str]:
     """Measure, write `<results>/bench/bench.csv`, print the targets; returns one line per benchmark that failed.
 
-    size: full (about 40 minutes on two idle cores), quick (about 5), tiny (seconds, to test the machinery) or gpu (of full the
-    rows of a GPU).
+    size: full (about 40 minutes on two idle cores), quick (about 5) or tiny (seconds, to test the machinery).
+    only: of these the rows whose names, such as step-suite-plain-100-digits-cuda-1-120, fit pytest's -k.
     Raises ValueError with one line where nothing could be measured.
     """
     folder = Path(results) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused before the measuring
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    rows = rows_of(measure(size), started)
+    rows = rows_of(measure(size, only), started)
     write_rows(folder / BENCH.path, BENCH, rows)
     write_package(folder)
     table = read(folder, "bench")
-    if size != "gpu":
+    if (table["device"] == "cpu").any():
         print(format_table(targets(table), ("figure", "measured", "target", "held")))
     if costs := over_plain(table):
         print("\nMV-Split over plain, one training step")
@@ -53,7 +53,7 @@ def bench(results: Path, size: str = "full") -> list[str]:
     return [f"{row['phase']} {row['variant']} {row['scheme']} {row['depth'] or ''}: {row['reason']}" for row in broken]
 
 
-def measure(size: str) -> dict:
+def measure(size: str, only: str = "") -> dict:
     """pytest-benchmark's JSON of all benchmarks, with one line of progress for each on standard error."""
     if not FILES.is_dir():
         raise ValueError(f"{FILES}: not here; the benchmarks come with a clone of the repository, not with the installed package")
@@ -63,7 +63,7 @@ def measure(size: str) -> dict:
     with tempfile.TemporaryDirectory(prefix="screambench-") as folder:
         out = Path(folder) / "benchmarks.json"
         words = ["-o", "addopts=", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "--basetemp", f"{folder}/tmp", "--timeout=1800",
-                 *(("--size", "full", "-k", "cuda") if size == "gpu" else ("--size", size)), "-v", "--no-header", "--tb=line",
+                 "--size", size, "-k", only, "-v", "--no-header", "--tb=line",
                  f"--benchmark-json={out}"]  # fmt: skip
         process = subprocess.Popen([sys.executable, "-m", "pytest", *words, *files], cwd=ROOT, stdout=subprocess.PIPE,
                                    stderr=subprocess.STDOUT, text=True, errors="replace")  # fmt: skip

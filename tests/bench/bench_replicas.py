@@ -2,8 +2,8 @@
 
 from cases import FULL, case, group
 
-CPU = {100: (1, 2, 4, 8, 16)}
-CUDA = {100: (1, 8, 30, 60, 120, 240), 400: (1, 8, 30, 60), 1000: (4, 12)}  # up to twice a group's default
+CPU = {100: (2, 4, 8, 16)}
+CUDA = {100: (8, 30, 120, 240), 400: (8, 30)}  # beside a group's default
 
 
 def cases(size):
@@ -11,7 +11,7 @@ def cases(size):
     wanted = [(device, depth, n) for device, depths in of.items() for depth, counts in depths.items() for n in counts]
     out = [case("step", "plain", depth, device=device, replicas=n) for device, depth, n in wanted]
     many = [case("step", "mvsplit", 100, device=device, replicas=n) for device, n in (("cpu", 4), ("cuda", 120))]
-    return [c for c in out if c["replicas"] > 1] + many * (size == FULL)  # of one alone bench_step has the row
+    return out + many * (size == FULL)  # of a run alone bench_step has the row
 
 
 def prepare(case):

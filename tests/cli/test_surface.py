@@ -34,7 +34,7 @@ VERBS = {
     "verify": ["--rerun K", "--seed N", "--plugin FILE", "--results DIR"],
     "report": ["--write", "--results DIR"],
     "detect": ["file", "--constant-loss X"],
-    "bench": ["--quick", "--gpu", "--results DIR"],
+    "bench": ["--quick", "--only EXPR", "--results DIR"],
 }
 
 

@@ -90,9 +90,10 @@ class CompiledBlock:
 
     def _compile(self, graph: torch.fx.GraphModule, inputs: list[Tensor], **options) -> Callable[[list[Tensor]], list[Tensor]]:
         # the asserts on strides cost a seventh of the wrapper's time, and the shapes here are fixed; threads: of the C++ compiler
+        host = inputs[0].device.type == "cpu"  # on a GPU a graph replays the launches, and the C++ wrapper would ask for CUDA's headers
         options_of_inductor = {"size_asserts": False, "alignment_asserts": False, "compile_threads": usable_cores()}
         with torch.no_grad(), tracing(TracingContext(self.fake)), config.patch(options_of_inductor):
-            return compile_fx_inner(graph, inputs, cpp_wrapper=True, **options)
+            return compile_fx_inner(graph, inputs, cpp_wrapper=host, **options)
 
 
 _compiled: dict[tuple, CompiledBlock] = {}
@@ -103,7 +104,7 @@ def compiled_block(
 ) -> CompiledBlock:
     """The functions for this block and shape of trunk, made on first use in this process. Raises CompileError."""
     shapes = x.shape, x.dtype, rope.shape, segments, weights[0].stride()
-    key = (kind(block), *shapes, training, replicas, torch.is_autocast_enabled(x.device.type))
+    key = (kind(block), *shapes, training, replicas, x.device.type, torch.is_autocast_enabled(x.device.type))
     if key not in _compiled:
         try:
             _compiled[key] = CompiledBlock(block, x.detach(), rope, step, segments, weights, training, replicas)

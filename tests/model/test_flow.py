@@ -247,7 +247,7 @@ def test_heldout_loss_is_the_plain_mean_over_fixed_noise_and_times(data):
         for i in range(70):  # one image at a time, never a dropped caption
             x0 = data.images_NCHW[30 + i]
             z = (1 - time[i]) * x0 + time[i] * x1[i]
-            v = t.state.dit(z[None], table[data.labels_N[30 + i]][None])[0]
+            v = t.state.dit(z[None].to(t.device), table[data.labels_N[30 + i]][None].to(t.device))[0].cpu()
             errors.append((v - (x0 - x1[i])).square().mean().item())
     assert t.evaluation.heldout_loss() == pytest.approx(sum(errors) / 70, rel=1e-5)
 
@@ -272,7 +272,7 @@ def test_training_never_sees_a_heldout_image(data):
     t, p = trainer(data), trainer(data).run.protocol
     train = data.images_NCHW[data.train]
     for step in (1, 2, 5):
-        z, target, time, caption = t.train_step.batch(step)
+        z, target, time, caption = (part.cpu() for part in t.train_step.batch(step))
         x0 = z + time[:, None, None, None] * target
         nearest, row = (x0[:, None] - train[None]).abs().amax((2, 3, 4)).min(1)
         assert len(x0) == p.batch and nearest.max() < 1e-5

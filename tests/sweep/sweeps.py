@@ -16,9 +16,9 @@ def plan(schemes=SCHEMES, **more) -> list[Run]:
     return make_plan(Selection("smoke", schemes=schemes, **more))
 
 
-def work(runs, results, *, workers=1, retry=False, **more) -> Sweep:
+def work(runs, results, *, workers=1, retry=False, replicas=1, **more) -> Sweep:
     """A sweep in this process, with real workers unless they are patched."""
-    one = Sweep(runs, Path(results), workers=workers, features="digits", plugins=(), retry=retry, **more)
+    one = Sweep(runs, Path(results), workers=workers, features="digits", plugins=(), retry=retry, replicas=replicas, **more)
     one.run()
     return one
 

@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 
 import pytest
+import torch
 from sweeps import left_over, plan, rows, steps_trained, tables, work
 
 from suite.evidence import verify as verify_module
@@ -67,7 +68,7 @@ def test_a_grouped_sweep_changes_no_row_but_within_rounding(alone, grouped):
         for name, cell in row.items():
             if name in numbers:
                 assert cell == b[run_id][name] or float(cell) == pytest.approx(float(b[run_id][name]), rel=2e-3), name
-            elif name not in ("replicas", "group", "curve_digest"):
+            elif name not in ("replicas", "group", "curve_digest", "kernels"):
                 assert cell == b[run_id][name], name
     for name, table in TABLES.items():
         ones, others = ([row for p in table_files(f / "smoke", table) for row in read_rows(p, table)] for f in (alone, grouped))
@@ -80,6 +81,7 @@ def test_a_grouped_sweep_changes_no_row_but_within_rounding(alone, grouped):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the promise is within rounding")
 def test_a_compiled_grouped_sweep_gives_the_bytes_of_runs_alone(tmp_path):
     """On a CPU the compiled block has one code for any number of runs, so grouping moves nothing at all."""
     some = make_plan(Selection("laptop", schemes=("plain",), depths=(4,), seeds=(0, 1, 2)))

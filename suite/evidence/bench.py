@@ -16,8 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from suite.environment import ROOT
+from suite.records.csvfile import format_value
 from suite.records.schema import PROVENANCE, TABLES
-from suite.records.tables import format_table, read, write_package, write_rows
+from suite.records.tables import format_table, read, read_rows, write_package, write_rows
 
 FILES = ROOT / "tests" / "bench"
 FOLDER = "bench"  # of a results folder; not a protocol
@@ -28,14 +29,16 @@ def bench(results: Path, size: str = "full", only: str = "") -> list[str]:
     """Measure, write `<results>/bench/bench.csv`, print the targets; returns one line per benchmark that failed.
 
     size: full (about 40 minutes on two idle cores), quick (about 5) or tiny (seconds, to test the machinery).
-    only: of these the rows whose names, such as step-suite-plain-100-digits-cuda-1-120, fit pytest's -k.
+    only: of these the rows whose names, such as step-suite-plain-100-digits-cuda-1-120, fit pytest's -k; the table's others stay.
     Raises ValueError with one line where nothing could be measured.
     """
     folder = Path(results) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused before the measuring
     started = datetime.now(UTC).isoformat(timespec="seconds")
     rows = rows_of(measure(size, only), started)
-    write_rows(folder / BENCH.path, BENCH, rows)
+    kept = read_rows(folder / BENCH.path, BENCH) if only and (folder / BENCH.path).exists() else []
+    new = {_key(row) for row in rows}
+    write_rows(folder / BENCH.path, BENCH, [row for row in kept if _key(row) not in new] + rows)
     write_package(folder)
     table = read(folder, "bench")
     if (table["device"] == "cpu").any():
@@ -51,6 +54,10 @@ def bench(results: Path, size: str = "full", only: str = "") -> list[str]:
     print(f"written to {folder / BENCH.path}")
     broken = [row for row in rows if row["status"] == "failed"]
     return [f"{row['phase']} {row['variant']} {row['scheme']} {row['depth'] or ''}: {row['reason']}" for row in broken]
+
+
+def _key(row: dict) -> tuple[str, ...]:
+    return tuple(format_value(row.get(name), kind) for name, kind in ((c.name, c.type) for c in BENCH.columns) if name in BENCH.key)
 
 
 def measure(size: str, only: str = "") -> dict:

@@ -243,3 +243,19 @@ def test_timings_of_two_machines_are_not_drawn_together(tmp_path, capsys, name):
     assert draw.draw_all(tmp_path, tmp_path / "out") == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("bench-cost: not drawn: ") and name in line and not (tmp_path / "out").exists()
+
+
+def test_a_part_measured_anew_leaves_the_rest_of_the_table(tmp_path, monkeypatch):
+    """--only: rows of the same name are replaced, the others keep their text, and their `started`."""
+    old = [row(ms=40.0), row(ms=30.0, replicas=4), row("audit", "mvsplit", ms=5.0)]
+    table_of(tmp_path, old)
+    before = read_rows(tmp_path / "bench" / BENCH.path, BENCH)
+    new = {key: cell for key, cell in row(ms=20.0, replicas=4).items() if key not in ("started", *PROVENANCE)}
+    report = {"benchmarks": [], "missed": [new], "provenance": MADE}
+    monkeypatch.setattr(bench, "measure", lambda size, only: report)
+    assert bench.bench(tmp_path, only="step and 100") == []
+    after = read_rows(tmp_path / "bench" / BENCH.path, BENCH)
+    assert len(after) == 3 and [r for r in after if r["replicas"] != "4"] == [r for r in before if r["replicas"] != "4"]
+    assert [r["median_ms"] for r in after if r["replicas"] == "4"] == ["20"]
+    bench.bench(tmp_path)
+    assert len(read_rows(tmp_path / "bench" / BENCH.path, BENCH)) == 1

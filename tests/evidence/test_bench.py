@@ -147,7 +147,7 @@ def test_rows_of_a_report():
 
 
 def test_a_failed_benchmark_is_a_row_and_an_exit_status(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(bench, "measure", lambda size: report(divisor=1))
+    monkeypatch.setattr(bench, "measure", lambda size, only="": report(divisor=1))
     assert cli.main(["bench", "--quick", "--results", str(tmp_path)]) == 1
     assert "failed: step suite plain 1000: ChildError: exit status -9: no message" in capsys.readouterr().err.splitlines()
     assert [line["status"] for line in read_rows(tmp_path / "bench" / "bench.csv", BENCH)] == ["measured", "failed"]

@@ -14,8 +14,9 @@ FREE = ("lr", "seed")  # in which the runs of a group may differ
 
 
 def default_size(protocol: Protocol, depth: int) -> int:
-    """Runs of a group where nobody says: the protocol's on a GPU; on a CPU 1, as a group does 1.05 to
-    1.21 times the runs per hour there (`bench --only replicas`, plain and MV-Split at 100 blocks), too little to be harder to stop and resume.
+    """Runs of a group where nobody says: the protocol's on a GPU.
+
+    On a CPU 1: groups of 2 to 16 do 1.05 to 1.21 times the runs per hour there (plain and MV-Split at 100 blocks), too little.
     """
     return max(1, protocol.group_blocks // depth) if environment.cards() else 1
 

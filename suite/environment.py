@@ -54,12 +54,16 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def cpu_wanted() -> bool:
+    """Whether Accelerate is told to leave GPUs alone."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+
+
 def cards() -> int:
     """CUDA devices that Accelerate would train on."""
     import torch
-    from accelerate.utils import parse_flag_from_env
 
-    return 0 if parse_flag_from_env("ACCELERATE_USE_CPU") else torch.cuda.device_count()
+    return 0 if cpu_wanted() else torch.cuda.device_count()
 
 
 def usable_cores() -> int:

@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
+from suite import environment
 from suite.protocol import Run
 from suite.records.completeness import done_ids
 from suite.records.tables import Store
@@ -21,8 +22,7 @@ MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # what Accele
 
 def processes() -> int:
     """How many processes a launcher started together, this one included."""
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")  # else a sweep on each rank is meant
-    names = ("WORLD_SIZE", *MPI) if on_cpu else ("WORLD_SIZE",)
+    names = ("WORLD_SIZE", *MPI) if environment.cpu_wanted() else ("WORLD_SIZE",)  # without it a sweep on each rank is meant
     return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 1)
 
 

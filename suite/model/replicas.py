@@ -38,7 +38,7 @@ class Replicas:
     """
 
     def __init__(self, dits: Sequence[DiT], values_RP: Tensor, grads_RP: Tensor, slices: dict[str, slice], compiled: bool) -> None:
-        first = dits[0]
+        self.dits, first = dits, dits[0]
         shapes = [[(name, t.shape) for name, t in (*dit.named_parameters(), *dit.named_buffers())] for dit in dits]
         if any(other != shapes[0] for other in shapes):
             raise ValueError("replicas must be models of one shape")
@@ -75,4 +75,10 @@ class Replicas:
         """The velocities (R, B, C, H, W), each by its own model."""
         if self.blocks is None:
             return self._call("forward", image_RBCHW, caption_RBSD)
-        return self._call("leave", self.blocks(self._call("enter", image_RBCHW, caption_RBSD)), image_RBCHW)
+        return self._ends("leave", self.blocks(self._ends("enter", image_RBCHW, caption_RBSD)), image_RBCHW)
+
+    def _ends(self, method: str, *inputs: Tensor) -> Tensor:
+        """What comes before and after the blocks: on a CPU model by model: one product of several may round otherwise."""
+        if inputs[0].device.type == "cuda":
+            return self._call(method, *inputs)
+        return torch.stack([getattr(dit, method)(*own) for dit, *own in zip(self.dits, *inputs, strict=True)])

@@ -25,8 +25,8 @@ class Critical:
     """LR50 of a cell. kind: "fit" (rate with its interval low..high), "bracket" (it lies between low, where all live, and high, where all
     die), "above" (all live up to low; high is inf) or "below" (all die from high on; low is 0).
 
-    n: runs of the cell; n_low, n_high: runs at the two rates of a bracket; seeds: different ones; falls: the rates at which a smaller share died
-    than at a colder one, where a cell is not monotone.
+    n: runs of the cell; n_low, n_high: runs at the two rates of a bracket; seeds: different ones; falls: rates at which fewer died than
+    at a colder one, where a cell is not monotone.
     """
 
     kind: str

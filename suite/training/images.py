@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from suite import environment
-from suite.training.sources import Pictures, Source, first_line, one_line
+from suite.training.sources import Pictures, Source, first_line
 
 GREY_MODES = ("1", "L", "LA", "La")
 BYTES_A_VALUE = 16  # at the worst moment of `load`: the pixels, their training part, and that twice in float64
@@ -72,9 +72,9 @@ def _named(source: Source, where: str):
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
     except MemoryError:
-        raise source.error(f"image {one_line(where)} cannot be read: not enough memory") from None
+        raise source.error(f"image {where} cannot be read: not enough memory") from None
     except Exception as error:
-        raise source.error(f"image {one_line(where)} cannot be read: {first_line(error)}") from error
+        raise source.error(f"image {where} cannot be read: {first_line(error)}") from error
 
 
 def _open(file: Path | bytes | None):
@@ -88,6 +88,8 @@ def _open(file: Path | bytes | None):
     if not (len(file) if isinstance(file, bytes) else file.stat().st_size):
         raise ValueError("it is empty")
     image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    if image.format in ("EPS", "WMF", "EMF"):  # Pillow would hand it to another program
+        raise ValueError(f"it is a drawing ({image.format}), not pixels; convert it first")
     if image.mode[0] in "IF":  # Pillow would clip these to 255 without a word
         raise ValueError(f"mode {image.mode} has more than 8 bits a channel; convert it first")
     frames = getattr(image, "n_frames", 1)

@@ -20,6 +20,7 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as `dataset
 TEXTS = {".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".yaml", ".yml", ".toml", ".ini", ".db", ".py"}
 PICTURES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
             ".avif", ".heic", ".heif", ".jp2", ".tga"}  # fmt: skip
+ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"}
 
 
 class DataError(ValueError):
@@ -36,7 +37,7 @@ class Source:
     options: dict[str, str]
 
     def error(self, what: str) -> DataError:
-        return DataError(f"--data {one_line(self.text)}: {what}")
+        return DataError(one_line(f"--data {self.text}: {what}"))
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def parse(text: str) -> Source:
     name, words = (real or ways)[0]
     if len(real) > 1:
         mend = "rename one" if kind == "parquet" else f"write {real[0][0]}/,... or {real[-1][0]}/"
-        raise DataError(f"--data {one_line(text)}: both {real[0][0]} and {real[-1][0]} exist; {mend}")
+        raise Source(text, kind, "", {}).error(f"both {real[0][0]} and {real[-1][0]} exist; {mend}")
     source = Source(text, kind, name, _options(text, words))
     if not name:
         raise DataError(f"--data {text!r} names no source; try digits or imagefolder:DIR")
@@ -159,8 +160,10 @@ def _by_class(source: Source, root: Path) -> Pictures:
     """ROOT/CLASS/FILE, whatever the names; hidden files and texts are no pictures, and a picture anywhere else is refused."""
     folders = [entry for entry in _entries(root) if entry.is_dir()]
     loose = [entry for entry in _entries(root) if not entry.is_dir() and entry.suffix.lower() in PICTURES]
+    if packed := next((entry for entry in _entries(root) if entry.suffix.lower() in ARCHIVES), None):
+        raise source.error(f"{packed} would stay unopened; unpack it or move it away")
     if loose and folders:
-        raise source.error(f"{len(loose)} images lie beside the class folders ({one_line(loose[0])}); move them into one")
+        raise source.error(f"{len(loose)} images lie beside the class folders ({loose[0]}); move them into one")
     if loose:
         raise source.error(f"no label column: the {len(loose)} images lie in {root} itself; put each class into a folder, "
                            "or name the classes in a metadata.csv (file_name, COLUMN) and add ,label=COLUMN")  # fmt: skip
@@ -168,11 +171,11 @@ def _by_class(source: Source, root: Path) -> Pictures:
     for folder in folders:
         entries = _entries(folder)
         if below := next((entry for entry in entries if entry.is_dir()), None):
-            raise source.error(f"{one_line(below)} is a folder in a class folder; classes are the folders right below the one named: "
-                               f"name {one_line(folder)} if they are in there (or add ,split={one_line(folder.name)})")  # fmt: skip
-        files = [entry for entry in entries if entry.suffix.lower() not in TEXTS]
+            raise source.error(f"{below} is a folder in a class folder; classes are the folders right below the one named: "
+                               f"name {folder} if they are in there (or add ,split={folder.name})")  # fmt: skip
+        files = [entry for entry in entries if entry.suffix.lower() not in TEXTS or entry.name in METADATA]
         if not files:
-            raise source.error(f"class folder {one_line(folder)} holds no images; fill it or move it away")
+            raise source.error(f"class folder {folder} holds no images; fill it or move it away")
         found += [(f"{folder.name}/{file.name}", file, folder.name) for file in files]
     if not found:
         raise source.error(f"no images found in {root}")
@@ -187,16 +190,19 @@ def _entries(folder: Path) -> list[Path]:
 
 def _listed(source: Source, root: Path, table: Path) -> Pictures:
     """The pictures that a metadata table lists by file_name, with a class column; all below ROOT must be in it."""
-    rows = _rows(table)
+    try:
+        rows = _rows(table)
+    except Exception as error:  # decoding, JSON, CSV, Parquet: each has errors of its own
+        raise source.error(f"{table} cannot be read: {first_line(error)}") from error
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if not rows or any(not isinstance(row.get("file_name"), str) or not row["file_name"] for row in rows):
-        raise source.error(f"{table}: every row needs a file_name; columns: {', '.join(map(one_line, columns))}")
+        raise source.error(f"{table}: every row needs a file_name; columns: {', '.join(map(str, columns))}")
     names = [os.path.normpath(root / row["file_name"]) for row in rows]
     if twice := next((name for name, count in Counter(names).items() if count > 1), None):
-        raise source.error(f"{table} lists {one_line(twice)} twice")
+        raise source.error(f"{table} lists {twice} twice")
     below = [os.path.normpath(Path(folder) / file) for folder, _, files in os.walk(root) for file in files if not file.startswith(".")]
-    if lost := sorted(name for name in below if Path(name).suffix.lower() in PICTURES and name not in set(names)):
-        raise source.error(f"{len(lost)} images are not listed in {table} ({one_line(lost[0])})")
+    if lost := sorted(name for name in set(below) - set(names) if Path(name).suffix.lower() in PICTURES):
+        raise source.error(f"{len(lost)} images are not listed in {table} ({lost[0]})")
     label = _label_column(source, columns, [])
     files = [Path(name) for name in names]
     return Pictures([str(file) for file in files], files, _labels(source, label, [row.get(label) for row in rows]))
@@ -211,7 +217,10 @@ def _rows(table: Path) -> list[dict]:
     with open(table, encoding="utf-8-sig", newline="") as file:
         if table.suffix == ".csv":
             return list(csv.DictReader(file, strict=True))
-        return [json.loads(line) for line in file if line.strip()]
+        rows = [json.loads(line) for line in file if line.strip()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("every line must be an object")
+    return rows
 
 
 def _table(source: Source) -> Pictures:
@@ -234,10 +243,10 @@ def _table(source: Source) -> Pictures:
     kinds = table.features
     images = [name for name, kind in kinds.items() if isinstance(kind, datasets.Image)]
     if not images or not len(table):
-        raise source.error(f"no images found; columns: {', '.join(map(one_line, kinds))}")
+        raise source.error(f"no images found; columns: {', '.join(kinds)}")
     image = source.options.get("image") or (images[0] if len(images) == 1 else None)
     if image not in images:
-        raise source.error(f"{len(images)} image columns; name one with ,image=COLUMN (image columns: {', '.join(map(one_line, images))})")
+        raise source.error(f"{len(images)} image columns; name one with ,image=COLUMN (image columns: {', '.join(images)})")
     label = _label_column(source, list(kinds), [name for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)])
     labels = _labels(source, label, list(table.select_columns(label)[label]))
     if isinstance(kinds[label], datasets.ClassLabel) and -1 in labels:  # the hub's way to keep a test set's classes secret
@@ -253,11 +262,13 @@ def _label_column(source: Source, columns: list[str], classes: list[str]) -> str
     label = source.options.get("label") or ("label" if "label" in columns else classes[0] if len(classes) == 1 else None)
     if label not in columns:
         raise source.error(f"{'several class columns' if len(classes) > 1 else 'no label column'}; name one with ,label=COLUMN "
-                           f"(columns: {', '.join(map(one_line, columns))})")  # fmt: skip
+                           f"(columns: {', '.join(map(str, columns))})")  # fmt: skip
     return label
 
 
 def _labels(source: Source, column: str, labels: list) -> list[str | int]:
     if kind := next((type(label).__name__ for label in labels if not isinstance(label, int | str)), ""):
         raise source.error(f"label column {column!r} holds {kind}, not numbers or names of classes")
+    if len({type(label) for label in labels}) > 1:  # is 1 the class "1"?
+        raise source.error(f"label column {column!r} holds numbers and names; write all as names")
     return labels

@@ -1,5 +1,6 @@
 """What `--data` names is what is loaded: every character of a path, every file below it, as a viewer would show them."""
 
+import json
 import os
 
 import numpy as np
@@ -114,6 +115,9 @@ def test_pictures_that_would_be_lost_are_named(tmp_path):
     root = fill(tmp_path / "d", [*classes("a", "b"), "stray.png"])
     assert "1 images lie beside the class folders" in refusal(f"imagefolder:{root}")
     (root / "stray.png").unlink()
+    (root / "more.zip").write_bytes(b"PK")
+    assert "more.zip would stay unopened" in refusal(f"imagefolder:{root}")
+    (root / "more.zip").unlink()
     (root / "empty").mkdir()
     assert "holds no images" in refusal(f"imagefolder:{root}")
 
@@ -155,6 +159,17 @@ def test_metadata_names_the_classes(tmp_path):
     assert "3 images are not listed" in refusal(f"imagefolder:{root},label=kind")
     (root / "metadata.csv").write_text("\n".join([*rows, rows[1]]))
     assert "twice" in refusal(f"imagefolder:{root},label=kind")
+    (root / "metadata.csv").rename(root / "metadata.jsonl")
+    for junk in (b"[1]\n", b"\xff\n", b"{\n"):
+        (root / "metadata.jsonl").write_bytes(junk)
+        assert "metadata.jsonl cannot be read" in refusal(f"imagefolder:{root},label=kind")
+
+
+def test_a_number_and_a_name_are_not_sorted_together(tmp_path):
+    root = fill(tmp_path / "d", [f"{i}.png" for i in range(20)])
+    rows = [{"file_name": f"{i}.png", "label": [1, "1"][i % 2]} for i in range(20)]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert "holds numbers and names" in refusal(f"imagefolder:{root}")
 
 
 # ---- columns
@@ -213,6 +228,12 @@ def test_other_colour_modes_are_colour(tmp_path, mode):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         picture(i, mode="RGB").convert(mode).save(tmp_path / name.replace("png", "png" if mode == "P" else "jpg"))
     assert load(f"imagefolder:{tmp_path}").images_NCHW.shape == (20, 3, 8, 8)
+
+
+def test_drawings_are_not_handed_to_another_program(tmp_path):
+    root = fill(tmp_path / "d", classes("a", "b"))
+    (root / "a" / "x.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n")
+    assert "it is a drawing (EPS)" in refusal(f"imagefolder:{root}")
 
 
 def test_frames_and_bombs_are_refused(tmp_path, monkeypatch):

@@ -91,7 +91,8 @@ def _selection_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lrs", type=_list_of(float, "a positive learning rate of at most six digits", _rate), metavar="X,X")
     parser.add_argument("--seeds", type=_list_of(int, "a seed, 0 to 2147483647", lambda v: 0 <= v < 2**31), metavar="N,N")
     parser.add_argument("--data", type=_text, metavar="SOURCE",
-                        help="digits, imagefolder:DIR, parquet:FILE or a hub name; options as SOURCE,size=32,colour=grey,label=COLUMN")
+                        help="digits, imagefolder:DIR, parquet:FILE or a hub name; options as "
+                             "SOURCE,size=32,colour=grey,label=COLUMN,image=COLUMN,split=NAME")
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE",
                         help="a Python file that registers schemes; it is executed")
     parser.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="take every N-th run from the I-th")
@@ -191,12 +192,15 @@ def _plan(args) -> int:
 
 def _run(args) -> int:
     from suite import environment
+    from suite.sweep.plan import check_quality
 
     runs, cores = _plan_of(args), environment.usable_cores()
     if args.features == "inception":
         from suite.quality.features import extractor
 
         extractor(args.features)  # refused now rather than after the first training
+    if note := check_quality(runs, args.features):
+        print(note, file=sys.stderr)
     if runs and runs[0].protocol.compiled and not runs[0].compiled:
         print("no C++ compiler found: blocks run eager, about half as fast (and under run ids of their own)", file=sys.stderr)
     from suite.sweep.distributed import launched_alone, processes, run_distributed

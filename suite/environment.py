@@ -78,6 +78,25 @@ def usable_cores() -> int:
     return cores
 
 
+def free_memory() -> int | None:
+    """Bytes that this process may still take before the system kills it: the machine's and its cgroup's; None where unknown."""
+    free = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    except (OSError, ValueError):
+        pass
+    for folder, limit, used in (("", "memory.max", "memory.current"), ("memory/", "memory.limit_in_bytes", "memory.usage_in_bytes")):
+        group = Path("/sys/fs/cgroup") / folder
+        try:
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            cache = int(stat.get("inactive_file", 0))  # given back before anything is killed
+            free.append(int((group / limit).read_text()) - int((group / used).read_text()) + cache)
+        except (OSError, ValueError):  # none of this version, or no limit ("max")
+            pass
+    return max(0, min(free)) if free else None
+
+
 def workers(wanted: int | None) -> int:
     """Worker processes: as many as are `wanted`, or one per card, or per usable core where there is no card; never more than cores."""
     return min(wanted or cards() or usable_cores(), usable_cores())

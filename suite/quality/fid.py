@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from suite.quality.features import FeatureNet, QualityError, extractor
 
-__all__ = ["QualityError", "extractor", "real_floor", "sample_grid", "scores"]
+__all__ = ["QualityError", "check_floor", "extractor", "real_floor", "sample_grid", "scores"]
 
 MIN_IMAGES = 4           # KID needs two images in each half of either set
 BATCH = 256              # images per forward pass; bounds memory
@@ -66,14 +66,19 @@ def real_floor(real_BCHW: Tensor, n: int, extractor: FeatureNet, seed: int = 0, 
     samples were made so: chance class counts alone doubled the FID floor of the digits (0.24 against 0.10 at n = 256).
     Raises QualityError unless 4 images or more are on either side.
     """
-    if not MIN_IMAGES <= n <= len(real_BCHW) - MIN_IMAGES:
-        raise QualityError(f"cannot split {len(real_BCHW)} real images into {n} and the others ({MIN_IMAGES} at least)")
+    check_floor(len(real_BCHW), n)
     order_B = torch.randperm(len(real_BCHW), generator=torch.Generator().manual_seed(seed))
     if labels is not None:
         mine_BK = labels[order_B, None] == labels.unique()
         rank_B = (mine_BK.cumsum(0) * mine_BK).sum(1)  # 1: the first of its class in this order, 2: the second
         order_B = order_B[rank_B.argsort(stable=True)]
     return scores(real_BCHW[order_B[:n]], real_BCHW[order_B[n:]], extractor, seed=seed)
+
+
+def check_floor(real: int, n: int) -> None:
+    """Raise QualityError where n of so many real images leave no `real_floor`; a plan asks before anything is trained."""
+    if not MIN_IMAGES <= n <= real - MIN_IMAGES:
+        raise QualityError(f"cannot split {real} real images into {n} and the others ({MIN_IMAGES} at least)")
 
 
 def _check(x_BCHW: Tensor, which: str, extractor: FeatureNet) -> None:

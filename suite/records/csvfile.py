@@ -65,8 +65,18 @@ def _fault(column: Column, text: str) -> str | None:
     if column.enum and text not in column.enum:
         return f"is not one of {', '.join(column.enum)}"
     if column.type == "string":
-        return None if text.isprintable() else "holds a newline or control character"
+        odd = next((c for c in text if not c.isprintable()), "")
+        return f"holds U+{ord(odd):04X}, a newline, control character, odd blank or the like" if odd else None
     return None if _PATTERNS[column.type].fullmatch(text) else f"is not of type {column.type}"
+
+
+def cell_fault(table: Table, name: str, value) -> str | None:
+    """What the writer would refuse about this value in this column, or None; a plan asks before anything is trained."""
+    column = next(column for column in table.columns if column.name == name)
+    try:
+        return _fault(column, format_value(value, column.type))
+    except (ValueError, OverflowError) as error:
+        return str(error)
 
 
 def _check(path, table: Table, rows: list[dict[str, str]], reading: bool) -> None:

@@ -17,11 +17,11 @@ from suite.diagnosis.sidepass import final_state
 from suite.model.fused import use_kernels
 from suite.protocol import Run
 from suite.quality.features import QualityError, extractor
-from suite.quality.fid import real_floor, sample_grid, scores
+from suite.quality.fid import check_floor, real_floor, sample_grid, scores
 from suite.records.tables import picture_path
 from suite.sweep.groups import group_id
 from suite.sweep.record import failure, read_record, save_record, work_folder
-from suite.training.data import Data, DataError, load
+from suite.training.data import DIGITS_DIGEST, Data, DataError, load
 from suite.training.group import Member
 from suite.training.group import train as train_group
 from suite.training.trainer import Report, Trainer
@@ -166,16 +166,25 @@ def _quality(trainer: Trainer, results: Path, features: str) -> list[dict]:
     return [row, *floor]
 
 
-def _scores(trainer: Trainer, samples, features: str) -> dict:
-    """FID and its kin of samples against the training images; status `unavailable` where the features do not fit the data."""
-    data, net = trainer.data, extractor(features)
-    real = data.pixels(data.images_NCHW[data.train]).clamp(0, 1)
+def quality_fault(data: Data, features: str, n: int) -> str:
+    """Why n samples cannot be scored against these data with these features, or ""; the plan and every run ask here."""
+    if features == "digits" and data.digest != DIGITS_DIGEST:  # other 8 x 8 images would get numbers that mean nothing
+        return "the digit features judge the shipped digits alone; other images need --features inception"
     try:
-        net.check_shape(real)
-    except QualityError:
-        return {"fid_status": "unavailable"}  # the digit features know digits only; the picture stands alone
+        check_floor(len(data.train), n)
+    except QualityError as error:
+        return str(error)
+    return ""
+
+
+def _scores(trainer: Trainer, samples, features: str) -> dict:
+    """FID and its kin of samples against the training images; status `unavailable` where they cannot be had."""
+    data = trainer.data
+    if quality_fault(data, features, len(samples)):
+        return {"fid_status": "unavailable"}  # the picture stands alone
+    real = data.pixels(data.images_NCHW[data.train]).clamp(0, 1)
     with trainer.clock.timed("score"):
-        return scores(samples, real, net)
+        return scores(samples, real, extractor(features))
 
 
 def _unscored(row: dict, crash_step: int | None) -> dict:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from suite import environment, registry
 from suite.protocol import PROTOCOLS, Cell, Protocol, Run
+from suite.records.csvfile import cell_fault
+from suite.records.schema import TABLES
 
 
 class SelectionError(ValueError):
@@ -43,12 +45,14 @@ def make_plan(selection: Selection) -> list[Run]:
         registry.load_plugin(Path(plugin))
     cells = [_resolve(cell) for cell in _cells(protocol, selection)]
     source = protocol.data if selection.data is None else selection.data
+    _check_cells("--data", data=source)
     digest = _digest(source, protocol)
     compiled = protocol.compiled and bool(environment.compiler())
     depths, lrs, seeds = (
         selection.depths or protocol.depths, selection.lrs or protocol.lrs, selection.seeds or protocol.seeds
     )  # fmt: skip
-    for scheme, arm, params, _writers, _ in cells:
+    for scheme, arm, params, writers, _ in cells:
+        _check_cells(f"scheme {scheme}", scheme=scheme, arm=arm, params=params, writers=writers)
         _try_out(scheme, arm, params, max(depths))
     runs = [
         Run(protocol, scheme, arm, params, writers, depth, lr, seed, source, digest, code, compiled)
@@ -131,6 +135,27 @@ def _try_out(scheme: str, arm: str, params: str, depth: int) -> None:
         raise SelectionError(f"scheme {scheme} ({arm}): a trunk of {tuple(opened.shape)} came back as {shape}")
     if not out.isfinite().all():
         raise SelectionError(f"scheme {scheme} ({arm}): the merge of finite tensors holds nan or inf")
+
+
+def _check_cells(what: str, **cells: str) -> None:
+    """Refuse now, by the table writer's own code, what could not be written after the training."""
+    for name, text in cells.items():
+        if fault := cell_fault(TABLES["runs"], name, text):
+            raise SelectionError(f"{what}: {text[:200]!a} cannot be written into the tables ({name} {fault}); rename it")
+
+
+def check_quality(runs: list[Run], features: str) -> str:
+    """A line for the user where these runs get no FID, "" where they do. Raises SelectionError if FID was asked for by --features."""
+    from suite.training.data import DIGITS_DIGEST
+
+    if not runs or not (n := runs[0].protocol.fid_samples) or (features, runs[0].data_digest) == ("digits", DIGITS_DIGEST):
+        return ""
+    from suite.sweep.execute import load_data, quality_fault
+
+    fault = quality_fault(load_data(runs[0].data), features, n)
+    if fault and features != "digits":
+        raise SelectionError(f"--data {runs[0].data}: {fault}; FID of {n} samples needs more images, or leave out --features {features}")
+    return f"no FID, KID or score on these data: {fault}" if fault else ""
 
 
 def _digest(source: str, protocol: Protocol) -> str:

@@ -6,23 +6,16 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from pictures import parquet, picture, refusal
 from PIL import Image
 
 from suite.training import data
-from suite.training.data import DIGITS_DIGEST, Data, DataError, load
+from suite.training.data import DIGITS_DIGEST, Data, load
 
 
 @pytest.fixture(scope="module")
 def digits():
     return load("digits")
-
-
-def picture(i, size=(8, 8), mode="L"):
-    """A small noisy picture that differs for every i."""
-    width, height = size
-    channels = {"L": (), "RGB": (3,), "LA": (2,), "RGBA": (4,)}[mode]
-    pixels = np.random.default_rng(i).integers(0, 256, (height, width, *channels), dtype=np.uint8)
-    return Image.fromarray(pixels, mode=mode) if mode == "LA" else Image.fromarray(pixels)
 
 
 @pytest.fixture
@@ -37,13 +30,6 @@ def folder(tmp_path):
         return root
 
     return make
-
-
-def parquet(path, columns, features=None):
-    import datasets
-
-    datasets.Dataset.from_dict(columns, features=features).to_parquet(path)
-    return path
 
 
 # ---- the digits
@@ -128,7 +114,7 @@ def test_a_grey_image_folder(folder):
 
 def test_colour_size_and_crop(folder):
     root = folder(size=(10, 6), mode="RGB")
-    assert load(f"imagefolder:{root}").images_NCHW.shape == (60, 3, 6, 6)  # the first image's shorter side
+    assert load(f"imagefolder:{root}").images_NCHW.shape == (60, 3, 6, 6)  # the images' shorter side
     found = load(f"imagefolder:{root},size=4,colour=grey")
     assert found.images_NCHW.shape == (60, 1, 4, 4)
     assert load(f"imagefolder:{root}").name == f"imagefolder:{root}"
@@ -148,7 +134,7 @@ def test_crop_is_central(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("LA", 1), ("RGB", 3), ("RGBA", 3)])
-def test_channels_follow_the_first_image(folder, mode, channels):
+def test_channels_follow_the_images(folder, mode, channels):
     assert load(f"imagefolder:{folder(mode=mode)}").images_NCHW.shape[1] == channels
 
 
@@ -183,14 +169,6 @@ def test_a_changed_file_is_seen_and_no_cache_is_left(folder, tmp_path, monkeypat
 
 
 # ---- refusals
-
-def refusal(source):
-    with pytest.raises(DataError) as caught:
-        load(source)
-    message = str(caught.value)
-    assert "\n" not in message and message.startswith("--data")
-    return message
-
 
 def test_missing_paths_are_named(tmp_path):
     assert "no folder" in refusal(f"imagefolder:{tmp_path}/none") and f"{tmp_path}/none" in refusal(f"imagefolder:{tmp_path}/none")
@@ -281,5 +259,6 @@ def test_constant_images(tmp_path):
 
 
 def test_without_datasets_the_remedy_is_named(monkeypatch, tmp_path):
+    table = parquet(tmp_path / "x.parquet", {"label": [0, 1]})
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    assert "pip install datasets" in refusal(f"imagefolder:{tmp_path}")
+    assert "pip install datasets" in refusal(f"parquet:{table}")

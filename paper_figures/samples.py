@@ -8,6 +8,7 @@ from matplotlib.image import imread
 
 from paper_figures.rows import caption, load_runs, main_lr, short_outcome
 from paper_figures.style import page, scheme_look, skip
+from suite.records.completeness import is_picture
 from suite.records.tables import picture_path
 
 NAME = "samples"
@@ -24,7 +25,7 @@ def draw(folder: Path, protocol: str):
     runs = runs.sort_values("seed", kind="stable").drop_duplicates(["scheme", "depth"]).sort_index()
     pictures = {row.run_id: picture_path(folder, row.scheme, row.depth, row.run_id)
                 for row in runs.itertuples()}
-    images = {run_id: _trimmed(imread(path)) for run_id, path in pictures.items() if path.exists()}
+    images = {run_id: _trimmed(imread(path)) for run_id, path in pictures.items() if is_picture(path)}
     if not images:
         return skip(folder, NAME, "no picture in samples/")
     schemes, depths = list(runs["scheme"].drop_duplicates()), sorted(set(runs["depth"]))

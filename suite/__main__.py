@@ -1,5 +1,6 @@
 """`python -m suite`, and the console command `screambench`."""
 
+import io
 import os
 import signal
 import sys
@@ -8,8 +9,41 @@ from typing import NoReturn
 from suite.cli import leave, main
 
 
+class _Forgiving(io.TextIOWrapper):
+    """Standard error, of which nobody may be listening: what cannot be written is lost, and the work goes on."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError:
+            pass
+
+
+def _open_streams() -> None:
+    """Streams that can be written to, whatever the caller has closed (`2>&-`), is full or cannot encode.
+
+    A closed descriptor is filled first: the next file that is opened would take its number, and with it what libraries print.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stderr = _Forgiving(open(2, "wb", buffering=0, closefd=False), "utf-8", "backslashreplace", write_through=True)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+    sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def program() -> NoReturn:
     """Run the command line and end the process with its status."""
+    _open_streams()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored (`nohup`), and stays so
         signal.signal(signal.SIGINT, leave)
     status = main()

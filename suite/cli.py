@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from suite.environment import ROOT
+from suite.numerals import decimal, whole
 
 RESULTS = Path("results/local")  # a user's own runs; maintainers write the committed tables with --results results
 COMMITTED = ROOT / "results"
@@ -40,7 +41,7 @@ def _list_of(kind, what: str, smallest=None):
                 value = kind(item.strip())
             except ValueError:
                 raise argparse.ArgumentTypeError(f"{item.strip()!r} is not {what}") from None
-            if value == "" or value != value or value in (float("inf"), float("-inf")):
+            if value == "":
                 raise argparse.ArgumentTypeError(f"{item.strip()!r} is not {what}")
             if smallest is not None and not smallest(value):
                 raise argparse.ArgumentTypeError(f"{item.strip()} is not {what}")
@@ -51,16 +52,22 @@ def _list_of(kind, what: str, smallest=None):
 
 
 def _shard(text: str) -> tuple[int, int]:
-    i, slash, n = text.partition("/")
-    if not (slash and i.isascii() and n.isascii() and i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not i/n with 1 <= i <= n")
-    return int(i), int(n)
+    try:
+        i, n = map(whole, text.split("/"))
+        if 1 <= i <= n:
+            return i, n
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not i/n with 1 <= i <= n")
 
 
 def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
+    try:
+        if (value := whole(text)) > 0:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
 
 
 def _text(text: str) -> str:
@@ -87,9 +94,9 @@ def _selection_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--params", type=_text, action="append", metavar="[SCHEME:]K=V,...",
                         help="scheme parameters, writers=zero|std included; repeat for more cells")
     parser.add_argument("--arms", type=names, metavar="A,B", help="controlled, native (default: the protocol's)")
-    parser.add_argument("--depths", type=_list_of(int, "a number of blocks, 1 to 100000", lambda v: 0 < v <= 100_000), metavar="N,N")
-    parser.add_argument("--lrs", type=_list_of(float, "a positive learning rate of at most six digits", _rate), metavar="X,X")
-    parser.add_argument("--seeds", type=_list_of(int, "a seed, 0 to 2147483647", lambda v: 0 <= v < 2**31), metavar="N,N")
+    parser.add_argument("--depths", type=_list_of(whole, "a number of blocks, 1 to 100000", lambda v: 0 < v <= 100_000), metavar="N,N")
+    parser.add_argument("--lrs", type=_list_of(decimal, "a positive learning rate of at most six digits", _rate), metavar="X,X")
+    parser.add_argument("--seeds", type=_list_of(whole, "a seed, 0 to 2147483647", lambda v: 0 <= v < 2**31), metavar="N,N")
     parser.add_argument("--data", type=_text, metavar="SOURCE",
                         help="digits, imagefolder:DIR, parquet:FILE or a hub name; options as "
                              "SOURCE,size=32,colour=grey,label=COLUMN,image=COLUMN,split=NAME")
@@ -134,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     _results_flag(figures)
     verify = add("verify", help="recompute what can be recomputed from the tables; exit status 1 where something differs")
     verify.add_argument("--rerun", type=_positive, metavar="K", help="also train K randomly chosen committed runs again")
-    verify.add_argument("--seed", type=_list_of(int, "a seed"), default=(0,), metavar="N", help="which K (default: 0)")
+    verify.add_argument("--seed", type=_list_of(whole, "a seed"), default=(0,), metavar="N", help="which K (default: 0)")
     verify.add_argument("--plugin", action="append", default=[], metavar="FILE", help="schemes of these runs that are not in baselines/")
     verify.add_argument("--results", type=_folder, default=COMMITTED, metavar="DIR", help="default: the committed tables")
     report = add("report", help="the outcome table of the laptop protocol, in Markdown")

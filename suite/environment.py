@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
+import hashlib
 import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+CACHE = "screambench"  # in the user's cache directory
+CACHE_OF_USER = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")  # read before torch writes its own default there
 
 
 @cache
@@ -35,11 +40,44 @@ def commit() -> str:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
+        top = git("rev-parse", "--show-toplevel")
+        if not top or Path(top).resolve() != ROOT or not git("ls-files", "suite/environment.py"):
+            return ""  # installed somewhere inside a repository of another project
         head = git("rev-parse", "--short=12", "HEAD")
         dirty = head and git("status", "--porcelain", "--", "suite", "baselines", "requirements.lock")
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return head + ("-dirty" if dirty else "")
+
+
+@cache
+def compile_cache() -> Path:
+    """Where Inductor keeps compiled blocks: TORCHINDUCTOR_CACHE_DIR, else a folder of the user's own cache that nobody else can write.
+
+    Never a results folder: the cache holds pickles and shared libraries, which run code where they are loaded. A temporary folder where
+    there is no such place.
+    """
+    if CACHE_OF_USER:
+        return Path(CACHE_OF_USER)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    made_by = f"{platform.python_version()} {cpu_model()} {compiler()}"
+    name = f"torch-{package('torch')}-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
+    try:
+        folder = (Path(base) if base.startswith("/") else Path.home() / ".cache") / CACHE / name
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        state = folder.stat()
+        if state.st_uid == os.getuid() and not state.st_mode & 0o022 and os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):  # RuntimeError: no home
+        pass
+    return Path(_temporary_cache())
+
+
+@cache
+def _temporary_cache() -> str:
+    folder = tempfile.mkdtemp(prefix="screambench-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @cache

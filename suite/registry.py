@@ -11,12 +11,13 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import math
 import pkgutil
 import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from suite.numerals import decimal, whole
 
 ARMS = ("controlled", "native")
 WRITERS = ("zero", "std")
@@ -42,8 +43,8 @@ _discovered = False
 
 def register(name: str, *, arm: str = "controlled", paper: str = ""):
     """Class decorator that enters a `Residual` under a name; `paper` is its arXiv id, `arm` one of ARMS."""
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise RegistryError(f"scheme name {name!r}: use lower-case letters, digits and '_', starting with a letter")
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):
+        raise RegistryError(f"scheme name {name!r}: use at most 40 lower-case letters, digits and '_', starting with a letter")
     if arm not in ARMS:
         raise RegistryError(f"scheme {name}: arm {arm!r} is not one of {', '.join(ARMS)}")
 
@@ -144,7 +145,9 @@ def load_plugin(path: str | Path) -> None:
         spec.loader.exec_module(module)
         if set(_entries) == before:
             raise RegistryError("registers no scheme; decorate a Residual class with @register(name)")
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):  # Ctrl-C
+            raise
         del sys.modules[name]
         for key in set(_entries) - before:
             del _entries[key]
@@ -173,6 +176,10 @@ def get(name: str, arm: str = "controlled") -> Entry:
     raise RegistryError(f"unknown scheme {name!r}; {hint}")
 
 
+NUMBERS = {int: whole, float: decimal}  # read strictly
+LONGEST = 200  # characters of a text parameter; a whole row of a table must stay below what CSV readers take
+
+
 def parse_params(entry: Entry, text: str) -> dict[str, object]:
     """'init=0.01,beta=1' -> typed values in the type of each default; unknown names and bad values are refused."""
     values: dict[str, object] = {}
@@ -185,12 +192,14 @@ def parse_params(entry: Entry, text: str) -> dict[str, object]:
             raise RegistryError(f"scheme {entry.name}: parameter {key} is given twice")
         kind = type(entry.defaults[key])
         try:
-            values[key] = {"true": True, "false": False}[raw.lower()] if kind is bool else kind(raw)
+            values[key] = {"true": True, "false": False}[raw.lower()] if kind is bool else NUMBERS.get(kind, kind)(raw)
         except (ValueError, KeyError):
             raise RegistryError(f"scheme {entry.name}: {key}={raw!r} is not a {kind.__name__}") from None
         value = values[key]
-        if kind is float and (not math.isfinite(value) or value != float(f"{value:g}")):
+        if kind is float and value != float(f"{value:g}"):
             raise RegistryError(f"scheme {entry.name}: {key}={raw} is not a finite number of at most six significant digits")
+        if kind is str and len(raw) > LONGEST:
+            raise RegistryError(f"scheme {entry.name}: {key} is {len(raw)} characters long; {LONGEST} are allowed")
         if kind is str and not raw.isprintable():
             raise RegistryError(f"scheme {entry.name}: {key}={raw!r} holds characters that cannot be printed")
     return values

@@ -9,6 +9,9 @@ Shapes: B batch, T tokens, D width; x is the trunk (a multi-stream scheme's has 
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 
 import torch
@@ -20,10 +23,11 @@ from torch._guards import TracingContext, tracing
 from torch._inductor import config
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.utils import clear_caches
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from suite.environment import usable_cores
+from suite.environment import CACHE, compile_cache, usable_cores
 
 MOST_KINDS = 8  # as torch._dynamo.config.recompile_limit: more means that a block reads a number that differs by block
 _OWN = frozenset(vars(nn.Module()))  # what every module has
@@ -97,6 +101,26 @@ class CompiledBlock:
 
 
 _compiled: dict[tuple, CompiledBlock] = {}
+_dropped = False
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compile_cache())  # also in a process that no sweep has started
+
+
+def _drop_cache() -> bool:
+    """Once in a process: leave Inductor's cache, in which an entry may be damaged (a full disk, a killed writer); whether that was done.
+
+    Our own cache is emptied. Another's, that somebody pointed us to, is left as it is and not used any more.
+    """
+    global _dropped
+    if _dropped:
+        return False
+    _dropped, folder = True, compile_cache()
+    if folder.parent.name == CACHE:
+        for entry in folder.iterdir():
+            shutil.rmtree(entry, ignore_errors=True)
+    else:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="screambench-")
+    clear_caches()
+    return True
 
 
 def compiled_block(
@@ -106,8 +130,14 @@ def compiled_block(
     shapes = x.shape, x.dtype, rope.shape, segments, weights[0].stride()
     key = (kind(block), *shapes, training, replicas, x.device.type, torch.is_autocast_enabled(x.device.type))
     if key not in _compiled:
+        made_of = block, x.detach(), rope, step, segments, weights, training, replicas
         try:
-            _compiled[key] = CompiledBlock(block, x.detach(), rope, step, segments, weights, training, replicas)
+            try:
+                _compiled[key] = CompiledBlock(*made_of)
+            except Exception:
+                if not _drop_cache():
+                    raise
+                _compiled[key] = CompiledBlock(*made_of)
         except Exception as error:
             scheme = type(block.residuals[0]).__name__
             what = str(error).strip().splitlines()[0] if str(error).strip() else "no message"

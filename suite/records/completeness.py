@@ -12,6 +12,7 @@ from pathlib import Path
 from suite.protocol import PROTOCOLS, Protocol
 from suite.records.tables import REAL, TABLES, Store, TableError, picture_path, read_rows, table_path
 
+PNG = b"\x89PNG\r\n\x1a\n"
 REPLAYED = ("collapsed", "degraded", "nonfinite")  # outcomes whose crash an audited run goes over at every step
 
 
@@ -70,7 +71,7 @@ def _lacks(row: dict[str, str], parts: Parts) -> list[str]:
         if any(line["fid"] for line in parts.rows("quality", row)) and not parts.of_all("quality", row)[REAL]:
             lacks.append("the real row of quality")
         picture = picture_path(parts.folder, row["scheme"], row["depth"], row["run_id"])
-        if not picture.is_file():
+        if not is_picture(picture):
             lacks.append(picture.relative_to(parts.folder).as_posix())
     if p.audit_every and row["outcome"] in REPLAYED and not row["reason"]:
         if not any(line["window"] == "true" for line in parts.rows("audit", row)):
@@ -78,6 +79,21 @@ def _lacks(row: dict[str, str], parts: Parts) -> list[str]:
     if p.probe and not row["crash_step"] and not parts.rows("probe", row):
         lacks.append("probe")
     return lacks
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a whole PNG, by its first and last bytes and its chunks' lengths; nothing is decoded."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return False
+    at = len(PNG)
+    while data.startswith(PNG) and at + 12 <= len(data):
+        kind, length = data[at + 4 : at + 8], int.from_bytes(data[at : at + 4], "big")
+        at += length + 12
+        if kind == b"IEND":
+            return at == len(data)
+    return False
 
 
 def _evals(p: Protocol, updates: int) -> set[int]:

@@ -20,7 +20,7 @@ from suite.quality.features import QualityError, extractor
 from suite.quality.fid import check_floor, real_floor, sample_grid, scores
 from suite.records.tables import picture_path
 from suite.sweep.groups import group_id
-from suite.sweep.record import failure, read_record, save_record, work_folder
+from suite.sweep.record import failure, read_record, save_record, save_trace, work_folder
 from suite.training.data import DIGITS_DIGEST, Data, DataError, load
 from suite.training.group import Member
 from suite.training.group import train as train_group
@@ -59,7 +59,7 @@ def execute_group(runs: Sequence[Run], results: Path, features: str, report: Rep
             if failure(error)["status"] == "disk":
                 raise
             record = {"run": identity(trainer.run, runs) | failure(error) | {"last_step": trainer.state.curve[-1][0]}}
-            (work_folder(results, member.run_id) / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            save_trace(traceback.format_exc(), results, member.run_id)
         save_record(record, results)
 
     records = {run.run_id: read_record(results, run.run_id) for run in runs}

@@ -127,7 +127,9 @@ def _try_out(scheme: str, arm: str, params: str, depth: int) -> None:
         instance = entry.cls(Site(8, depth, 0, "attn"), **registry.parse_params(entry, params))
         opened = instance.open(x_BTD)
         out = instance(opened, lambda x: 0.5 * x, context)
-    except Exception as error:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):  # Ctrl-C
+            raise
         what = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
         raise SelectionError(f"scheme {scheme} ({arm}): {type(error).__name__}: {what}") from error
     if not isinstance(out, torch.Tensor) or out.shape != opened.shape:

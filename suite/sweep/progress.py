@@ -67,10 +67,13 @@ class Progress:
             if bar is not None:
                 self.free.append(-bar.pos)
                 bar.close()
-        if row["status"] == "done":
-            where = "" if row["crash_step"] is None else f" at step {row['crash_step']}"
-            loss = "" if row["final_loss"] is None else f", loss {row['final_loss']:.3f}"  # none: nan at the first step
-            text = f"{row['outcome']}{where}{loss}"
-        else:
-            text = f"{row['status']}: {row['reason']}"
-        self.say(f"[{finished}/{total}, {time.monotonic() - self.start:4.0f} s] {run.label()}: {text}")
+        self.say(f"[{finished}/{total}, {time.monotonic() - self.start:4.0f} s] {run.label()}: {words(row)}")
+
+
+def words(row: dict) -> str:
+    """What came of a run, from its row."""
+    if row["status"] != "done":
+        return f"{row['status']}: {row['reason']}"
+    where = "" if row["crash_step"] is None else f" at step {row['crash_step']}"
+    loss = "" if row["final_loss"] is None else f", loss {row['final_loss']:.3f}"  # none: nan at the first step
+    return f"{row['outcome']}{where}{loss}"

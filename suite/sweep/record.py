@@ -37,12 +37,19 @@ def read_record(results: Path, run_id: str) -> dict | None:
     """A finished run's record left by a worker, or None."""
     try:
         record = json.loads(record_path(results, run_id).read_text(encoding="utf-8"))
-        return record if record["run"]["run_id"] == run_id else None
-    except (OSError, ValueError, KeyError, TypeError):
+        run = record["run"]
+        right = run["run_id"] == run_id and isinstance(run["status"], str) and isinstance(run.get("last_step", 0), int)
+        return record if right and all(isinstance(rows, list) for name, rows in record.items() if name != "run") else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
-def failure(error: Exception) -> dict[str, str]:
+def save_trace(text: str, results: Path, run_id: str) -> None:
+    """Write why a run broke beside its checkpoints, whatever characters an exception holds."""
+    (work_folder(results, run_id) / "error.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def failure(error: BaseException) -> dict[str, str]:
     """The columns `status` and `reason` of a run that an exception ended.
 
     Status `oom`, `disk` or `error`; libraries wrap the errors of the system in their own, so the words count too.

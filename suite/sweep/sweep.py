@@ -17,8 +17,8 @@ from suite.records.tables import Store, TableError, write_package
 from suite.sweep.backlog import Backlog
 from suite.sweep.claim import Claim
 from suite.sweep.execute import identity
-from suite.sweep.progress import Progress
-from suite.sweep.record import read_record, record_path, work_folder
+from suite.sweep.progress import Progress, words
+from suite.sweep.record import read_record, record_path, save_trace
 from suite.sweep.worker_process import WorkerProcess
 
 
@@ -124,7 +124,7 @@ class Sweep:
         if status == "oom" and len(group) > 1:
             reason += f"; {len(group)} runs were trained as one: call with a smaller --replicas"
         if event.get("trace"):
-            (work_folder(self.results, run.run_id) / "error.txt").write_text(event["trace"], encoding="utf-8")
+            save_trace(event["trace"], self.results, run.run_id)
         return {"run": identity(run, group) | {"status": status, "reason": reason}}
 
     def run(self) -> None:
@@ -197,6 +197,9 @@ def _misfit(store: Store, record: dict) -> str:
     """Why a record that another version of the suite wrote cannot go into the tables of this one, or ""."""
     try:
         store.laid_out(record)
+        words(record["run"])  # as they will be said
     except TableError as error:
         return error.what
+    except Exception as error:  # somebody has edited it
+        return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""

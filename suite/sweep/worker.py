@@ -80,7 +80,7 @@ def main() -> None:
             else:
                 save_record(execute(run, results, job["features"], report, job["kernels"]), results)
             say(event="done")
-        except Exception as error:  # any failure is the run's own: it becomes a row, and the sweep goes on
+        except BaseException as error:  # any failure is the run's own, a plugin's sys.exit() too: it becomes a row, and the sweep goes on
             say(event="failed", **failure(error), trace=traceback.format_exc())
 
 

@@ -32,7 +32,6 @@ class WorkerProcess:
         self.job = {"results": str(results), "features": features, "plugins": [str(Path(p).resolve()) for p in plugins], "kernels": kernels}
         self.process: subprocess.Popen | None = None
         self.log = results / ".work" / f"worker-{os.getpid()}-{id(self)}.log"
-        self.cache = results / ".work" / "compile-cache"
         self.number = number
         self.guard, self.ended = threading.Lock(), False
 
@@ -40,7 +39,7 @@ class WorkerProcess:
         """A fresh process; None if the worker has been stopped meanwhile."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-        env = os.environ | threads | {"TORCHINDUCTOR_CACHE_DIR": str(self.cache), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        env = os.environ | threads | {"TORCHINDUCTOR_CACHE_DIR": str(environment.compile_cache()), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(environment.ROOT), env.get("PYTHONPATH")]))
         if cards := environment.cards():
             visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(cards)))

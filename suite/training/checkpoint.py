@@ -59,17 +59,24 @@ def save(
     except OSError:  # a full disk: give back what half a checkpoint takes
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    shutil.rmtree(target, ignore_errors=True)
+    _remove(target)
     os.replace(aside, target)
     sync_folder(folder)
     for newer in _complete(folder):
         if _step(newer) > step:  # passed over by `load`; it must not crowd out the ones that are good
-            shutil.rmtree(newer, ignore_errors=True)
+            _remove(newer)
     older = _complete(folder)[:-KEEP]
     pinned = [path for path in older if keep_from is not None and _step(path) <= keep_from][-1:]
     for old in older:
         if old not in pinned:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:  # not ours, but it bears the name of a checkpoint
+        path.unlink(missing_ok=True)
 
 
 def _step(path: Path) -> int:

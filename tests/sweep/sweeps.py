@@ -32,7 +32,7 @@ def tables(results) -> dict[str, bytes]:
 
 def left_over(results) -> list[str]:
     """What lies in .work besides the cache of compiled code."""
-    return sorted(path.name for path in (Path(results) / ".work").iterdir() if path.name != "compile-cache")
+    return sorted(path.name for path in (Path(results) / ".work").iterdir())
 
 
 def rows(results) -> dict[str, dict]:

@@ -1,0 +1,27 @@
+"""Numbers that people write, read strictly: what stands there is what is meant, or it is refused. Standard library only."""
+
+from __future__ import annotations
+
+import math
+import re
+
+WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
+
+
+def whole(text: str) -> int:
+    """An integer in ASCII digits; ValueError for what only Python takes for one (`1_0`, other scripts' digits) or is endless."""
+    if not WHOLE.fullmatch(text):
+        raise ValueError(f"{text[:40]!r} is not a whole number")
+    return int(text)
+
+
+def decimal(text: str) -> float:
+    """A finite number in ASCII; ValueError also for one that a float would turn into 0 or infinity. -0 is 0."""
+    if not (len(text) < 60 and DECIMAL.fullmatch(text)):
+        raise ValueError(f"{text[:40]!r} is not a number")
+    value = float(text)
+    mantissa = re.split("[eE]", text)[0]
+    if not math.isfinite(value) or (value == 0 and re.search("[1-9]", mantissa)):
+        raise ValueError(f"{text!r} is outside of what a number here can hold")
+    return value + 0.0  # of -0.0 too

@@ -325,7 +325,7 @@ def _verify(args) -> int:
     print(f"{args.results}: {checked} runs{' and their pictures' if drawn else ''} checked, {len(problems)} problems")
     if not args.rerun:
         return 1 if problems or not checked else 0
-    rows = rerun(args.results, args.rerun, args.seed[0], environment.workers(None))
+    rows = rerun(args.results, args.rerun, args.seed[0], environment.workers(None), args.plugin)
     print(format_table(rows, ("run", "compared", "agrees", "why")))
     return 0 if not problems and all(row["agrees"] for row in rows) else 1
 

@@ -7,7 +7,7 @@ import numpy as np
 from suite.diagnosis.sidepass import anchor_layers, audit_step
 from suite.training.trainer import REPLAY_BEFORE, Trainer
 from suite.verdict.crash import Verdict
-from suite.verdict.signature import SIGNATURE_FALL, SIGNATURE_LATE, SIGNATURE_SPIKE, both, fall, over, rise
+from suite.verdict.signature import SIGNATURE_LATE
 
 REPLAY_AFTER = SIGNATURE_LATE  # steps; the transition takes about ten in the paper's published trace
 FULL_EVERY = 4  # a run audited at full depth looks at all layers at every fourth stride; they cost 8 times the anchors
@@ -109,22 +109,3 @@ def recovered(spikes: list[dict], verdict: Verdict, window: int) -> list[dict]:
     """Spike rows with the column `recovered`: false from one confirmation window before the crash on."""
     crash = verdict.crash_step
     return [row | {"recovered": crash is None or row["step"] < crash - window} for row in spikes]
-
-
-def signature(rows: list[dict], verdict: Verdict, deep_from: int) -> bool | None:
-    """Whether the crash carries the MMS signature in the deep layers: spike of g_mean, then Q and K extinction.
-
-    None where the window around the crash was not audited. Medians over attention sites from layer `deep_from` on.
-    """
-    crash = verdict.crash_step
-    dense = [r for r in rows if r["window"] and r["site"] == "attn" and r["segment"] == "all"]
-    deep = [r for r in dense if r["layer"] >= deep_from]
-    if crash is None or not deep:
-        return None
-    steps = sorted({r["step"] for r in deep})
-
-    def middle(metric: str) -> list[float]:
-        return [float(np.median([r[metric] for r in deep if r["step"] == s])) for s in steps]
-
-    spiked = over(rise(steps, middle("g_mean"), crash), SIGNATURE_SPIKE)
-    return both(spiked, *(over(fall(steps, middle(metric), crash), SIGNATURE_FALL) for metric in ("q_grad", "k_grad")))

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import random
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from paper_figures.draw import stale
 from suite import registry
+from suite.environment import ROOT
 from suite.evidence.report import readme_differs
 from suite.protocol import PROTOCOLS, Run
-from suite.records.completeness import Parts, check_parts
-from suite.records.tables import TABLES, Store, TableError, check_folder, read_rows, table_path
+from suite.records.completeness import REPLAYED, Parts, check_parts, is_picture
+from suite.records.tables import TABLES, Store, TableError, check_folder, picture_path, read_rows, table_path
 from suite.sweep.groups import group_id, group_order
 from suite.verdict import crash
+from suite.verdict.signature import of_audit
 
 EARLY = 20  # steps compared on another processor: later ones drift apart, exponentially, from rounding
 EARLY_RTOL = 1e-3  # eager against compiled differs by 4e-6 in a step; two processors should not differ by more than this
 SAME_MACHINE = ("cpu_model", "cpu_isa", "compiler", "python", "torch", "commit", "threads", "device", "replicas", "group")
+COMMITTED = ROOT / "results"
+NEEDED = ("window", "horizon", "constant_loss", "width", "batch", "depth", "lr", "max_grad_norm", "last_step")
 JUDGED = ("outcome", "crash_step", "confirmed", "last_step", "best_loss", "final_loss", "max_grad_norm", "spikes")
 
 
@@ -47,10 +52,14 @@ def verify(results: Path, pictures: Path | None = None) -> tuple[int, list[str]]
             except TableError:
                 continue  # said by check_folder
             parts = Parts(folder)
+            pictures_of = {picture_path(folder, row["scheme"], row["depth"], row["run_id"]) for row in rows}
+            extra = sorted(set((folder / "samples").glob("*.png")) - pictures_of)
+            problems += [f"{path}: belongs to no run; remove it" for path in extra]
             for row in rows:
                 checked += 1
                 problems += [f"{folder.name}/runs.csv: run {row['run_id']}: {what}" for what in _row_problems(row, parts)]
-    problems += readme_differs(results)
+    if results.resolve() == COMMITTED:
+        problems += readme_differs(results)
     if pictures is not None:
         problems += stale(results, pictures)
     return checked, problems
@@ -61,10 +70,12 @@ def _row_problems(row: dict[str, str], parts: Parts) -> list[str]:
         run = run_of(row)
     except ValueError as error:
         return [str(error)]
-    if row["code_digest"] and run.code_digest != row["code_digest"]:
-        return [f"the code of scheme {row['scheme']} has changed since (digest {row['code_digest']}, now {run.code_digest})"]
+    if run.code_digest != row["code_digest"]:
+        return [f"the code of scheme {row['scheme']} has changed since (digest {row['code_digest'] or 'gone'}, now {run.code_digest})"]
     if row["status"] != "done":
         return []
+    if empty := [name for name in NEEDED if not row[name]]:
+        return [f"{', '.join(empty)}: empty"]
     found = [] if run.run_id == row["run_id"] else [f"its settings give the run id {run.run_id}"]
     points, evals = parts.rows("curves", row), parts.rows("evals", row)
     if not points:
@@ -74,7 +85,34 @@ def _row_problems(row: dict[str, str], parts: Parts) -> list[str]:
         found.append(f"heldout_loss is {row['heldout_loss'] or 'empty'}, its last row of evals.csv says {held or 'nothing'}")
     again = judged(row, points, run.protocol.warmup)
     differ = [name for name in JUDGED if not _same(row[name], again[name])]
-    return found + [f"{name} is {row[name] or 'empty'}, its curve gives {again[name]}" for name in differ]
+    found += [f"{name} is {row[name] or 'empty'}, its curve gives {again[name]}" for name in differ]
+    settings = _settings(run)
+    found += [f"{name} is {row[name] or 'empty'}, its protocol says {cell}" for name, cell in settings.items() if row[name] != cell]
+    if run.protocol.audit_every and row["mms_signature"] != (sign := _signature(row, parts.rows("audit", row))):
+        found.append(f"mms_signature is {row['mms_signature'] or 'empty'}, its audit gives {sign or 'nothing'}")
+    if run.protocol.fid_samples:
+        picture = picture_path(parts.folder, row["scheme"], row["depth"], row["run_id"])
+        if picture.is_symlink() or not is_picture(picture):
+            found.append(f"{picture.name}: is no picture of its own")
+    return found
+
+
+def _settings(run: Run) -> dict[str, str]:
+    """The columns that follow from the protocol and the model, as text."""
+    p = run.protocol
+    values = {"horizon": p.horizon, "window": p.window, "width": p.width, "batch": p.batch, "caption_tokens": p.caption_tokens}
+    return {name: str(value) for name, value in values.items()} | {"dtype": p.dtype, "lr": f"{run.lr:.6g}"}
+
+
+def _signature(row: dict[str, str], audit: list[dict[str, str]]) -> str:
+    """The cell `mms_signature` that the audit around the crash gives."""
+    if row["outcome"] not in REPLAYED or row["reason"]:
+        return ""
+    rows = [{"window": line["window"] == "true", "site": line["site"], "segment": line["segment"], "layer": int(line["layer"] or -1),
+             "step": int(line["step"]), **{name: float(line[name] or "nan") for name in ("g_mean", "q_grad", "k_grad")}}
+            for line in audit]  # fmt: skip
+    found = of_audit(rows, int(row["crash_step"]), deep_from=int(row["depth"]) // 2)
+    return {None: "", True: "true", False: "false"}[found]
 
 
 def judged(row: dict[str, str], points: list[dict[str, str]], warmup: int) -> dict[str, object]:
@@ -104,7 +142,7 @@ def _same(cell: str, value: object) -> bool:
     return a == b or a != a and b != b or abs(a - b) <= 2e-5 * max(abs(a), abs(b))
 
 
-def rerun(results: Path, k: int, seed: int, workers: int) -> list[dict[str, object]]:
+def rerun(results: Path, k: int, seed: int, workers: int, plugins: Sequence[str] = ()) -> list[dict[str, object]]:
     """Re-train k randomly chosen committed runs aside; one row a run: what was compared, and whether it agrees.
 
     A run that was trained as one model with others is trained with the same ones again, where all of them are in the tables.
@@ -125,7 +163,7 @@ def rerun(results: Path, k: int, seed: int, workers: int) -> list[dict[str, obje
     groups = {group_id(party): party for party in parties if len(party) > 1}
     with tempfile.TemporaryDirectory(prefix="screambench-verify-") as aside:
         for together, size in ((alone, 1), *((group, len(group)) for group in groups.values())):
-            Sweep(together, Path(aside), workers=workers, features="digits", plugins=(), retry=False, replicas=size).run()
+            Sweep(together, Path(aside), workers=workers, features="digits", plugins=plugins, retry=False, replicas=size).run()
         for (folder, row), run in zip(chosen, runs, strict=True):
             new_folder = Path(aside) / folder.name
             new = {r["run_id"]: r for r in Store(new_folder).runs()}.get(run.run_id)

@@ -102,6 +102,7 @@ RUNS = (
           enum=("mean_dominated", "mean_free", "other")),
     _flag("mms_signature", "whether the paper's gradient event was seen: spike of g_mean, then extinction of Q/K gradients"),
     _text("curve_digest", "first 16 hex digits of the SHA-256 of the run's lines step,loss,grad_norm as they stand in its curve"),
+    _text("rows_digest", "digest of this row, of the run's rows in every other table but throughput.csv, and of its picture"),
     _flag("compiled", "whether the blocks were compiled (changes rounding, so it is part of run_id)"),
     _text("dtype", "floating-point type of weights and activations"),
     _text("device", "device type the run trained on: cpu or cuda"),

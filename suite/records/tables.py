@@ -31,6 +31,7 @@ from suite.records.csvfile import (
     write_package,
     write_rows,
 )
+from suite.records.digest import rows_digest
 from suite.records.schema import SCHEMA_VERSION, TABLES, Table
 
 __all__ = ["SCHEMA_VERSION", "TABLES", "Store", "TableError", "check_folder", "compare", "curve_digest", "format_table",
@@ -188,7 +189,14 @@ class Store:
             sides.append((path, TABLES[name], rows))
             if name == "curves":
                 run["curve_digest"] = _digests(sort_rows(CURVES, rows)).get(run_id)
-        return run_id, as_text(runs_path, RUNS, [run]), sides
+        (row,) = as_text(runs_path, RUNS, [run])
+        row["rows_digest"] = self.digest(row, {table.name: rows for _, table, rows in sides})
+        return run_id, [row], sides
+
+    def digest(self, row: dict[str, str], sides: dict[str, list[dict[str, str]]]) -> str:
+        """`rows_digest` of a run from its row and its rows of the other tables; the real row of quality.csv is of no run."""
+        own = {name: [line for line in rows if line["run_id"] == row["run_id"]] for name, rows in sides.items()}
+        return rows_digest(row, own, picture_path(self.folder, row["scheme"], row["depth"], row["run_id"]))
 
 
 # ---- the whole folder
@@ -224,6 +232,10 @@ def check_folder(folder) -> list[str]:
         where = f"{runs_path}: run {run_id}"
         if row["curve_digest"] != digests.get(run_id, ""):
             problems.append(f"{where}: curve {'differs from its digest' if run_id in digests else 'is missing'}; run it again")
+        own = {table.name: table_rows for path, (table, table_rows) in rows.items()
+               if "{" not in table.path or SPREAD.fullmatch(path.name).groups() == (row["scheme"], row["depth"])}
+        if row["rows_digest"] != Store(folder).digest(row, own):
+            problems.append(f"{where}: a cell of it in some table, or its picture, differs from its digest; run it again")
         if (row["status"] == "done") != bool(row["outcome"]):
             problems.append(f"{where}: status {row['status']} with outcome {row['outcome']!r}; only done runs have an outcome")
     return problems

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from suite import environment, registry
-from suite.diagnosis.auditor import Auditor, recovered, signature
+from suite.diagnosis.auditor import Auditor, recovered
 from suite.diagnosis.probe import probe
 from suite.diagnosis.sidepass import final_state
 from suite.model.fused import use_kernels
@@ -25,6 +25,7 @@ from suite.training.data import DIGITS_DIGEST, Data, DataError, load
 from suite.training.group import Member
 from suite.training.group import train as train_group
 from suite.training.trainer import Report, Trainer
+from suite.verdict.signature import of_audit
 
 GRID_ROWS = 8  # samples per class in the picture of a run
 
@@ -92,7 +93,7 @@ def _record(trainer: Trainer, group: Sequence[Run], results: Path, features: str
     row = _run_row(trainer, group) | {"kernels": fused}  # before the replay, which leaves the trainer inside its window
     if p.audit_every and verdict.outcome in ("collapsed", "degraded", "nonfinite"):  # not at init: that is no event
         row["reason"] = Auditor(trainer).replay(verdict)
-        row["mms_signature"] = signature(trainer.state.log["audit"], verdict, deep_from=run.depth // 2)
+        row["mms_signature"] = of_audit(trainer.state.log["audit"], verdict.crash_step, deep_from=run.depth // 2)
     hardware = torch.cuda.get_device_name() if trainer.device.type == "cuda" else environment.cpu_model()
     peak = environment.peak_memory_mib()
     return {

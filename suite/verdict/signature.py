@@ -119,3 +119,21 @@ def _context(columns: dict[str, np.ndarray], steps: np.ndarray, crash: int) -> l
         state = "the mean-dominated state" if tcs > MEAN_DOMINATED else "not the mean-dominated state"
         notes.append(f"tcs is {tcs:.3g} after the crash: {state}")
     return notes
+
+
+def of_audit(rows: list[dict], crash: int | None, deep_from: int) -> bool | None:
+    """Whether the crash carries the MMS signature in the deep layers: spike of g_mean, then Q and K extinction.
+
+    None where the window around the crash was not audited. Medians over attention sites from layer `deep_from` on.
+    """
+    dense = [r for r in rows if r["window"] and r["site"] == "attn" and r["segment"] == "all"]
+    deep = [r for r in dense if r["layer"] >= deep_from]
+    if crash is None or not deep:
+        return None
+    steps = sorted({r["step"] for r in deep})
+
+    def middle(metric: str) -> list[float]:
+        return [float(np.median([r[metric] for r in deep if r["step"] == s])) for s in steps]
+
+    spiked = over(rise(steps, middle("g_mean"), crash), SIGNATURE_SPIKE)
+    return both(spiked, *(over(fall(steps, middle(metric), crash), SIGNATURE_FALL) for metric in ("q_grad", "k_grad")))

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from trainers import advance, crash_at, loud, state_of, unchanged
 
-from suite.diagnosis.auditor import REPLAY_AFTER, Auditor, signature
+from suite.diagnosis.auditor import REPLAY_AFTER, Auditor
 from suite.diagnosis.sidepass import audit_step
 from suite.sweep import execute
 from suite.training.step import TrainStep
 from suite.training.trainer import REPLAY_BEFORE, Trainer
+from suite.verdict.signature import of_audit
 
 LONG = {"horizon": 54, "checkpoint_every": 12, "depth": 2}  # checkpoints at 12, 24, ..., 60
 
@@ -109,7 +110,7 @@ def test_a_crashed_runs_record(start, data, tmp_path, monkeypatch):
     assert (record["run"]["crash_step"], record["run"]["reason"], record["run"]["last_step"]) == (45, "", 60)
     assert record["run"]["state"] in ("mean_dominated", "mean_free", "other")
     assert {r["step"] for r in record["audit"] if r["window"]} == set(range(15, 61))
-    assert record["run"]["mms_signature"] is signature(record["audit"], crash_at(45), deep_from=1) is not None
+    assert record["run"]["mms_signature"] is of_audit(record["audit"], 45, deep_from=1) is not None
     assert {(r["step"], r["recovered"]) for r in record["spikes"]} == {(25, True), (40, False)}
     json.dumps(record)
     phases = {r["phase"]: r["count"] for r in record["throughput"]}

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from trainers import SEGMENTS, crash_at, stand_in
+from trainers import SEGMENTS, stand_in
 
-from suite.diagnosis.auditor import signature
 from suite.diagnosis.sidepass import final_state
+from suite.verdict.signature import of_audit
 
 
 def window_rows(crash=100, spike=50.0, at=0, fall=1e-6, site="attn", layers=(3, 4, 5), **fields):
@@ -38,19 +38,19 @@ def window_rows(crash=100, spike=50.0, at=0, fall=1e-6, site="attn", layers=(3, 
     ({"fall": 0.0}, True),
 ])  # fmt: skip
 def test_signature_needs_the_spike_and_both_extinctions(changes, expected):
-    assert signature(window_rows(**changes), crash_at(100), deep_from=3) is expected
+    assert of_audit(window_rows(**changes), 100, deep_from=3) is expected
 
 
 def test_signature_is_that_of_deep_attention_in_the_window():
     dull = window_rows(spike=1, layers=(0, 1, 2, 6, 7))
-    assert signature(window_rows() + dull, crash_at(100), deep_from=3) is True  # medians: three layers of five
-    assert signature(window_rows(layers=(3,)) + dull, crash_at(100), deep_from=3) is False  # one of three
+    assert of_audit(window_rows() + dull, 100, deep_from=3) is True  # medians: three layers of five
+    assert of_audit(window_rows(layers=(3,)) + dull, 100, deep_from=3) is False  # one of three
     others = window_rows(site="ffn") + window_rows(segment="image")
     others += window_rows(layers=(0,)) + window_rows(window=False)
-    assert signature(others, crash_at(100), deep_from=3) is None
-    assert signature(window_rows(spike=1) + others, crash_at(100), deep_from=3) is False
-    assert signature(window_rows(), crash_at(None), deep_from=3) is None
-    assert signature(window_rows(), crash_at(75), deep_from=3) is None  # nothing from before the event
+    assert of_audit(others, 100, deep_from=3) is None
+    assert of_audit(window_rows(spike=1) + others, 100, deep_from=3) is False
+    assert of_audit(window_rows(), None, deep_from=3) is None
+    assert of_audit(window_rows(), 75, deep_from=3) is None  # nothing from before the event
 
 
 # --- the final state --------------------------------------------------------------------------------------------------

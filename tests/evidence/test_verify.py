@@ -55,6 +55,19 @@ def test_a_copy_is_sound(copy):
         ("code_digest", "0" * 16, "code of scheme"),
         ("protocol_version", "99", "no longer has"),
         ("curve_digest", "0" * 16, "digest"),
+        ("lr", "5e-3", "lr is 5e-3"),
+        ("width", "64", "width is 64"),
+        ("batch", "8", "batch is 8"),
+        ("horizon", "500", "horizon is 500"),
+        ("dtype", "bf16", "dtype is bf16"),
+        ("code_digest", "", "digest gone"),
+        ("window", "", "window: empty"),
+        ("constant_loss", "", "constant_loss: empty"),
+        ("heldout_loss", "", "heldout_loss is empty"),
+        ("n_params", "1", "from its digest"),
+        ("state", "other", "from its digest"),
+        ("platform", "Linux x86_64 ", "from its digest"),
+        ("rows_digest", "", "from its digest"),
     ],
 )
 def test_a_changed_cell_is_noticed(copy, column, value, word):
@@ -105,3 +118,113 @@ def test_committed_files_are_small():
     sizes = {path: size for path, size in sizes.items() if ".work" not in path.parts}
     assert max(sizes.values()) < 10e6
     assert sum(sizes.values()) < 60e6
+
+
+def problems_of(folder):
+    return verify.verify(folder)[1]
+
+
+@pytest.mark.parametrize("table", ["evals", "quality", "throughput"])
+def test_every_cell_of_a_side_table_counts_but_wall_clock(copy, table):
+    """What nothing can compute again, such as a FID, is held by a digest over all rows of the run."""
+    path = copy / "laptop" / f"{table}.csv"
+    column = {"evals": "heldout_loss", "quality": "kid", "throughput": "seconds"}[table]
+
+    def change(rows):
+        row = next(row for row in rows if row[column] and row["run_id"] != "real")
+        row[column] = "0.125"
+
+    rewrite(path, change)
+    found = problems_of(copy)
+    assert not found if table == "throughput" else any("from its digest" in line for line in found)
+
+
+def test_audit_cells_and_the_signature_count(tmp_path):
+    shutil.copytree(RESULTS / "stdinit", tmp_path / "stdinit")
+    assert problems_of(tmp_path) == []
+    path = sorted((tmp_path / "stdinit" / "audit").glob("*.csv"))[0]
+    rewrite(path, lambda rows: rows[5].update(tcs="0.5"))
+    assert any("from its digest" in line for line in problems_of(tmp_path))
+
+
+def test_the_signature_is_computed_again_from_the_audit(tmp_path):
+    shutil.copytree(RESULTS / "anatomy", tmp_path / "anatomy")
+    with open(tmp_path / "anatomy" / "runs.csv", newline="") as file:
+        before = {row["run_id"]: row["mms_signature"] for row in csv.DictReader(file)}
+    assert set(before.values()) > {""}
+    victim = next(run_id for run_id, cell in before.items() if cell)
+    other = {"true": "false", "false": "true"}[before[victim]]
+    rewrite(tmp_path / "anatomy" / "runs.csv", lambda rows: [row.update(mms_signature=other) for row in rows if row["run_id"] == victim])
+    assert any(f"mms_signature is {other}, its audit gives {before[victim]}" in line for line in problems_of(tmp_path))
+
+
+@pytest.mark.parametrize("how", ["empty", "garbage", "swapped", "link", "extra"])
+def test_sample_pictures_count(copy, how):
+    one, other = sorted((copy / "laptop" / "samples").glob("*.png"))[:2]
+    if how == "link":
+        target = copy / "elsewhere.png"
+        one.rename(target)
+        one.symlink_to(target)
+    elif how == "extra":
+        shutil.copy(one, one.with_name("more.png"))
+    else:
+        one.write_bytes({"empty": b"", "garbage": b"no picture", "swapped": other.read_bytes()}[how])
+    words = {"link": "no picture of its own", "extra": "belongs to no run"}.get(how, "from its digest")
+    assert any(words in line for line in problems_of(copy)), how
+
+
+def test_a_users_results_are_not_held_against_the_readme(copy, monkeypatch, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("another table")
+    monkeypatch.setattr(report, "README", readme)
+    assert problems_of(copy) == []
+    monkeypatch.setattr(verify, "COMMITTED", copy.resolve())
+    assert any("README" in line for line in problems_of(copy))
+
+
+def test_a_picture_that_was_painted_over_is_noticed(tmp_path):
+    """Its mark is kept, its pixels are not; and the PDF beside it. Another build's edges are let pass."""
+    import numpy as np
+    from PIL import Image, PngImagePlugin
+
+    from paper_figures import draw
+
+    names = [PICTURES / f"laptop-loss-curves.{kind}" for kind in ("png", "pdf")]
+    if not names[0].exists():
+        names = [sorted(PICTURES.glob(f"laptop-*.{kind}"))[0] for kind in ("png", "pdf")]
+    fresh = [Path(shutil.copy(path, tmp_path / f"fresh{path.suffix}")) for path in names]
+    files = [Path(shutil.copy(path, tmp_path / f"file{path.suffix}")) for path in names]
+    assert draw.painted(files, fresh) == []
+    image = Image.open(files[0])
+    pixels = np.array(image.convert("RGB"))
+    moved = np.roll(pixels, 1, axis=1)
+
+    def write(array):
+        info = PngImagePlugin.PngInfo()
+        info.add_text("Description", image.text["Description"])
+        Image.fromarray(array).save(files[0], pnginfo=info)
+
+    write(moved)
+    assert draw.painted(files, fresh) == []  # type and edges moved by one pixel
+    tampered = pixels.copy()
+    tampered[pixels.shape[0] // 4 : pixels.shape[0] // 2] = 255
+    write(tampered)
+    assert draw.painted(files, fresh) == [files[0]]
+    write(pixels)
+    files[1].write_bytes(files[1].read_bytes().replace(b"0", b"1", 5))
+    assert draw.painted(files, fresh) == [files[1]]
+
+
+def test_rerun_gives_the_workers_the_plugin(tmp_path, monkeypatch):
+    """Its scheme is known to this process, and has to be to theirs."""
+    from suite import cli, registry
+
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("from suite.registry import register\nfrom suite.residual import Residual\n\n\n@register('mine')\n"
+                      "class Mine(Residual):\n    def merge(self, x_BTD, f_BTD, ctx):\n        return x_BTD + 0.5 * f_BTD\n")
+    words = ["--results", str(tmp_path / "r"), "--plugin", str(plugin)]
+    try:
+        assert cli.main(["run", "--protocol", "smoke", "--schemes", "mine", "--depths", "2", *words]) == 0
+        assert cli.main(["verify", "--rerun", "1", *words]) == 0
+    finally:
+        registry._entries.pop(("mine", "controlled"), None)

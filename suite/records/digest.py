@@ -1,0 +1,28 @@
+"""A digest of all that the tables hold of a run, for what cannot be computed again: any change of a cell or of its picture shows.
+
+It finds changes and accidents, not a forger, who can write a new digest beside a new number: against that only training again helps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from suite.records.csvfile import render
+from suite.records.schema import TABLES
+
+LEFT_OUT = ("throughput", "bench")  # wall-clock, which differs between repeats; and what is of no run
+
+
+def rows_digest(row: Mapping[str, str], sides: Mapping[str, Sequence[dict[str, str]]], picture: Path) -> str:
+    """"d" and 15 hex digits over a run's row (but this cell), its rows of every other table as they are written, and its picture.
+
+    sides: by table, as text. The letter keeps readers of CSV from taking it for a number.
+    """
+    sha = hashlib.sha256(render(TABLES["runs"], [{**row, "rows_digest": ""}]))
+    for name, table in TABLES.items():
+        if name not in (*LEFT_OUT, "runs") and sides.get(name):
+            sha.update(render(table, list(sides[name])))
+    sha.update(picture.read_bytes() if picture.is_file() else b"")
+    return f"d{sha.hexdigest()[:15]}"

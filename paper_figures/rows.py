@@ -108,7 +108,7 @@ def _listed(values, what: str) -> str:
 
 
 def _commits(column) -> str:
-    names = sorted({re.sub(r"^([0-9a-f]{9})[0-9a-f]+", r"\1", name) for name in column if name})
+    names = sorted({re.sub(r"^g?([0-9a-f]{9})[0-9a-f]+", r"\1", name) for name in column if name})
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"commit{'s' if len(names) > 1 else ''} {', '.join(names[:3]) or 'unknown'}{more}"
 

@@ -6,6 +6,7 @@ import signal
 import sys
 from typing import NoReturn
 
+from suite import environment
 from suite.cli import leave, main
 
 
@@ -46,6 +47,7 @@ def program() -> NoReturn:
     _open_streams()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored (`nohup`), and stays so
         signal.signal(signal.SIGINT, leave)
+    environment.forget(*environment.OF_TORCH)  # before torch is imported, which reads them; also for the workers
     status = main()
     launched = sys.modules.get("suite.sweep.distributed")
     if status == 130 or launched and launched.processes() > 1:

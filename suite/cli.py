@@ -171,7 +171,7 @@ def _list(args) -> int:
         for arm in registry.ARMS:
             if name in registry.names(arm):
                 entry = registry.get(name, arm)
-                print(f"  {name:10} {arm:10}  {entry.paper:16}  {registry.format_params(entry, {}) or '-'}")
+                print(f"  {name:10} {arm:10}  {entry.paper:16}  {registry.format_params(entry, {})}")
     return 0
 
 

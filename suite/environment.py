@@ -16,6 +16,25 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = "screambench"  # in the user's cache directory
 CACHE_OF_USER = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")  # read before torch writes its own default there
+OF_ACCELERATE = ("ACCELERATE_", "FSDP_", "FP8_", "MEGATRON_LM_", "DEEPSPEED_", "PARALLELISM_CONFIG_")  # how its variables begin
+OF_TORCH = (
+    "TORCHINDUCTOR_", "TORCHDYNAMO_", "TORCH_COMPILE_", "TORCH_DYNAMO_", "PYTORCH_TENSOREXPR", "PYTORCH_JIT", "TORCH_ALLOW_TF32",
+    "TORCH_BLAS_", "TORCH_LINALG_", "TORCH_CUDNN_", "TORCH_MKLDNN_", "TORCH_LINEAR_", "TORCH_ROCM_", "NVIDIA_TF32_OVERRIDE",
+    "CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_", "ONEDNN_", "DNNL_", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "TRITON_F32_DEFAULT",
+)  # fmt: skip
+HARMLESS = (  # of both, what changes no number, or says where to train
+    "ACCELERATE_USE_CPU", "ACCELERATE_CPU_AFFINITY", "ACCELERATE_DEBUG_MODE", "ACCELERATE_LOG_LEVEL", "ACCELERATE_ENABLE_RICH",
+    "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS",
+)  # fmt: skip
+
+
+def forget(*beginnings: str) -> None:
+    """Take the variables that begin so out of this process's environment: a run is a function of its id, not of what a shell exports.
+
+    `ATEN_CPU_CAPABILITY` stays, and the column `cpu_isa` says what it did.
+    """
+    for name in [name for name in os.environ if name.startswith(beginnings) and name not in HARMLESS]:
+        del os.environ[name]
 
 
 @cache
@@ -33,7 +52,10 @@ def compiler() -> str:
 
 @cache
 def commit() -> str:
-    """Short commit of this checkout, "-dirty" where its code differs from it, "" outside git. Results never make it dirty."""
+    """g and the short commit of this checkout, "-dirty" where its code differs from it, "" outside git. Results never make it dirty.
+
+    The g, as `git describe` has it: without a letter one commit in a hundred reads as a number.
+    """
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=20)
@@ -47,7 +69,7 @@ def commit() -> str:
         dirty = head and git("status", "--porcelain", "--", "suite", "baselines", "requirements.lock")
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return head + ("-dirty" if dirty else "")
+    return head and f"g{head}" + ("-dirty" if dirty else "")
 
 
 @cache

@@ -7,6 +7,15 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 
 SCHEMES = ("plain", "layerscale", "rezero", "deepnorm", "mvsplit")  # the five the project began with
+NO_PARAMS = "-"  # in the column `params`: readers take an empty cell for a missing value, and pandas' groupby drops those
+
+
+def short_hash(letter: str, data: bytes, length: int) -> str:
+    """A letter and the first hex digits of the SHA-256 of data, `length` characters in all.
+
+    Without the letter one in a hundred reads as a number: 513216857062 as an integer, 27e897249259 as infinity.
+    """
+    return letter + hashlib.sha256(data).hexdigest()[: length - 1]
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,7 @@ class Run:
     protocol: Protocol
     scheme: str
     arm: str
-    params: str  # canonical, every parameter of the scheme
+    params: str  # canonical, every parameter of the scheme; NO_PARAMS where it has none
     writers: str
     depth: int
     lr: float
@@ -157,14 +166,14 @@ class Run:
 
     @property
     def run_id(self) -> str:
-        """12 hex digits over everything that changes the numbers: never paths, devices, workers or log cadence."""
+        """r and 11 hex digits over everything that changes the numbers: never paths, devices, workers or log cadence."""
         identity = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("protocol", "data")}
         identity["protocol"] = self.protocol.settings() | {"compiled": self.compiled}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+        return short_hash("r", json.dumps(identity, sort_keys=True).encode(), 12)
 
     def label(self) -> str:
         """Short human name for progress lines and messages."""
-        params = f"({self.params})" if self.params else ""
+        params = "" if self.params == NO_PARAMS else f"({self.params})"
         arm = "" if self.arm == "controlled" else f" {self.arm}"
         return f"{self.scheme}{params}{arm} {self.writers}-writers L{self.depth} lr {self.lr:g} seed {self.seed}"
 

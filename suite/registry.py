@@ -5,7 +5,6 @@ Importing this module does not import torch; discovering the schemes does.
 
 from __future__ import annotations
 
-import ast
 import difflib
 import hashlib
 import importlib
@@ -15,12 +14,20 @@ import pkgutil
 import re
 import sys
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
+from suite.codedigest import PLUGIN, class_digest
 from suite.numerals import decimal, whole
+from suite.protocol import NO_PARAMS
 
 ARMS = ("controlled", "native")
 WRITERS = ("zero", "std")
+READ_OTHERWISE = {  # words that some reader of tables takes for a missing value, a truth or a number
+    "na", "nan", "nat", "null", "nil", "none", "missing", "undefined", "true", "false", "t", "f", "yes", "no", "y", "n", "on", "off",
+    "inf", "infinity",
+}  # fmt: skip
+DATE = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*_?\d+"  # Excel makes March 1st of mar1
 
 
 class RegistryError(ValueError):
@@ -34,7 +41,14 @@ class Entry:
     paper: str
     cls: type
     defaults: dict[str, object]
-    code_digest: str
+
+    @cached_property
+    def code_digest(self) -> str:
+        """Digest of what the class is made of; to be asked first when its file has been run to the end."""
+        try:
+            return class_digest(self.cls)
+        except ValueError as error:
+            raise RegistryError(f"scheme {self.name}: {error}") from error
 
 
 _entries: dict[tuple[str, str], Entry] = {}
@@ -45,6 +59,8 @@ def register(name: str, *, arm: str = "controlled", paper: str = ""):
     """Class decorator that enters a `Residual` under a name; `paper` is its arXiv id, `arm` one of ARMS."""
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):
         raise RegistryError(f"scheme name {name!r}: use at most 40 lower-case letters, digits and '_', starting with a letter")
+    if name in READ_OTHERWISE or re.fullmatch(DATE, name):
+        raise RegistryError(f"scheme name {name!r}: pandas, R or a spreadsheet reads it as something else than a name; choose another")
     if arm not in ARMS:
         raise RegistryError(f"scheme {name}: arm {arm!r} is not one of {', '.join(ARMS)}")
 
@@ -64,8 +80,7 @@ def register(name: str, *, arm: str = "controlled", paper: str = ""):
         defaults = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
         if odd := [key for key, value in defaults.items() if not isinstance(value, bool | int | float | str)]:
             raise RegistryError(f"scheme {name}: the default of {odd[0]} is not a number, text, True or False")
-        digest = code_digest(Path(sys.modules[cls.__module__].__file__))
-        entry = Entry(name, arm, paper, cls, defaults, digest)
+        entry = Entry(name, arm, paper, cls, defaults)
         for key, value in defaults.items():  # runs get their parameters from the column `params`, defaults too
             if _written(entry, key) != value:
                 raise RegistryError(f"scheme {name}: the default of {key}, {value!r}, cannot be written into a table as it is: use a"
@@ -86,32 +101,8 @@ def _written(entry: Entry, key: str) -> object:
 
 
 def _origin(cls: type) -> str:
-    path = Path(sys.modules[cls.__module__].__file__ or cls.__module__)
+    path = Path(getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__)
     return f"{path.parent.name}/{path.name}"
-
-
-def code_digest(path: Path) -> str:
-    """16 hex digits over a Python file's syntax tree without docstrings (comments and layout are not in the tree)."""
-    tree = ast.parse(path.read_bytes(), filename=str(path))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if node.body and isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant):
-                if isinstance(node.body[0].value.value, str):
-                    node.body = node.body[1:] or [ast.Pass()]
-        if isinstance(node, ast.JoinedStr):  # Python 3.12 ends f"{a:{b}}" with an empty text
-            node.values = [value for value in node.values if getattr(value, "value", None) != ""]
-    return hashlib.sha256(_canonical(tree).encode()).hexdigest()[:16]
-
-
-def _canonical(node: object) -> str:
-    """A syntax tree as text that every Python version writes alike: `ast.dump` is not, since versions add fields and omit empty ones."""
-    if isinstance(node, list):
-        return f"[{','.join(map(_canonical, node))}]"
-    if not isinstance(node, ast.AST):
-        return ascii(node)  # repr would escape by the version's Unicode tables
-    fields = ((name, getattr(node, name, None)) for name in sorted(node._fields) if name != "kind")  # kind: u"" or ""
-    inner = ",".join(f"{name}={_canonical(value)}" for name, value in fields if value is not None and value != [])
-    return f"{type(node).__name__}({inner})"
 
 
 def discover() -> None:
@@ -126,15 +117,22 @@ def discover() -> None:
 
 
 def load_plugin(path: str | Path) -> None:
-    """Run a user's Python file that registers schemes. A plugin is code: it is executed with your rights."""
+    """Run a user's Python file that registers schemes. A plugin is code: it is executed with your rights.
+
+    What it sets for the whole process (the default dtype, seeds, threads, environment, `sys.path`, ...) is put back, so that other
+    schemes train as without it; a plugin that replaces a part of the suite or of torch is refused.
+    """
+    from suite.globalstate import GlobalStateError, import_all, kept, unpatched
+
     path = Path(path).resolve()
-    name = f"screambench_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"{PLUGIN}{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return
     if not path.is_file():
         raise RegistryError(f"--plugin {path}: no such file")
     discover()  # so that a clash is reported against the plugin, not against the built-in scheme
-    before = set(_entries)
+    import_all()
+    before = dict(_entries)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
         raise RegistryError(f"--plugin {path}: not a Python file (its name must end in .py)")
@@ -142,17 +140,23 @@ def load_plugin(path: str | Path) -> None:
     sys.modules[name] = module
     writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is written beside a user's file
     try:
-        spec.loader.exec_module(module)
-        if set(_entries) == before:
+        with unpatched(), kept():
+            spec.loader.exec_module(module)
+            new = [entry for key, entry in _entries.items() if key not in before]
+            for entry in new:
+                entry.code_digest  # noqa: B018  while modules are found where the plugin looks for them
+        if gone := [key[0] for key, entry in before.items() if _entries.get(key) is not entry]:
+            raise RegistryError(f"replaces scheme {gone[0]}; register another name")
+        if not new:
             raise RegistryError("registers no scheme; decorate a Residual class with @register(name)")
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):  # Ctrl-C
             raise
-        del sys.modules[name]
-        for key in set(_entries) - before:
-            del _entries[key]
+        sys.modules.pop(name, None)
+        _entries.clear()
+        _entries.update(before)
         where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        what = str(error) if isinstance(error, RegistryError) else f"{type(error).__name__}: {error}"
+        what = str(error) if isinstance(error, RegistryError | GlobalStateError) else f"{type(error).__name__}: {error}"
         raise RegistryError(f"--plugin {path.name}{where}: {what}") from error
     finally:
         sys.dont_write_bytecode = writes
@@ -183,6 +187,8 @@ LONGEST = 200  # characters of a text parameter; a whole row of a table must sta
 def parse_params(entry: Entry, text: str) -> dict[str, object]:
     """'init=0.01,beta=1' -> typed values in the type of each default; unknown names and bad values are refused."""
     values: dict[str, object] = {}
+    if text.strip() == NO_PARAMS and not entry.defaults:
+        return values
     for item in filter(None, (part.strip() for part in text.split(","))):
         key, equals, raw = item.partition("=")
         if not equals or key not in entry.defaults:
@@ -206,7 +212,7 @@ def parse_params(entry: Entry, text: str) -> dict[str, object]:
 
 
 def format_params(entry: Entry, values: dict[str, object]) -> str:
-    """The canonical `params` column: every parameter in signature order, defaults included."""
+    """The canonical `params` column: every parameter in signature order, defaults included; NO_PARAMS for none."""
     given = entry.defaults | values
     words = {k: f"{v:g}" if isinstance(v, float) else str(v).lower() if isinstance(v, bool) else str(v) for k, v in given.items()}
-    return ",".join(f"{k}={word}" for k, word in words.items())
+    return ",".join(f"{k}={word}" for k, word in words.items()) or NO_PARAMS

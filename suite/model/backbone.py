@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from suite.model.flow import generator
+from suite.model.flow import generator, seeded
 from suite.residual import Context, Residual, Site, rms_norm
 
 if TYPE_CHECKING:
@@ -174,9 +174,10 @@ class DiT(nn.Module):
                 weight.copy_((2 * torch.rand(weight.shape, generator=draw) - 1) * fan_in**-0.5)
             else:
                 weight.copy_(torch.randn(weight.shape, generator=draw) * (std * weight.shape[1] ** -0.5))
-        for block in self.blocks:
-            block.residuals[0].init_weights("attn", block.weights("attn"))
-            block.residuals[-1].init_weights("ffn", block.weights("ffn"))
+        for i, block in enumerate(self.blocks):
+            for site, residual in (("attn", block.residuals[0]), ("ffn", block.residuals[-1])):
+                with seeded(seed, i, site, "init_weights"):
+                    residual.init_weights(site, block.weights(site))
 
     def tokens(self, image_BCHW: Tensor, caption_BSD: Tensor) -> Tensor:
         """The first block's input (B, T, D)."""

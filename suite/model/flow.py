@@ -6,9 +6,12 @@ Shapes: B batch, C channels, H, W pixels, S caption tokens, D width. Source: arX
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,8 +27,33 @@ class Batch(NamedTuple):
 
 def generator(*key: object) -> torch.Generator:
     """A CPU generator keyed by names and numbers, so that no stream depends on how often another was drawn from."""
+    return torch.Generator().manual_seed(_seed(*key))
+
+
+def _seed(*key: object) -> int:
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def random_state() -> tuple[Tensor, bytes]:
+    """The state of every generator that belongs to the process: of torch on a CPU, and of Python and numpy."""
+    kind, words, *rest = np.random.get_state()
+    return torch.get_rng_state(), repr((random.getstate(), kind, words.tobytes(), *rest)).encode()
+
+
+@contextmanager
+def seeded(*key: object) -> Iterator[None]:
+    """What the body draws from torch, Python or numpy follows from the key alone, and what others draw does not depend on it."""
+    seed, python, numpy = _seed(*key), random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too, which stay unforked
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def caption_table(classes: int, tokens: int, width: int) -> Tensor:

@@ -6,7 +6,6 @@ A run is committed by its row in runs.csv, written last. Files and their format 
 
 from __future__ import annotations
 
-import hashlib
 import numbers
 import threading
 from collections import Counter, defaultdict
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+from suite.protocol import short_hash
 from suite.records.csvfile import (
     PACKAGE,
     SPREAD,
@@ -88,7 +88,7 @@ def curve_digest(steps, loss, grad_norm) -> str:
     """
     lines = (f"{format_value(s, 'integer')},{format_value(x, 'number')},{format_value(g, 'number')}\n"
              for s, x, g in zip(steps, loss, grad_norm, strict=True))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+    return short_hash("d", "".join(lines).encode(), 16)
 
 
 def _digests(rows) -> dict[str, str]:

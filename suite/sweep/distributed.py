@@ -19,6 +19,8 @@ from suite.sweep.execute import execute
 
 MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # what Accelerate reads under `accelerate launch --cpu`
 
+SHARDERS = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM", "PARALLELISM_CONFIG": "a parallelism config"}
+
 
 def processes() -> int:
     """How many processes a launcher started together, this one included."""
@@ -37,10 +39,11 @@ def run_distributed(runs: list[Run], results: Path, features: str, kernels: str 
     Gradients are averages of the processes' shares, so curves agree with a single process within rounding, not to the
     byte; `processes` in runs.csv tells them apart. The run is held as a sweep holds it: a second launcher, or a launcher beside
     a sweep, says so and gives up. Raises ValueError unless the selection is exactly one run, and under
-    FSDP.
+    what shards a model.
     """
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        raise ValueError("the training loop keeps all parameters in one flat buffer and cannot shard them: launch without FSDP")
+    for name, word in SHARDERS.items():
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
+            raise ValueError(f"the training loop keeps all parameters in one flat buffer and cannot shard them: launch without {word}")
     if len(runs) != 1:
         raise ValueError(f"under a launcher exactly one run is trained; this selection has {len(runs)}: narrow it with the flags of plan")
     run, world = runs[0], processes()

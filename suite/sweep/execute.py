@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from suite import environment, registry
 from suite.diagnosis.auditor import Auditor, recovered
 from suite.diagnosis.probe import probe
 from suite.diagnosis.sidepass import final_state
+from suite.globalstate import kept
+from suite.model.flow import random_state, seeded
 from suite.model.fused import use_kernels
 from suite.protocol import Run
 from suite.quality.features import QualityError, extractor
@@ -38,12 +41,26 @@ def execute(run: Run, results: Path, features: str, report: Report | None = None
     kernels: "auto" or "off", as `fused.use_kernels` has it.
     """
     environment.reset_peak_memory()
-    member = _member([run], results, features, run)
-    trainer = member.trainer
-    fused = use_kernels(kernels, trainer.state.dit, trainer.device)
-    trainer.restore()
-    trainer.train(report, member.before_update, member.after_update)
-    return _record(trainer, [run], results, features, fused) if trainer.accelerator.is_main_process else {}
+    with kept():
+        member = _member([run], results, features, run)
+        trainer = member.trainer
+        fused = use_kernels(kernels, trainer.state.dit, trainer.device)
+        trainer.restore()
+        with _nothing_drawn(run):
+            trainer.train(report, member.before_update, member.after_update)
+        return _record(trainer, [run], results, features, fused) if trainer.accelerator.is_main_process else {}
+
+
+@contextmanager
+def _nothing_drawn(run: Run) -> Iterator[None]:
+    """Refuse a scheme that draws random numbers only later than the plan's look at it: they depend on what ran before.
+
+    What is not training is `seeded`: a library may draw numbers as it is imported.
+    """
+    before = random_state()
+    yield
+    if not torch.equal(before[0], random_state()[0]) or before[1] != random_state()[1]:
+        raise registry.RegistryError(f"scheme {run.scheme}: it draws random numbers as it trains, which depend on what ran before")
 
 
 def execute_group(runs: Sequence[Run], results: Path, features: str, report: Report | None = None) -> None:
@@ -66,9 +83,11 @@ def execute_group(runs: Sequence[Run], results: Path, features: str, report: Rep
     records = {run.run_id: read_record(results, run.run_id) for run in runs}
     ends = {run_id: record["run"]["last_step"] for run_id, record in records.items() if record}
     environment.reset_peak_memory()
-    train_group(runs, ends, partial(_member, runs, results, features), finish, report)
+    with kept(), _nothing_drawn(runs[0]):
+        train_group(runs, ends, partial(_member, runs, results, features), finish, report)
 
 
+@seeded("make")
 def _member(group: Sequence[Run], results: Path, features: str, run: Run) -> Member:
     """A run of a group in memory, with its observers, after a look at whether it is still what the plan says."""
     data = load_data(run.data)
@@ -81,6 +100,7 @@ def _member(group: Sequence[Run], results: Path, features: str, run: Run) -> Mem
     return Member(trainer, before_update, partial(_checkpoint_quality, trainer, features))
 
 
+@seeded("record")
 def _record(trainer: Trainer, group: Sequence[Run], results: Path, features: str, fused: str) -> dict:
     """What a run that has ended leaves, measured on its model; the trainer may be left in an earlier state."""
     run, p = trainer.run, trainer.run.protocol
@@ -195,6 +215,7 @@ def _unscored(row: dict, crash_step: int | None) -> dict:
     return {name: row[name] for name in ("step", "nfe", "guidance")} | {"fid_status": "crashed"}
 
 
+@seeded("quality")
 def _checkpoint_quality(trainer: Trainer, features: str, step: int) -> None:
     """Score the run at the protocol's quality steps (Table 1 and Figure 5); a crash is known only later, see `_quality`."""
     p = trainer.run.protocol

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import fields
 
 from suite import environment
-from suite.protocol import Protocol, Run
+from suite.protocol import Protocol, Run, short_hash
 
 FREE = ("lr", "seed")  # in which the runs of a group may differ
 
@@ -46,8 +45,8 @@ def group_order(run: Run) -> str:
 
 
 def group_id(runs: Sequence[Run]) -> str:
-    """12 hex digits over the members of a group in their order; "" for a run alone."""
-    return hashlib.sha256(",".join(run.run_id for run in runs).encode()).hexdigest()[:12] if len(runs) > 1 else ""
+    """g and 11 hex digits over the members of a group in their order; "" for a run alone."""
+    return short_hash("g", ",".join(run.run_id for run in runs).encode(), 12) if len(runs) > 1 else ""
 
 
 def label(runs: Sequence[Run]) -> str:

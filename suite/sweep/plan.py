@@ -41,6 +41,8 @@ def protocol_named(name: str) -> Protocol:
 def make_plan(selection: Selection) -> list[Run]:
     """The runs of a selection, in a fixed order; shard i/n takes every n-th from the i-th. Raises one-line errors."""
     protocol = protocol_named(selection.protocol)
+    if selection.plugins:
+        import suite.sweep.execute  # noqa: F401  with all that trains, so that a plugin that replaces a part of it is found out
     for plugin in selection.plugins:
         registry.load_plugin(Path(plugin))
     cells = [_resolve(cell) for cell in _cells(protocol, selection)]
@@ -51,9 +53,14 @@ def make_plan(selection: Selection) -> list[Run]:
     depths, lrs, seeds = (
         selection.depths or protocol.depths, selection.lrs or protocol.lrs, selection.seeds or protocol.seeds
     )  # fmt: skip
+    from suite.sweep.tryout import SchemeError, try_out
+
     for scheme, arm, params, writers, _ in cells:
         _check_cells(f"scheme {scheme}", scheme=scheme, arm=arm, params=params, writers=writers)
-        _try_out(scheme, arm, params, max(depths))
+        try:
+            try_out(scheme, arm, params, max(depths))
+        except SchemeError as error:
+            raise SelectionError(str(error)) from error
     runs = [
         Run(protocol, scheme, arm, params, writers, depth, lr, seed, source, digest, code, compiled)
         for scheme, arm, params, writers, code in cells
@@ -113,30 +120,6 @@ def _resolve(cell: Cell) -> tuple[str, str, str, str, str]:
     if writers == "zero" and entry.cls.zero_writers:
         raise SelectionError(f"scheme {cell.scheme} refuses zero writers: {entry.cls.zero_writers}")
     return cell.scheme, cell.arm, params, writers, entry.code_digest
-
-
-def _try_out(scheme: str, arm: str, params: str, depth: int) -> None:
-    """Push a tiny trunk through the scheme once, so that a broken one is refused before anything is trained."""
-    import torch
-
-    from suite.residual import Context, Site
-
-    entry = registry.get(scheme, arm)
-    x_BTD, context = torch.randn(2, 6, 8), Context((4, 2), "attn", torch.zeros(()))
-    try:
-        instance = entry.cls(Site(8, depth, 0, "attn"), **registry.parse_params(entry, params))
-        opened = instance.open(x_BTD)
-        out = instance(opened, lambda x: 0.5 * x, context)
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):  # Ctrl-C
-            raise
-        what = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-        raise SelectionError(f"scheme {scheme} ({arm}): {type(error).__name__}: {what}") from error
-    if not isinstance(out, torch.Tensor) or out.shape != opened.shape:
-        shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-        raise SelectionError(f"scheme {scheme} ({arm}): a trunk of {tuple(opened.shape)} came back as {shape}")
-    if not out.isfinite().all():
-        raise SelectionError(f"scheme {scheme} ({arm}): the merge of finite tensors holds nan or inf")
 
 
 def _check_cells(what: str, **cells: str) -> None:

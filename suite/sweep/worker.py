@@ -39,7 +39,9 @@ def main() -> None:
         except BrokenPipeError:
             os._exit(0)
 
-    from suite import registry
+    from suite import environment, registry
+
+    environment.forget(*environment.OF_TORCH)  # before torch is imported, which reads them
     from suite.protocol import Run
     from suite.sweep.execute import execute, execute_group
     from suite.sweep.record import failure, save_record

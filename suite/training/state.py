@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +10,9 @@ from torch import Tensor
 
 from suite import registry
 from suite.model.backbone import DiT
+from suite.model.flow import seeded
 from suite.protocol import Run
+from suite.residual import Residual, Site
 from suite.training import checkpoint
 from suite.training.optim import FlatParameters
 
@@ -21,11 +22,17 @@ ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")  # of torch.optim.AdamW
 def build_model(run: Run, channels: int, image_size: int) -> DiT:
     """The run's model, weights not drawn. Works under `torch.device("meta")`."""
     p, entry = run.protocol, registry.get(run.scheme, run.arm)
-    return DiT(
-        width=p.width, heads=p.heads, ffn=p.ffn, depth=run.depth, patch=p.patch, channels=channels,
-        image_size=image_size, caption_tokens=p.caption_tokens, checkpoint_blocks=p.checkpoint_blocks,
-        scheme=partial(entry.cls, **registry.parse_params(entry, run.params)),
-    )  # fmt: skip
+    values = registry.parse_params(entry, run.params)
+
+    def scheme(site: Site) -> Residual:
+        with seeded(run.seed, site.block, site.site, run.scheme):  # so that a run does not depend on what was built before it
+            return entry.cls(site, **values)
+
+    with seeded(run.seed, "model"):  # PyTorch's layers draw weights as they are made, which `init_weights` draws again
+        return DiT(
+            width=p.width, heads=p.heads, ffn=p.ffn, depth=run.depth, patch=p.patch, channels=channels,
+            image_size=image_size, caption_tokens=p.caption_tokens, checkpoint_blocks=p.checkpoint_blocks, scheme=scheme,
+        )  # fmt: skip
 
 
 class RunState:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 
+from suite import environment
 from suite.protocol import Run
 from suite.training.clock import Clock
 from suite.training.cuda_graph import Graphed
@@ -31,7 +33,11 @@ class Trainer:
     def __init__(self, run: Run, data: Data, folder: Path, group: str = "") -> None:
         """group: name of the group that the run is trained in (suite.training.group); "" for one alone."""
         self.run, self.data, self.folder, p = run, data, folder, run.protocol
-        self.accelerator = Accelerator(mixed_precision="bf16" if p.dtype == "bf16" else "no")
+        environment.forget(*environment.OF_ACCELERATE)  # for good: it reads more of them when it prepares
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if p.dtype == "bf16" else "no", dynamo_backend="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )  # fmt: skip
         channels, size = data.images_NCHW.shape[1:3]
         self.state = RunState(run, channels, size, self.device, self.accelerator.prepare, group)
         self.train_step = TrainStep(run, data, self.state, self.accelerator, alone=not group)

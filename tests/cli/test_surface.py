@@ -132,7 +132,7 @@ def test_a_selection_narrows_or_extends_the_plan():
     native = make_plan(Selection("smoke", arms=("native",), depths=(2,)))
     assert {r.scheme for r in native} == set(registry.names("native")) and {r.writers for r in native} == {"std"}
     params = make_plan(Selection("smoke", schemes=("plain", "mvsplit"), params=("mvsplit:beta=0.03", "plain:writers=std"), depths=(2,)))
-    assert [(r.scheme, r.params, r.writers) for r in params] == [("mvsplit", "alpha=0,beta=0.03,sites=both", "zero"), ("plain", "", "std")]
+    assert [(r.scheme, r.params, r.writers) for r in params] == [("mvsplit", "alpha=0,beta=0.03,sites=both", "zero"), ("plain", "-", "std")]
 
 
 def test_the_same_parameters_in_other_words_are_the_same_run():

@@ -9,6 +9,7 @@ import pytest
 
 from suite import registry
 from suite.cli import main
+from suite.codedigest import file_digest
 from suite.environment import ROOT
 
 PLUGIN = """
@@ -117,5 +118,5 @@ def test_plugin_digest_follows_the_code_not_its_comments(tmp_path):
     digests = {}
     for key, source in variants.items():
         (tmp_path / f"{key}.py").write_text(source)
-        digests[key] = registry.code_digest(tmp_path / f"{key}.py")
+        digests[key] = file_digest(tmp_path / f"{key}.py")
     assert digests["base"] == digests["comment"] == digests["doc"] == digests["layout"] != digests["code"]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from suite.environment import ROOT
-from suite.numerals import decimal, whole
+from suite.numerals import decimal, list_of, positive, rate, shard, whole
 
 RESULTS = Path("results/local")  # a user's own runs; maintainers write the committed tables with --results results
 COMMITTED = ROOT / "results"
@@ -31,45 +31,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {line} (see: {self.prog} --help)\n")
 
 
-def _list_of(kind, what: str, smallest=None):
-    """An argparse type for comma-separated values; refuses empty items, duplicates and too small numbers."""
-
-    def parse(text: str) -> tuple:
-        values = []
-        for item in text.split(","):
-            try:
-                value = kind(item.strip())
-            except ValueError:
-                raise argparse.ArgumentTypeError(f"{item.strip()!r} is not {what}") from None
-            if value == "":
-                raise argparse.ArgumentTypeError(f"{item.strip()!r} is not {what}")
-            if smallest is not None and not smallest(value):
-                raise argparse.ArgumentTypeError(f"{item.strip()} is not {what}")
-            values.append(value)
-        return tuple(dict.fromkeys(values))
-
-    return parse
-
-
-def _shard(text: str) -> tuple[int, int]:
-    try:
-        i, n = map(whole, text.split("/"))
-        if 1 <= i <= n:
-            return i, n
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not i/n with 1 <= i <= n")
-
-
-def _positive(text: str) -> int:
-    try:
-        if (value := whole(text)) > 0:
-            return value
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-
-
 def _text(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("an empty value")
@@ -83,26 +44,22 @@ def _folder(text: str) -> Path:
     return path
 
 
-def _rate(value: float) -> bool:
-    return value > 0 and value == float(f"{value:g}")  # the tables hold six digits
-
-
 def _selection_flags(parser: argparse.ArgumentParser) -> None:
-    names = _list_of(str, "a name")
+    names = list_of(str, "a name")
     parser.add_argument("--protocol", default="laptop", metavar="NAME", help="what is fixed (default: laptop)")
     parser.add_argument("--schemes", type=names, metavar="A,B", help="residual schemes (default: the protocol's)")
     parser.add_argument("--params", type=_text, action="append", metavar="[SCHEME:]K=V,...",
                         help="scheme parameters, writers=zero|std included; repeat for more cells")
     parser.add_argument("--arms", type=names, metavar="A,B", help="controlled, native (default: the protocol's)")
-    parser.add_argument("--depths", type=_list_of(whole, "a number of blocks, 1 to 100000", lambda v: 0 < v <= 100_000), metavar="N,N")
-    parser.add_argument("--lrs", type=_list_of(decimal, "a positive learning rate of at most six digits", _rate), metavar="X,X")
-    parser.add_argument("--seeds", type=_list_of(whole, "a seed, 0 to 2147483647", lambda v: 0 <= v < 2**31), metavar="N,N")
+    parser.add_argument("--depths", type=list_of(whole, "a number of blocks, 1 to 100000", lambda v: 0 < v <= 100_000), metavar="N,N")
+    parser.add_argument("--lrs", type=list_of(decimal, "a positive learning rate of at most six digits", rate), metavar="X,X")
+    parser.add_argument("--seeds", type=list_of(whole, "a seed, 0 to 2147483647", lambda v: 0 <= v < 2**31), metavar="N,N")
     parser.add_argument("--data", type=_text, metavar="SOURCE",
                         help="digits, imagefolder:DIR, parquet:FILE or a hub name; options as "
                              "SOURCE,size=32,colour=grey,label=COLUMN,image=COLUMN,split=NAME")
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE",
                         help="a Python file that registers schemes; it is executed")
-    parser.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="take every N-th run from the I-th")
+    parser.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="take every N-th run from the I-th")
     _results_flag(parser)
 
 
@@ -119,8 +76,8 @@ def parser() -> argparse.ArgumentParser:
     _selection_flags(add("plan", help="the runs of a selection, and which are done"))
     run = add("run", help="train what is not done yet")
     _selection_flags(run)
-    run.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one per GPU, or per usable core)")
-    run.add_argument("--replicas", type=_positive, metavar="N",
+    run.add_argument("--workers", type=positive, metavar="N", help="processes (default: one per GPU, or per usable core)")
+    run.add_argument("--replicas", type=positive, metavar="N",
                      help="most runs, alike but for rate and seed, that are trained as one model (default: 1 on a CPU, by depth on CUDA)")
     run.add_argument("--features", choices=("digits", "inception"), default="digits", help="network behind FID (default: digits)")
     run.add_argument("--executor", choices=("local", "slurm"), default="local", help="this machine, or a Slurm cluster (default: local)")
@@ -140,8 +97,8 @@ def parser() -> argparse.ArgumentParser:
     figures.add_argument("--out", type=Path, metavar="DIR", help="default: paper_figures/out for results, DIR/figures otherwise")
     _results_flag(figures)
     verify = add("verify", help="recompute what can be recomputed from the tables; exit status 1 where something differs")
-    verify.add_argument("--rerun", type=_positive, metavar="K", help="also train K randomly chosen committed runs again")
-    verify.add_argument("--seed", type=_list_of(whole, "a seed"), default=(0,), metavar="N", help="which K (default: 0)")
+    verify.add_argument("--rerun", type=positive, metavar="K", help="also train K randomly chosen committed runs again")
+    verify.add_argument("--seed", type=list_of(whole, "a seed"), default=(0,), metavar="N", help="which K (default: 0)")
     verify.add_argument("--plugin", action="append", default=[], metavar="FILE", help="schemes of these runs that are not in baselines/")
     verify.add_argument("--results", type=_folder, default=COMMITTED, metavar="DIR", help="default: the committed tables")
     report = add("report", help="the outcome table of the laptop protocol, in Markdown")

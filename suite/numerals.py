@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 
@@ -25,3 +26,51 @@ def decimal(text: str) -> float:
     if not math.isfinite(value) or (value == 0 and re.search("[1-9]", mantissa)):
         raise ValueError(f"{text!r} is outside of what a number here can hold")
     return value + 0.0  # of -0.0 too
+
+
+# ---- flags
+
+def list_of(kind, what: str, smallest=None):
+    """An argparse type for comma-separated values; refuses empty items, duplicates and too small numbers."""
+
+    def parse(text: str) -> tuple:
+        values = []
+        for item in text.split(","):
+            try:
+                value = kind(item.strip())
+            except ValueError:
+                raise argparse.ArgumentTypeError(f"{item.strip()!r} is not {what}") from None
+            if value == "":
+                raise argparse.ArgumentTypeError(f"{item.strip()!r} is not {what}")
+            if smallest is not None and not smallest(value):
+                raise argparse.ArgumentTypeError(f"{item.strip()} is not {what}")
+            values.append(value)
+        return tuple(dict.fromkeys(values))
+
+    return parse
+
+
+def shard(text: str) -> tuple[int, int]:
+    """An argparse type for i/n."""
+    try:
+        i, n = map(whole, text.split("/"))
+        if 1 <= i <= n:
+            return i, n
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not i/n with 1 <= i <= n")
+
+
+def positive(text: str) -> int:
+    """An argparse type for a count."""
+    try:
+        if (value := whole(text)) > 0:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+
+
+def rate(value: float) -> bool:
+    """Whether a learning rate can be written into the tables as it is."""
+    return value > 0 and value == float(f"{value:g}")  # the tables hold six digits

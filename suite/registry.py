@@ -200,7 +200,8 @@ def parse_params(entry: Entry, text: str) -> dict[str, object]:
         try:
             values[key] = {"true": True, "false": False}[raw.lower()] if kind is bool else NUMBERS.get(kind, kind)(raw)
         except (ValueError, KeyError):
-            raise RegistryError(f"scheme {entry.name}: {key}={raw!r} is not a {kind.__name__}") from None
+            what = {float: "finite number of at most six significant digits", int: "whole number"}.get(kind, kind.__name__)
+            raise RegistryError(f"scheme {entry.name}: {key}={raw[:40]!r} is not a {what}") from None
         value = values[key]
         if kind is float and value != float(f"{value:g}"):
             raise RegistryError(f"scheme {entry.name}: {key}={raw} is not a finite number of at most six significant digits")

@@ -50,20 +50,33 @@ def firth(x, y, weights=None, penalty: float = 1.0) -> tuple[float, float]:
 
     x, y, weights: (N,); y is 0 or 1, weights count runs. penalty 1 is Firth's, 0 maximum likelihood (which must exist then).
     """
-    from scipy.special import expit
+    from scipy.special import expit, log_expit
 
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=float)
     center = np.average(x, weights=w)
     scale = np.sqrt(np.average((x - center) ** 2, weights=w)) or 1.0
     design, beta = np.stack([np.ones_like(x), (x - center) / scale], 1), np.zeros(2)
-    for _ in range(STEPS):  # Fisher scoring on Firth's modified score
-        p = expit(design @ beta)
-        weighted = design * (w * p * (1 - p))[:, None]
-        inverse = np.linalg.pinv(design.T @ weighted)
+
+    def parts(beta):
+        """(penalised log likelihood, probabilities, weighted design, information)."""
+        eta = design @ beta
+        p = expit(eta)
+        weighted = design * (w * p * expit(-eta))[:, None]
+        information = design.T @ weighted
+        value = np.sum(w * (y * log_expit(eta) + (1 - y) * log_expit(-eta)))
+        return value + penalty / 2 * np.linalg.slogdet(information)[1], p, weighted, information
+
+    best, p, weighted, information = parts(beta)
+    for _ in range(STEPS):  # Fisher scoring on Firth's modified score, with steps halved until they climb
+        inverse = np.linalg.pinv(information)
         leverage = np.einsum("ij,jk,ik->i", weighted, inverse, design)
         move = inverse @ (design.T @ (w * (y - p) + penalty * leverage * (0.5 - p)))
-        beta += move * min(1.0, LONGEST / np.abs(move).max(initial=1e-300))
+        move *= min(1.0, LONGEST / np.abs(move).max(initial=1e-300))
+        while (new := parts(beta + move))[0] < best and np.abs(move).max() > 1e-12:
+            move = move / 2
+        beta = beta + move
+        best, p, weighted, information = new
         if np.abs(move).max() < 1e-10:
             break
     return beta[0] - beta[1] * center / scale, beta[1] / scale

@@ -65,7 +65,7 @@ def broken(scheme, depth, status="error", **run):
 def picture(folder, run):
     """A sample grid of the size that the suite writes."""
     path = folder / "samples" / f"{run['scheme']}-L{run['depth']}-{run['run_id']}.png"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True, parents=True)
     noise = np.random.default_rng(run["depth"]).integers(0, 255, (85, 68), dtype=np.uint8)
     Image.fromarray(noise).resize((272, 340), Image.Resampling.NEAREST).save(path)
 
@@ -84,9 +84,9 @@ def laptop(folder, quality=True):
                     record_ = record(scheme, depth, outcome="collapsed", at=151, quality=quality)
                 else:
                     record_ = record(scheme, depth, quality=quality)
-                store.add(record_)
                 if record_["run"]["status"] == "done":
                     picture(folder, record_["run"])
+                store.add(record_)
     return folder
 
 

@@ -28,7 +28,7 @@ class ReZero(Residual):
 
 @register("rezero", arm="native", paper="arXiv:2003.04887")
 class ReZeroNormFree(ReZero):
-    """X + a F with no norm; RMSNorm after the last block. Weights are Xavier-uniform, as in the authors' examples."""
+    """X + a F with no norm; RMSNorm after the last block. Gaussian weights of Xavier's variance (the authors draw them uniform)."""
 
     def forward(self, x_BTD, branch, ctx):
         return self.merge(x_BTD, branch(x_BTD), ctx)

@@ -35,7 +35,8 @@ def linear(fan_in: int, fan_out: int) -> nn.Parameter:
 def rope_2d(grid: int, tokens: int, head_dim: int, theta: float = 1e4) -> Tensor:
     """(2, tokens, head_dim/2) cosines and sines: half the angles for the row, half for the column, identity on captions.
 
-    inv_freq = theta^(-arange(0, head_dim/2, 2)/(head_dim/2)), half-split pairs, as in the official code.
+    inv_freq = theta^(-arange(0, head_dim/2, 2)/(head_dim/2)), half-split pairs, as in the official code, which turns the other way:
+    equivalent, with the sign of half of each head's query and key rows changed.
     """
     inv_freq = theta ** -(torch.arange(0, head_dim // 2, 2, dtype=torch.float64) / (head_dim // 2))
     position = torch.arange(grid, dtype=torch.float64)

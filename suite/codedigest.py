@@ -19,6 +19,7 @@ from types import ModuleType
 from suite.protocol import short_hash
 
 PLUGIN = "screambench_plugin_"  # how the names of modules begin that `registry.load_plugin` makes from a path
+PROGRAM = ("__main__", "__mp_main__")  # another in a worker than in its parent
 HOUSE = ("baselines", "suite.residual")  # count, installed or not
 
 
@@ -40,7 +41,7 @@ def _sources(cls: type) -> dict[str, Path]:
     seen = set()
     while todo:
         name = todo.pop()
-        if name in seen or name.partition(".")[0] == "suite" and name not in HOUSE:
+        if name in seen or name in PROGRAM or name.partition(".")[0] == "suite" and name not in HOUSE:
             continue
         seen.add(name)
         path, package = _file(name)

@@ -1,13 +1,16 @@
 """The digest of a scheme's code: the same under every Python version, blind to comments, changed by every change of code."""
 
 import ast
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from suite import codedigest, registry
+from suite.environment import ROOT
 from suite.residual import Residual
 
 SOURCE = '''"""A scheme."""
@@ -175,3 +178,14 @@ def test_a_class_of_no_file_is_refused(scratch_registry):
     registry.register("nowhere")(type("Nowhere", (Residual,), {"__module__": "no_such_module"}))
     with pytest.raises(registry.RegistryError, match="scheme nowhere: the class Nowhere stands in no file"):
         registry.get("nowhere").code_digest  # noqa: B018
+
+
+def test_the_program_around_a_scheme_is_no_part_of_it(tmp_path):
+    """`import __main__` names another file in a sweep's worker than in its parent, which must come to the same digest."""
+    file = tmp_path / "looks.py"
+    file.write_text("import __main__\nfrom suite.registry import register\nfrom suite.residual import Residual\n\n\n@register('looks')\n"
+                    "class Looks(Residual):\n    def merge(self, x_BTD, f_BTD, ctx):\n        return x_BTD + f_BTD\n")
+    digest = f"from suite import registry; registry.load_plugin({str(file)!r}); print(registry.get('looks', 'controlled').code_digest)"
+    (tmp_path / "program.py").write_text(digest)
+    said = [subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}).stdout for words in (["-c", digest], [str(tmp_path / "program.py")])]
+    assert said[0] == said[1] and said[0].startswith("d")

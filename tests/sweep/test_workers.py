@@ -68,21 +68,21 @@ def test_a_dying_worker_costs_its_own_run_only(tmp_path):
     status, err, found = go()
     assert status == 1 and err.count("broken: sick(how=") == 4 and len(found) == 5
     assert {how: row["status"] for how, row in found.items()} == {
-        "kill": "oom", "segv": "error", "memory": "oom", "raise": "error", "": "done"}
+        "kill": "oom", "segv": "error", "memory": "oom", "raise": "error", "-": "done"}
     for how, reason in {"kill": "signal 9", "segv": "signal SIGSEGV", "memory": "MemoryError: on purpose",
                         "raise": "RuntimeError: on"}.items():
         assert reason in found[how]["reason"] and found[how]["outcome"] == ""
     trace = (work_folder(results, found["raise"]["run_id"]) / "error.txt").read_text()
     assert "Traceback" in trace and "purpose" in trace
     assert check_folder(results / "smoke") == []
-    plain = found[""]
+    plain = found["-"]
 
     status, err, found = go()  # not repeated unasked, and not forgotten
     assert status == 1 and "5 runs: 5 done before, 0 to do" in err and "4 runs broke before; --retry-failed repeats them" in err
 
     mark.unlink()
     status, err, found = go("--retry-failed")
-    assert status == 0 and "5 runs: 1 done before, 4 to do" in err and found[""] == plain
+    assert status == 0 and "5 runs: 1 done before, 4 to do" in err and found["-"] == plain
     assert {row["status"] for row in found.values()} == {"done"} and {row["reason"] for row in found.values()} == {""}
     steps = [line.split(",", 1)[1] for line in (results / "smoke/curves/sick-L2.csv").read_text().splitlines()[1:]]
     assert len(steps) == 4 * 14 and len(set(steps)) == 14  # `how` changes no number

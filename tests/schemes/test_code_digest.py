@@ -187,5 +187,7 @@ def test_the_program_around_a_scheme_is_no_part_of_it(tmp_path):
                     "class Looks(Residual):\n    def merge(self, x_BTD, f_BTD, ctx):\n        return x_BTD + f_BTD\n")
     digest = f"from suite import registry; registry.load_plugin({str(file)!r}); print(registry.get('looks', 'controlled').code_digest)"
     (tmp_path / "program.py").write_text(digest)
-    said = [subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}).stdout for words in (["-c", digest], [str(tmp_path / "program.py")])]
+    env, said = os.environ | {"PYTHONPATH": str(ROOT)}, []
+    for words in (["-c", digest], [str(tmp_path / "program.py")]):
+        said.append(subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, env=env).stdout)
     assert said[0] == said[1] and said[0].startswith("d")

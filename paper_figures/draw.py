@@ -14,22 +14,18 @@ import importlib
 import io
 import pkgutil
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.image import imread
 
 import paper_figures
 from paper_figures import style
+from paper_figures.pixels import differs
 from suite.records.schema import TABLES
 from suite.records.tables import format_table
-
-BLOCK, BRIGHTNESS, SHARE = 16, 0.15, 0.02  # pixels a side; of 1; of all squares. 0.15 is a line or a word more or less in a square
 
 
 def figures() -> list:
@@ -83,35 +79,17 @@ def stale(results: Path, out: Path) -> list[str]:
                 problems.append(f"{files[0]}: its figure cannot be drawn: {figure.strip().splitlines()[-1]}")
                 continue
             mark = style.shows(figure).encode()
-            old = [path for path in files if path.is_file() and mark in path.read_bytes()]
-            for path in files:
+            with style.context():
+                fresh = style.rendered(figure)
+            for path, (kind, now) in zip(files, fresh.items(), strict=True):
                 if not path.is_file():
                     problems.append(f"{path}: missing; draw it with: python -m suite figures")
-                elif path not in old:
+                elif mark not in (data := path.read_bytes()):
                     problems.append(f"{path}: does not show what the tables give now; draw it again with: python -m suite figures")
-            if old == files:
-                with tempfile.TemporaryDirectory() as aside, style.context():
-                    fresh = style.save(figure, Path(aside) / stem)
-                    problems += [f"{path}: was painted over; draw it again with: python -m suite figures" for path in painted(files, fresh)]
+                elif what := differs(data, now, kind):
+                    problems.append(f"{path}: was painted over: {what}; draw it again with: python -m suite figures")
     unknown = {path for kind in style.KINDS for path in out.glob(f"*.{kind}")} - expected
     return problems + [f"{path}: no table gives this picture; remove it" for path in sorted(unknown)]
-
-
-def painted(files: list[Path], fresh: list[Path]) -> list[Path]:
-    """Of a figure's files [PNG, PDF] those that look otherwise than the same just drawn.
-
-    Where the pictures' pixels are equal, the same matplotlib has drawn both, and the PDFs are equal to the byte. Another
-    build sets type and edges a little otherwise: then the brightness of squares of BLOCK pixels may differ by BRIGHTNESS, in
-    SHARE of them by more, and nothing is said of the PDF.
-    """
-    old, new = (imread(path)[..., :3] for path in (files[0], fresh[0]))
-    if old.shape == new.shape and np.array_equal(old, new):
-        return [files[1]] if files[1].read_bytes() != fresh[1].read_bytes() else []
-    rows, columns = (min(a, b) // BLOCK for a, b in zip(old.shape[:2], new.shape[:2], strict=True))
-    means = [p[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK, 3).mean((1, 3)) for p in (old, new)]
-    resized = max(abs(a / b - 1) for a, b in zip(old.shape[:2], new.shape[:2], strict=True))
-    different = (np.abs(means[0] - means[1]).max(-1) > BRIGHTNESS).mean()
-    return [files[0]] if resized > SHARE or different > SHARE else []
 
 
 def _folders(results: Path) -> list[Path]:

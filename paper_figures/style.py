@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.textpath import text_to_path
 from matplotlib.transforms import Bbox
 
+from paper_figures.pixels import BUILD
 from paper_figures.shown import digest
 from suite.protocol import SCHEMES
 
@@ -158,23 +159,28 @@ def shows(figure: Figure) -> str:
     return SHOWS + digest(figure)
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write STEM.png (150 dpi) and STEM.pdf, with the mark of what they show and without dates and versions.
-
-    A file that would not change is left alone.
-    """
+def rendered(figure: Figure) -> dict[str, bytes]:
+    """The files of a figure by kind: PNG (150 dpi) and PDF, with the mark of what they show and the build that drew them, no date."""
     mark = shows(figure)
     _settle(figure)
-    bare = {"png": {"Software": None, "Description": mark},
-            "pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Subject": mark}}
-    files = []
+    words = {"png": {"Software": BUILD, "Description": mark},
+             "pdf": {"CreationDate": None, "Creator": BUILD, "Producer": None, "Subject": mark}}
+    files = {}
     for kind in KINDS:
-        buffer, path = io.BytesIO(), stem.with_name(f"{stem.name}.{kind}")
-        figure.savefig(buffer, format=kind, dpi=150, metadata=bare[kind])
-        if not path.exists() or path.read_bytes() != buffer.getvalue():
+        figure.savefig(buffer := io.BytesIO(), format=kind, dpi=150, metadata=words[kind])
+        files[kind] = buffer.getvalue()
+    return files
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write STEM.png (150 dpi) and STEM.pdf. A file that would not change is left alone."""
+    files = []
+    for kind, data in rendered(figure).items():
+        path = stem.with_name(f"{stem.name}.{kind}")
+        if not path.exists() or path.read_bytes() != data:
             path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            aside.write_bytes(buffer.getvalue())
+            aside.write_bytes(data)
             aside.replace(path)
         files.append(path)
     return files

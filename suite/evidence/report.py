@@ -44,6 +44,8 @@ def _cell(row: dict[str, str], scores: dict[str, str]) -> str:
     if row["crash_step"]:
         return f"{WORDS[row['outcome']]} at step {row['crash_step']}"
     fid = f", FID {float(scores[row['run_id']]):.2f}" if row["run_id"] in scores else ""
+    if not row["heldout_loss"]:
+        raise ValueError(f"runs.csv: run {row['run_id']}: heldout_loss is empty; restore it or run it again")
     return f"{WORDS[row['outcome']]}, {float(row['heldout_loss']):.3f}{fid}"
 
 

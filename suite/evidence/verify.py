@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from paper_figures.draw import stale
 from suite import registry
 from suite.environment import ROOT
+from suite.evidence.recompute import model_cells, real_row_problems
 from suite.evidence.report import readme_differs
 from suite.protocol import PROTOCOLS, Run
 from suite.records.completeness import REPLAYED, Parts, check_parts, is_picture
@@ -58,6 +60,8 @@ def verify(results: Path, pictures: Path | None = None) -> tuple[int, list[str]]
             for row in rows:
                 checked += 1
                 problems += [f"{folder.name}/runs.csv: run {row['run_id']}: {what}" for what in _row_problems(row, parts)]
+            with suppress(TableError):  # said by check_folder
+                problems += real_row_problems(rows, parts)
     if results.resolve() == COMMITTED:
         problems += readme_differs(results)
     if pictures is not None:
@@ -66,10 +70,17 @@ def verify(results: Path, pictures: Path | None = None) -> tuple[int, list[str]]
 
 
 def _row_problems(row: dict[str, str], parts: Parts) -> list[str]:
+    """What is wrong with a run, in words; also where a cell is so wrong that nothing can be worked out."""
     try:
-        run = run_of(row)
+        return _run_problems(row, parts)
     except ValueError as error:
         return [str(error)]
+
+
+def _run_problems(row: dict[str, str], parts: Parts) -> list[str]:
+    run = run_of(row)
+    if row["status"] != "done" and not row["code_digest"]:
+        return []  # a run that broke may have none
     if run.code_digest != row["code_digest"]:
         return [f"the code of scheme {row['scheme']} has changed since (digest {row['code_digest'] or 'gone'}, now {run.code_digest})"]
     if row["status"] != "done":
@@ -80,6 +91,8 @@ def _row_problems(row: dict[str, str], parts: Parts) -> list[str]:
     points, evals = parts.rows("curves", row), parts.rows("evals", row)
     if not points:
         return [*found, "has no curve"]
+    if gaps := [f"{name} of step {point['step']}" for point in points for name in ("loss", "grad_norm") if not point[name]]:
+        return [*found, f"its curve: {gaps[0]} is empty"]
     held = evals[-1]["heldout_loss"] if evals else ""
     if row["heldout_loss"] != held:
         found.append(f"heldout_loss is {row['heldout_loss'] or 'empty'}, its last row of evals.csv says {held or 'nothing'}")
@@ -88,6 +101,8 @@ def _row_problems(row: dict[str, str], parts: Parts) -> list[str]:
     found += [f"{name} is {row[name] or 'empty'}, its curve gives {again[name]}" for name in differ]
     settings = _settings(run)
     found += [f"{name} is {row[name] or 'empty'}, its protocol says {cell}" for name, cell in settings.items() if row[name] != cell]
+    if (row["outcome"] in REPLAYED) != bool(row["crash_step"]) and row["outcome"] != "collapsed_at_init":
+        return found  # said by JUDGED; without its step the audit cannot be asked
     if run.protocol.audit_every and row["mms_signature"] != (sign := _signature(row, parts.rows("audit", row))):
         found.append(f"mms_signature is {row['mms_signature'] or 'empty'}, its audit gives {sign or 'nothing'}")
     if run.protocol.fid_samples:
@@ -101,7 +116,7 @@ def _settings(run: Run) -> dict[str, str]:
     """The columns that follow from the protocol and the model, as text."""
     p = run.protocol
     values = {"horizon": p.horizon, "window": p.window, "width": p.width, "batch": p.batch, "caption_tokens": p.caption_tokens}
-    return {name: str(value) for name, value in values.items()} | {"dtype": p.dtype, "lr": f"{run.lr:.6g}"}
+    return {name: str(value) for name, value in values.items()} | {"dtype": p.dtype, "lr": f"{run.lr:.6g}"} | model_cells(run)
 
 
 def _signature(row: dict[str, str], audit: list[dict[str, str]]) -> str:
@@ -185,8 +200,8 @@ def _compare(folder: Path, row: dict[str, str], new_folder: Path, new: dict[str,
         same = _lines(folder, row) == _lines(new_folder, new)
         return {"compared": "bytes", "agrees": same, "why": "" if same else "tables differ"}
     old_early, new_early = (_early(f, r) for f, r in ((folder, row), (new_folder, new)))
-    worst = max(abs(a - b) / abs(a) for a, b in zip(old_early, new_early, strict=True))
-    agrees = row["outcome"] == new["outcome"] and worst <= EARLY_RTOL
+    worst = max(abs(a - b) / abs(a) for a, b in zip(old_early, new_early, strict=False))
+    agrees = row["outcome"] == new["outcome"] and len(old_early) == len(new_early) and worst <= EARLY_RTOL
     differs = ", ".join(name for name in SAME_MACHINE if row[name] != new[name])
     why = f"other {differs}; outcome {row['outcome']} / {new['outcome']}, loss of {EARLY} steps within {worst:.1e}"
     return {"compared": "outcome and early loss", "agrees": agrees, "why": why}

@@ -61,7 +61,7 @@ def _lacks(row: dict[str, str], parts: Parts) -> list[str]:
     if p is None or str(p.version) != row["protocol_version"] or not curve:
         return []  # a curve that is gone is said by its digest
     last = int(curve[-1]["step"])
-    whole = all(math.isfinite(float(curve[-1][name])) for name in ("loss", "grad_norm"))
+    whole = all(math.isfinite(float(curve[-1][name] or "nan")) for name in ("loss", "grad_norm"))
     updates = last if whole else last - 1  # the update of a step that is not finite was withheld
     lacks = []
     for name, steps in (("evals", _evals(p, updates)), ("quality", _scored(p, updates)), ("audit", _audited(p, last))):

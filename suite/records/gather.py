@@ -72,6 +72,9 @@ def _read(folder: Path) -> Runs:
         cells = [(row["step"], row["loss"], row["grad_norm"]) for row in run.rows["curves"]]
         if run_id != REAL and run.row["curve_digest"] != (curve_digest(*zip(*cells)) if cells else ""):
             raise TableError(folder / "runs.csv", f"run {run_id}: its curve differs from its digest", "run it again there")
+        if run_id != REAL and run.row["rows_digest"] != Store(folder).digest(run.row, run.rows):
+            what = f"run {run_id}: a cell of it in some table, or its picture, differs from its digest"
+            raise TableError(folder / "runs.csv", what, "restore it or run it again there")
     return found
 
 

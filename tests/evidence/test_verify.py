@@ -8,7 +8,12 @@ import pytest
 
 from suite.environment import ROOT
 from suite.evidence import report, verify
+from suite.records.completeness import Parts
 from suite.records.csvfile import write_package
+from suite.records.gather import gather
+from suite.records.tables import TABLES, Store, TableError
+from suite.sweep.execute import identity
+from suite.sweep.plan import Selection, make_plan
 
 RESULTS = ROOT / "results"
 LAPTOP = RESULTS / "laptop"
@@ -182,37 +187,110 @@ def test_a_users_results_are_not_held_against_the_readme(copy, monkeypatch, tmp_
     assert any("README" in line for line in problems_of(copy))
 
 
-def test_a_picture_that_was_painted_over_is_noticed(tmp_path):
-    """Its mark is kept, its pixels are not; and the PDF beside it. Another build's edges are let pass."""
+@pytest.mark.parametrize("build", ["this", "another"])
+@pytest.mark.parametrize("change", ["none", "shifted", "word", "patch", "tint", "garbage"])
+def test_a_picture_that_was_painted_over_is_noticed(build, change):
+    """Its mark is kept, its pixels are not. What another build may set otherwise, a word or an edge, is let pass there alone."""
+    import io
+
     import numpy as np
+    from matplotlib.figure import Figure
     from PIL import Image, PngImagePlugin
 
-    from paper_figures import draw
+    from paper_figures import pixels, style
 
-    names = [PICTURES / f"laptop-loss-curves.{kind}" for kind in ("png", "pdf")]
-    if not names[0].exists():
-        names = [sorted(PICTURES.glob(f"laptop-*.{kind}"))[0] for kind in ("png", "pdf")]
-    fresh = [Path(shutil.copy(path, tmp_path / f"fresh{path.suffix}")) for path in names]
-    files = [Path(shutil.copy(path, tmp_path / f"file{path.suffix}")) for path in names]
-    assert draw.painted(files, fresh) == []
-    image = Image.open(files[0])
-    pixels = np.array(image.convert("RGB"))
-    moved = np.roll(pixels, 1, axis=1)
+    with style.context():
+        figure = Figure(figsize=(6, 4))
+        figure.subplots().plot([1, 3, 2], label="loss")
+        right = style.rendered(figure)
+    assert {pixels.build_of(data) for data in right.values()} == {pixels.BUILD}
+    image = Image.open(io.BytesIO(right["png"]))
+    array, info, buffer = np.array(image), PngImagePlugin.PngInfo(), io.BytesIO()
+    info.add_text("Description", image.text["Description"])
+    if build == "this":
+        info.add_text("Software", pixels.BUILD)
+    if change == "shifted":
+        array = np.roll(array, 1, axis=1)
+    elif change == "word":
+        array[100:104, 300:310, :3] = 0
+    elif change == "patch":
+        array[100:160, 300:400, :3] = (120, 200, 120)
+    elif change == "tint":
+        array[..., 0] = np.maximum(array[..., 0], 60) - 60
+    Image.fromarray(array).save(buffer, "PNG", pnginfo=info, dpi=(150, 150))
+    data = b"no picture" if change == "garbage" else buffer.getvalue()
+    let_pass = {"this": ("none",), "another": ("none", "shifted", "word")}[build]
+    assert (pixels.differs(data, right["png"], "png") == "") is (change in let_pass)
 
-    def write(array):
-        info = PngImagePlugin.PngInfo()
-        info.add_text("Description", image.text["Description"])
-        Image.fromarray(array).save(files[0], pnginfo=info)
 
-    write(moved)
-    assert draw.painted(files, fresh) == []  # type and edges moved by one pixel
-    tampered = pixels.copy()
-    tampered[pixels.shape[0] // 4 : pixels.shape[0] // 2] = 255
-    write(tampered)
-    assert draw.painted(files, fresh) == [files[0]]
-    write(pixels)
-    files[1].write_bytes(files[1].read_bytes().replace(b"0", b"1", 5))
-    assert draw.painted(files, fresh) == [files[1]]
+def test_the_commands_of_a_pdf_count():
+    from matplotlib.figure import Figure
+
+    from paper_figures import pixels, style
+
+    drawn = []
+    for points in ([1, 3, 2], [1, 2, 3]):
+        with style.context():
+            figure = Figure(figsize=(6, 4))
+            figure.subplots().plot(points)
+            drawn.append(style.rendered(figure)["pdf"])
+    assert pixels.differs(drawn[0], drawn[0], "pdf") == "" != pixels.differs(drawn[1], drawn[0], "pdf")
+
+
+@pytest.mark.parametrize("column", ["fid", "kid", "features_digest", "fid_n"])
+def test_the_real_row_of_no_run_is_measured_again(copy, column):
+    rewrite(copy / "laptop" / "quality.csv", lambda rows: [row.update({column: "9"}) for row in rows if row["run_id"] == "real"])
+    assert any("the real row" in line for line in problems_of(copy))
+
+
+@pytest.mark.parametrize(("column", "value"), [("n_params", "1"), ("image_tokens", "64"), ("constant_loss", "2.1")])
+def test_what_follows_from_model_and_data_is_worked_out_again(copy, column, value):
+    """Also where a forger has written a new digest beside it."""
+    from suite.records.tables import check_folder
+
+    path = copy / "laptop" / "runs.csv"
+    rewrite(path, lambda rows: rows[0].update({column: value}))
+    store, parts = Store(copy / "laptop"), Parts(copy / "laptop")
+    tables = [name for name in TABLES if name not in ("runs", "bench")]
+    rewrite(path, lambda rows: rows[0].update(rows_digest=store.digest(rows[0], {name: parts.rows(name, rows[0]) for name in tables})))
+    assert check_folder(copy / "laptop") == []
+    assert any(f"{column} is {value}" in line for line in problems_of(copy))
+
+
+def test_a_run_that_broke_is_no_problem(tmp_path):
+    run = make_plan(Selection(protocol="smoke", schemes=("plain",), depths=(2,)))[0]
+    Store(tmp_path / "smoke").add({"run": identity(run, [run]) | {"status": "oom", "reason": "memory"}})
+    assert verify.verify(tmp_path) == (1, [])
+
+
+@pytest.mark.parametrize(("table", "column", "value"), [
+    ("curves/plain-L25.csv", "loss", ""), ("runs.csv", "depth", "-5"), ("runs.csv", "crash_step", ""), ("runs.csv", "window", ""),
+])  # fmt: skip
+def test_cells_that_nothing_can_be_worked_out_from_are_lines_with_file_and_run(copy, table, column, value):
+    def change(rows):
+        row = next(row for row in rows if row.get("outcome", "collapsed") == "collapsed")
+        row[column] = value
+
+    rewrite(copy / "laptop" / table, change)
+    found = problems_of(copy)
+    assert any(column in line and "run" in line for line in found) and not any("convert" in line or "literal" in line for line in found)
+
+
+def test_the_report_names_the_cell_it_lacks(copy):
+    rewrite(copy / "laptop" / "runs.csv", lambda rows: [row.update(heldout_loss="") for row in rows])
+    with pytest.raises(ValueError, match="heldout_loss is empty"):
+        report.outcome_table(copy / "laptop")
+
+
+@pytest.mark.parametrize("what", ["cell", "picture"])
+def test_what_was_tampered_with_is_not_gathered(copy, tmp_path, what):
+    if what == "cell":
+        rewrite(copy / "laptop" / "quality.csv", lambda rows: [row.update(fid="0.01") for row in rows if row["fid"]])
+    else:
+        sorted((copy / "laptop" / "samples").glob("*.png"))[0].write_bytes(b"")
+    with pytest.raises(TableError, match="differs from its digest"):
+        gather([copy], tmp_path / "gathered")
+    assert not (tmp_path / "gathered").exists()
 
 
 def test_rerun_gives_the_workers_the_plugin(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from suite import cli
+from suite.records.completeness import Parts
 from suite.records.gather import gather
 from suite.records.tables import TABLES, Store, TableError, check_folder, write_rows
 from suite.sweep.execute import execute
@@ -45,9 +46,12 @@ def folders(trained, tmp_path):
 
 
 def edit(folder: Path, run_id: str, **cells) -> None:
-    """Replace cells of a run in runs.csv as a foreign hand would, table still well formed."""
-    store = Store(folder / "smoke")
-    write_rows(folder / "smoke" / "runs.csv", TABLES["runs"], [row | (cells if row["run_id"] == run_id else {}) for row in store.runs()])
+    """Replace cells of a run in runs.csv as if it had come out so: table well formed, digest its own."""
+    store, parts = Store(folder / "smoke"), Parts(folder / "smoke")
+    rows = [row | (cells if row["run_id"] == run_id else {}) for row in store.runs()]
+    sides = [name for name in TABLES if name not in ("runs", "bench")]
+    rows = [row | {"rows_digest": store.digest(row, {name: parts.rows(name, row) for name in sides})} for row in rows]
+    write_rows(folder / "smoke" / "runs.csv", TABLES["runs"], rows)
 
 
 def test_two_shards_give_what_one_folder_holds(folders, capsys):

@@ -1,0 +1,85 @@
+"""What stands in a run's row and follows from its model or its data, and the floor of the scores: worked out once more.
+
+torch, the data and the feature network are imported where they are asked for: the figures share this folder and need none of them.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from suite.protocol import Protocol, Run
+from suite.records.completeness import Parts
+from suite.records.schema import TABLES
+from suite.records.tables import REAL, format_value
+
+DIGITS = "digits"  # the data set and the features that come with the suite; what lies elsewhere is not looked for
+FLOOR_RTOL, FLOOR_ATOL = 1e-3, 1e-5  # of the real row's scores: another processor's matrix square root differs by 1e-5
+
+
+def model_cells(run: Run) -> dict[str, str]:
+    """The columns that follow from the model and the data, as text; none where the data are not the suite's own."""
+    if run.data != DIGITS:
+        return {}
+    data, p = _digits(), run.protocol
+    sizes = _model(p, run.scheme, run.arm, run.params, run.depth, *data.images_NCHW.shape[1:3])
+    constant = format_value(data.constant_loss(p.patch), "number")
+    return {name: str(size) for name, size in sizes.items()} | {"data_digest": data.digest, "constant_loss": constant}
+
+
+def real_row_problems(rows: list[dict[str, str]], parts: Parts) -> list[str]:
+    """The row of real against real samples in quality.csv, which belongs to no run: measured again where all runs are of the digits."""
+    done = [row for row in rows if row["status"] == "done"]
+    real = parts.of_all("quality", done[0])[REAL] if done else []
+    if not real:
+        return []
+    where, cells = f"{parts.folder.name}/quality.csv: the real row", real[0]
+    used = {line["features_digest"] for row in done for line in parts.rows("quality", row) if line["fid"]}
+    if used and cells["features_digest"] not in used:
+        return [f"{where}: features_digest is {cells['features_digest'] or 'empty'}, no score of a run has that"]
+    if {row["data"] for row in done} != {DIGITS} or not cells["fid_n"]:
+        return [] if cells["fid_n"] else [f"{where}: fid_n is empty"]
+    right = _floor(int(cells["fid_n"]), cells["features_digest"])
+    return [f"{where}: {name} is {cells[name] or 'empty'}, the data give {text or 'none'}"
+            for name, text in right.items() if not _near(cells[name], text, name)]
+
+
+@cache
+def _digits():
+    from suite.training.data import load
+
+    return load(DIGITS)
+
+
+@cache
+def _model(p: Protocol, scheme: str, arm: str, params: str, depth: int, channels: int, size: int) -> dict[str, int]:
+    import torch
+
+    from suite.training.state import build_model
+
+    run = Run(p, scheme, arm, params, "", depth, 0.0, 0, "", "", "", False)  # of these settings alone
+    with torch.device("meta"):
+        dit = build_model(run, channels, size)
+    return {"image_tokens": dit.segments[0], "n_params": sum(parameter.numel() for parameter in dit.parameters())}
+
+
+@cache
+def _floor(n: int, features_digest: str) -> dict[str, str]:
+    """The cells of the real row; none where the features are not those that come with the suite."""
+    from suite.quality.features import extractor
+    from suite.quality.fid import real_floor
+
+    net, data = extractor(DIGITS), _digits()
+    if net.digest != features_digest:
+        return {}
+    real = data.pixels(data.images_NCHW[data.train]).clamp(0, 1)
+    types = {column.name: column.type for column in TABLES["quality"].columns}
+    floor = real_floor(real, n, net, labels=data.labels_N[data.train])
+    return {name: format_value(floor.get(name), kind) for name, kind in types.items() if name != "run_id"}
+
+
+def _near(cell: str, right: str, name: str) -> bool:
+    kinds = {column.name: column.type for column in TABLES["quality"].columns}
+    if kinds[name] != "number" or not cell or not right:
+        return cell == right
+    a, b = float(cell), float(right)
+    return abs(a - b) <= FLOOR_ATOL + FLOOR_RTOL * abs(b)

@@ -12,7 +12,7 @@ from suite.residual import Residual
 
 @register("deepnorm", paper="arXiv:2203.00555")
 class DeepNorm(Residual):
-    """Z = a X + F, a = (2N)^(1/4); weights of v, o, w13 and w2 start times b = (8N)^(-1/4); N counts blocks."""
+    """Z = a X + F, a = (2N)^(1/4); weights of v, o, w1, w3 and w2 start times b = (8N)^(-1/4); N counts blocks."""
 
     def __init__(self, site, alpha: float = 0.0, beta: float = 0.0):  # 0 = DeepNet's constant for this depth
         super().__init__(site)
@@ -24,7 +24,7 @@ class DeepNorm(Residual):
 
     @torch.no_grad()
     def init_weights(self, site, weights):
-        for name in ("v", "o", "w13", "w2"):
+        for name in ("v", "o", "w1", "w3", "w2"):
             if name in weights:
                 weights[name].mul_(self.beta)
 

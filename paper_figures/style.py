@@ -44,6 +44,7 @@ KINDS = ("png", "pdf")
 
 OUTCOMES = {  # name in the tables: words, base colour, share of colour, hatch
     "survived": ("survived", PALETTE[2], 0.35, ""),
+    "stuck": ("stuck", PALETTE[5], 0.35, "OO"),
     "collapsed": ("collapsed", PALETTE[3], 0.50, "//"),
     "degraded": ("degraded", PALETTE[1], 0.40, "\\\\"),
     "collapsed_at_init": ("collapsed at init", PALETTE[4], 0.45, "xx"),

@@ -132,33 +132,53 @@ def _list(args) -> int:
     return 0
 
 
-def _plan_of(args):
-    from suite.sweep.plan import Selection, make_plan
+def _selection(args):
+    from suite.sweep.plan import Selection
 
     wanted = ("protocol", "schemes", "arms", "depths", "lrs", "seeds", "data", "shard")
     params = tuple(args.params) if args.params else None
-    return make_plan(Selection(plugins=tuple(args.plugin), params=params, **{k: getattr(args, k) for k in wanted}))
+    return Selection(plugins=tuple(args.plugin), params=params, **{k: getattr(args, k) for k in wanted})
+
+
+def _plan_of(selection, results: Path):
+    """(runs, cells of a search or None): what is to be trained; of a search its next round."""
+    from suite.records.completeness import done_ids
+    from suite.records.tables import Store
+    from suite.sweep.plan import make_plan
+    from suite.sweep.search import cells, is_search, next_runs
+
+    if not is_search(selection):
+        return make_plan(selection), None
+    wanted = cells(selection)
+    store = Store(results / selection.protocol)
+    done = done_ids(store)
+    return next_runs(wanted, [row for row in store.runs() if row["run_id"] in done]), wanted
 
 
 def _plan(args) -> int:
     from suite.records.completeness import done_ids
     from suite.records.tables import Store
 
-    runs = _plan_of(args)
+    runs, cells = _plan_of(_selection(args), args.results)
     store = Store(args.results / args.protocol)
     done, failed = done_ids(store), store.failed_ids()
     for run in runs:
         state = "done" if run.run_id in done else "failed" if run.run_id in failed else "to do"
         print(f"{run.run_id}  {state:6}  {run.label()}")
-    print(f"{len(runs)} runs, {sum(r.run_id in done for r in runs)} done")
+    if cells is None:
+        print(f"{len(runs)} runs, {sum(r.run_id in done for r in runs)} done")
+    else:
+        print(f"{len(runs)} runs in the next round of the search; none: the edges of all {len(cells)} cells are known")
     return 0
 
 
 def _run(args) -> int:
     from suite import environment
     from suite.sweep.plan import check_quality
+    from suite.sweep.search import core_hours
 
-    runs, cores = _plan_of(args), environment.usable_cores()
+    selection = _selection(args)
+    runs, cells = _plan_of(selection, args.results)
     if args.features == "inception":
         from suite.quality.features import extractor
 
@@ -176,6 +196,21 @@ def _run(args) -> int:
         return run_distributed(runs, args.results.resolve(), args.features, args.kernels)
     if args.slurm and args.executor != "slurm":
         raise ValueError("--slurm goes with --executor slurm")
+    if cells is None:
+        return _sweep(args, runs)
+    print(f"a search for the edges of {len(cells)} cells: about {core_hours(cells):.1f} core-hours from nothing; it goes on from what "
+          f"{args.results / selection.protocol} holds", file=sys.stderr)  # fmt: skip
+    status = 0
+    while runs and not status:
+        status = _sweep(args, runs)
+        runs, _ = _plan_of(selection, args.results)
+    return status
+
+
+def _sweep(args, runs) -> int:
+    """Train these runs, here or on a cluster; the exit status."""
+    from suite import environment
+
     if args.executor == "slurm":
         from suite.sweep.slurm import run_on_slurm
 
@@ -184,7 +219,7 @@ def _run(args) -> int:
                 runs, args.results.resolve(), settings=args.slurm, workers=args.workers, features=args.features, kernels=args.kernels,
                 replicas=args.replicas, plugins=args.plugin, retry=args.retry_failed,
             )  # fmt: skip
-    if args.workers and args.workers > cores:
+    if args.workers and args.workers > (cores := environment.usable_cores()):
         print(f"--workers {args.workers}: only {cores} cores may be used, so {cores} workers", file=sys.stderr)
     from suite.sweep.sweep import Sweep
 

@@ -41,7 +41,7 @@ class Protocol:
     ffn: int = 96  # 3 x width, as Table 3's 3072
     patch: int = 2  # 16 tokens from 8 x 8 digits; the paper has 256 image tokens
     caption_tokens: int = 4  # not stated in the paper
-    init_std: float = 0.64  # std * sqrt(fan_in): the paper's 0.02 at width 1024
+    init: str = "0.02"  # std of every weight, Table 3 and App. B; "fan_in": 0.64/sqrt(fan_in), which is 0.02 at the paper's width
     final: str = "zero"  # output projection; App. B names N(0, 0.02^2) as its change, so zero elsewhere (inferred)
     # optimisation, Table 3
     batch: int = 16  # Table 3 has 1024
@@ -78,6 +78,7 @@ class Protocol:
     lrs: tuple[float, ...] = (5e-3,)  # calibrated once: of seeds 0-2 plain collapses in all at depth 100 (in one at 4e-3), in none at 50
     seeds: tuple[int, ...] = (0,)
     data: str = "digits"
+    search: bool = False  # rates and seeds are looked for, round by round, until each cell's edge is known (suite/sweep/search.py)
 
     @property
     def length(self) -> int:
@@ -86,20 +87,20 @@ class Protocol:
 
     def settings(self) -> dict[str, object]:
         """What goes into run ids: all but the plan and the prose."""
-        plan = ("purpose", "group_blocks", "cells", "depths", "lrs", "seeds", "data")
+        plan = ("purpose", "group_blocks", "cells", "depths", "lrs", "seeds", "data", "search")
         return {k: v for k, v in asdict(self).items() if k not in plan}
 
 
 def _presets() -> dict[str, Protocol]:
     laptop = Protocol(
         "laptop",
-        2,
+        3,
         "the five schemes at one hot learning rate: the collapse and the fate of the others, in minutes",
         fid_samples=256,
     )
     anatomy = Protocol(
         "anatomy",
-        2,
+        3,
         "plain against the stabilisers through the collapse and 500 steps beyond it, with the audit",
         horizon=3000,
         after_crash=500,
@@ -117,10 +118,14 @@ def _presets() -> dict[str, Protocol]:
         p.name: p
         for p in (
             Protocol(
-                "smoke", 2, "tests: a few eager steps of everything", horizon=8, window=6, warmup=4, heldout_every=4,
+                "smoke", 3, "tests: a few eager steps of everything", horizon=8, window=6, warmup=4, heldout_every=4,
                 checkpoint_every=4, fid_samples=64, nfe=2, compiled=False, depths=(2, 3), lrs=(1e-3,), batch=8,
             ),
             laptop,
+            replace(
+                laptop, name="frontier", purpose="the five schemes on a lattice of learning rates: where half of the runs die",
+                search=True, fid_samples=0, lrs=(), seeds=(),
+            ),
             anatomy,
             replace(
                 anatomy, name="anatomy64", purpose="the same with 64 image tokens, which leave more room for amplification",
@@ -128,12 +133,12 @@ def _presets() -> dict[str, Protocol]:
                 cells=(Cell("plain"), Cell("mvsplit")),
             ),
             Protocol(
-                "stdinit", 2, "App. B: 128 blocks, standard init, no gates: collapsed from the start, as a front over depth",
+                "stdinit", 3, "App. B: 128 blocks, standard init, no gates: collapsed from the start, as a front over depth",
                 final="std", horizon=690, after_crash=690, audit_every=10, audit_layers=16, lrs=(1e-3,), depths=(128,),
                 cells=(Cell("plain", writers="std"), Cell("mvsplit", writers="std")),
             ),
             Protocol(
-                "paper", 2, "Table 3 of arXiv:2605.06169 exactly, for 8 to 16 H100", width=1024, heads=8, ffn=3072,
+                "paper", 3, "Table 3 of arXiv:2605.06169 exactly, for 8 to 16 H100", width=1024, heads=8, ffn=3072,
                 patch=1, caption_tokens=256, batch=1024, warmup=1000, horizon=100_000, window=1000, heldout_every=5000,
                 checkpoint_every=1000, dtype="bf16", checkpoint_blocks=True, group_blocks=0, depths=(400, 1000), lrs=(1.5625e-4,),
                 data="parquet:latents.parquet",

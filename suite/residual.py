@@ -123,4 +123,4 @@ class Residual(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, site: str, weights: dict[str, Tensor]) -> None:
-        """Rescale the freshly drawn weights of this site in place: q, k, v, o (attention) or w13, w2 (FFN)."""
+        """Rescale the freshly drawn weights of this site in place: q, k, v, o (attention) or w1, w3, w2 (FFN)."""

@@ -9,7 +9,7 @@ from suite.protocol import SCHEMES
 from suite.records.tables import Store
 
 BEGIN, END = "<!-- outcomes: made by `python -m suite report` -->", "<!-- end -->"
-WORDS = {"survived": "survived", "collapsed": "**collapsed**", "degraded": "**degraded**", "nonfinite": "**nan**",
+WORDS = {"survived": "survived", "stuck": "**stuck**", "collapsed": "**collapsed**", "degraded": "**degraded**", "nonfinite": "**nan**",
          "collapsed_at_init": "**collapsed at init**", "too_short": "too short"}  # fmt: skip
 README = ROOT / "README.md"
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DEAD = ("collapsed", "degraded", "nonfinite")
-UNUSABLE = (*DEAD, "stuck", "collapsed_at_init")
 DRAWS = 2000  # bootstrap samples: the ends of a 95 % interval then rest on 50 each
 LEVEL = 0.95
 STEPS, LONGEST = 200, 2.0  # of the fit, in units of the scaled coefficients: a full step may overshoot where cells are nearly separated

@@ -25,7 +25,7 @@ EARLY_RTOL = 1e-3  # eager against compiled differs by 4e-6 in a step; two proce
 SAME_MACHINE = ("cpu_model", "cpu_isa", "compiler", "python", "torch", "commit", "threads", "device", "replicas", "group")
 COMMITTED = ROOT / "results"
 NEEDED = ("window", "horizon", "constant_loss", "width", "batch", "depth", "lr", "max_grad_norm", "last_step")
-JUDGED = ("outcome", "crash_step", "confirmed", "last_step", "best_loss", "final_loss", "max_grad_norm", "spikes")
+JUDGED = ("outcome", "crash_step", "confirmed", "late_step", "last_step", "best_loss", "final_loss", "max_grad_norm", "spikes")
 
 
 def run_of(row: dict[str, str]) -> Run:
@@ -93,10 +93,10 @@ def _run_problems(row: dict[str, str], parts: Parts) -> list[str]:
         return [*found, "has no curve"]
     if gaps := [f"{name} of step {point['step']}" for point in points for name in ("loss", "grad_norm") if not point[name]]:
         return [*found, f"its curve: {gaps[0]} is empty"]
-    held = evals[-1]["heldout_loss"] if evals else ""
+    held = _heldout(row, evals)
     if row["heldout_loss"] != held:
-        found.append(f"heldout_loss is {row['heldout_loss'] or 'empty'}, its last row of evals.csv says {held or 'nothing'}")
-    again = judged(row, points, run.protocol.warmup)
+        found.append(f"heldout_loss is {row['heldout_loss'] or 'empty'}, evals.csv says at the horizon {held or 'nothing'}")
+    again = judged(row, points, evals, run.protocol.warmup)
     differ = [name for name in JUDGED if not _same(row[name], again[name])]
     found += [f"{name} is {row[name] or 'empty'}, its curve gives {again[name]}" for name in differ]
     settings = _settings(run)
@@ -115,7 +115,8 @@ def _run_problems(row: dict[str, str], parts: Parts) -> list[str]:
 def _settings(run: Run) -> dict[str, str]:
     """The columns that follow from the protocol and the model, as text."""
     p = run.protocol
-    values = {"horizon": p.horizon, "window": p.window, "width": p.width, "batch": p.batch, "caption_tokens": p.caption_tokens}
+    values = {"horizon": p.horizon, "window": p.window, "width": p.width, "batch": p.batch, "caption_tokens": p.caption_tokens,
+              "init": p.init}
     return {name: str(value) for name, value in values.items()} | {"dtype": p.dtype, "lr": f"{run.lr:.6g}"} | model_cells(run)
 
 
@@ -130,17 +131,24 @@ def _signature(row: dict[str, str], audit: list[dict[str, str]]) -> str:
     return {None: "", True: "true", False: "false"}[found]
 
 
-def judged(row: dict[str, str], points: list[dict[str, str]], warmup: int) -> dict[str, object]:
-    """The columns of runs.csv that follow from the committed curve (six digits of it)."""
+def _heldout(row: dict[str, str], evals: list[dict[str, str]]) -> str:
+    """The held-out loss at the horizon, or the last before it, as evals.csv has it; "" where it has none."""
+    return next((line["heldout_loss"] for line in reversed(evals) if int(line["step"]) <= int(row["horizon"])), "")
+
+
+def judged(row: dict[str, str], points: list[dict[str, str]], evals: list[dict[str, str]], warmup: int) -> dict[str, object]:
+    """The columns of runs.csv that follow from the committed curve and held-out losses (six digits of them)."""
+    held = _heldout(row, evals)
     steps, loss, norm = ([float(p[name]) for p in points] for name in ("step", "loss", "grad_norm"))
     verdict = crash.judge(
         steps, loss, constant_loss=float(row["constant_loss"]), window=int(row["window"]), horizon=int(row["horizon"]),
-        grad_norm=norm, warmup=warmup,
+        grad_norm=norm, warmup=warmup, heldout_loss=float(held) if held else None,
     )  # fmt: skip
     bad = [n for n in norm if not abs(n) < float("inf")]
     return {
         "outcome": verdict.outcome, "crash_step": verdict.crash_step,
-        "confirmed": None if verdict.crash_step is None else verdict.confirmed, "last_step": int(steps[-1]),
+        "confirmed": None if verdict.crash_step is None else verdict.confirmed, "late_step": verdict.late_step,
+        "last_step": int(steps[-1]),
         "best_loss": verdict.best_loss, "final_loss": verdict.final_loss, "max_grad_norm": bad[0] if bad else max(norm),
         "spikes": verdict.spikes,
     }  # fmt: skip

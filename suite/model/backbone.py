@@ -32,6 +32,14 @@ def linear(fan_in: int, fan_out: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(fan_out, fan_in))
 
 
+FAN_IN = 0.64  # std times sqrt(fan_in): the paper's 0.02 at its width of 1024
+
+
+def init_std(init: str, fan_in: int) -> float:
+    """Standard deviation of a weight of `fan_in` inputs: the number that init is, or 0.64/sqrt(fan_in) where it is "fan_in"."""
+    return FAN_IN * fan_in**-0.5 if init == "fan_in" else float(init)
+
+
 def rope_2d(grid: int, tokens: int, head_dim: int, theta: float = 1e4) -> Tensor:
     """(2, tokens, head_dim/2) cosines and sines: half the angles for the row, half for the column, identity on captions.
 
@@ -78,7 +86,8 @@ class Block(nn.Module):
         if site == "attn":
             q, k, v = self.wqkv.data.chunk(3)
             return {"q": q, "k": k, "v": v, "o": self.wo.data}
-        return {"w13": self.w13.data, "w2": self.w2.data}
+        w1, w3 = self.w13.data.chunk(2)
+        return {"w1": w1, "w3": w3, "w2": self.w2.data}
 
     def attention(self, x_BTD: Tensor, rope: Tensor) -> Tensor:
         """Branch f of the first merge: RoPE, then QK-Norm, then softmax attention with scale 1/sqrt(K)."""
@@ -155,18 +164,20 @@ class DiT(nn.Module):
             block.compile(fullgraph=True, dynamic=False)
 
     @torch.no_grad()
-    def init_weights(self, seed: int, *, std: float, writers: str, final: str) -> None:
+    def init_weights(self, seed: int, *, init: str, writers: str, final: str) -> None:
         """Draw every weight from a generator keyed by (seed, parameter name), so schemes share what they share.
 
-        std: standard deviation times sqrt(fan_in). writers, final: "zero" or "std" for W_O and W_2, and for the output
-        projection. Biases are U(-1, 1)/sqrt(fan_in), PyTorch's own (the paper says "standard init" only). Schemes then rescale
-        their block's weights.
+        init: standard deviation of every weight as a number (N(0, 0.02^2), Table 3), or "fan_in": 0.64/sqrt(fan_in).
+        writers, final: "zero" or "std" for W_O and W_2, and for the output projection. Biases: zero where init is a number, as in
+        the usual code for such an init (the paper says "standard init" only): PyTorch's own U(-1, 1)/sqrt(fan_in) would be 25
+        times the embedding's weights and make all tokens nearly equal at the start. With "fan_in" they are PyTorch's.
+        Schemes then rescale their block's weights.
         """
         for name, weight in self.named_parameters():
             if ".residuals." in name:
                 continue
             kind = final if name.startswith("final") else writers if name.endswith((".wo", ".w2")) else "std"
-            if kind == "zero":
+            if kind == "zero" or weight.ndim == 1 and init != "fan_in":
                 weight.zero_()
                 continue
             draw = generator(seed, "weights", name)
@@ -174,7 +185,7 @@ class DiT(nn.Module):
                 fan_in = self.get_parameter(name.replace("bias", "weight")).shape[1]
                 weight.copy_((2 * torch.rand(weight.shape, generator=draw) - 1) * fan_in**-0.5)
             else:
-                weight.copy_(torch.randn(weight.shape, generator=draw) * (std * weight.shape[1] ** -0.5))
+                weight.copy_(torch.randn(weight.shape, generator=draw) * init_std(init, weight.shape[1]))
         for i, block in enumerate(self.blocks):
             for site, residual in (("attn", block.residuals[0]), ("ffn", block.residuals[-1])):
                 with seeded(seed, i, site, "init_weights"):

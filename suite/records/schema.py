@@ -11,7 +11,7 @@ Frobenius norms. Equation and table numbers are those of arXiv:2605.06169.
 
 from dataclasses import dataclass
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ RUNS = (
     _integer("image_tokens", "token", "image tokens in a sequence"),
     _integer("caption_tokens", "token", "caption tokens in a sequence"),
     _integer("batch", "sample", "samples in a training batch"),
+    _text("init", "standard deviation of every weight at the start, or fan_in: 0.64 over the root of its number of inputs"),
     _integer("horizon", "step", "an event counts when it happens up to this step"),
     _integer("window", "step", "confirmation window: how long the loss must stay up, and how far a run trains past the horizon"),
     _integer("n_params", "1", "trainable parameters of the model"),
@@ -88,14 +89,15 @@ RUNS = (
           required=True, enum=("done", "oom", "timeout", "error")),
     _text("reason", "one line that says why, where status is not done or the outcome needs a word"),
     _text("outcome", "what the loss curve did; empty unless status is done",
-          enum=("survived", "collapsed", "degraded", "collapsed_at_init", "nonfinite", "too_short")),
+          enum=("survived", "stuck", "collapsed", "degraded", "collapsed_at_init", "nonfinite", "too_short")),
     _integer("crash_step", "step", "step from which the run is unusable: its collapse or first non-finite value; empty if none"),
     _flag("confirmed", "whether the whole confirmation window after crash_step was seen; empty where there was no crash"),
+    _integer("late_step", "step", "where no event counts: the first that began behind the horizon; empty if none"),
     _integer("last_step", "step", "last step trained; a confirmed collapse stops a run before its horizon"),
     _number("constant_loss", "loss of the best token-constant output on this data (the level a collapse jumps to)"),
-    _number("best_loss", "lowest running median of the training loss"),
-    _number("final_loss", "running median of the training loss at last_step"),
-    _number("heldout_loss", "last held-out loss"),
+    _number("best_loss", "lowest running median of the training loss, up to the crash or the horizon"),
+    _number("final_loss", "median of the training loss over the last window up to the horizon, or up to last_step where the run crashed"),
+    _number("heldout_loss", "held-out loss at the horizon, or the last before it where the run ended sooner"),
     _number("max_grad_norm", "largest global gradient norm, before clipping"),
     _integer("spikes", "1", "excursions of the loss above the crash threshold that came back"),
     _text("state", "kind of state after a crash: mean_dominated (TCS near 1), mean_free (TCS near -1/(T-1)) or other",

@@ -45,7 +45,7 @@ class RunState:
         """
         p, self.owner = run.protocol, run.run_id + (f" of group {group}" if group else "")
         self.dit = build_model(run, channels, image_size)
-        self.dit.init_weights(run.seed, std=p.init_std, writers=run.writers, final=p.final)
+        self.dit.init_weights(run.seed, init=p.init, writers=run.writers, final=p.final)
         self.dit.to(device)
         self.flat = FlatParameters(self.dit)
         self.optimizer = prepare(self.flat.adamw(betas=(p.beta1, p.beta2), eps=p.adam_eps, weight_decay=p.weight_decay))

@@ -88,8 +88,13 @@ class Trainer:
         steps, loss, norm = np.asarray(self.state.curve, dtype=float).T
         p = self.run.protocol
         return crash.judge(
-            steps, loss, constant_loss=self.constant_loss, window=p.window, horizon=p.horizon, grad_norm=norm, warmup=p.warmup
-        )
+            steps, loss, constant_loss=self.constant_loss, window=p.window, horizon=p.horizon, grad_norm=norm, warmup=p.warmup,
+            heldout_loss=self.heldout_loss(),
+        )  # fmt: skip
+
+    def heldout_loss(self) -> float | None:
+        """The held-out loss at the horizon, or the last before it; None before the first."""
+        return next((loss for step, loss in reversed(self.state.evals) if step <= self.run.protocol.horizon), None)
 
     def finished(self) -> bool:
         """Whether the run ends here: its length, a step that was not finite, or `after_crash` steps beyond a confirmed crash."""
@@ -111,7 +116,7 @@ class Trainer:
     def measures_heldout(self) -> bool:
         """Whether the held-out loss is due after this step."""
         p, step = self.run.protocol, self.state.step
-        return step % p.heldout_every == 0 or step == p.length
+        return step % p.heldout_every == 0 or step in (p.horizon, p.length)
 
     def checkpoint(self) -> None:
         """Save, where the step is one at which that is due."""

@@ -7,13 +7,13 @@ Both work on the short median s (centred, five points). m_k is the running minim
 
 * c known: an excursion is a run of points with s above m_k + (c - m_k)/2. One that lasts the confirmation window is the
   crash, one that comes back is a spike, and one that meets the end of the curve sooner is an unconfirmed crash
-  (if five points or more lie behind it).
+  (if five points or more lie behind it). A foreign log is complete: there an excursion of any length that came back is a spike.
 * c unknown: the threshold is L + max(8 scatter, L/2), with L the log's usual level before the jump; s must stay above it
   to the end of the log, because a collapse never comes back and a foreign log is complete. See `judge_foreign`.
 """
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,16 @@ import numpy as np
 from suite.verdict.foreign_log import Log, LogError, read_log
 from suite.verdict.signature import foreign_signature
 
-__all__ = ["OUTCOMES", "LogError", "Verdict", "detect", "judge", "judge_foreign", "short_median"]
+__all__ = ["DEAD", "OUTCOMES", "UNUSABLE", "LogError", "Verdict", "detect", "judge", "judge_foreign", "short_median"]
 
-OUTCOMES = ("survived", "collapsed", "degraded", "collapsed_at_init", "nonfinite", "too_short")
+OUTCOMES = ("survived", "stuck", "collapsed", "degraded", "collapsed_at_init", "nonfinite", "too_short")
+DEAD = ("collapsed", "degraded", "nonfinite")  # a run that trained, and died; what LR50 counts
+UNUSABLE = (*DEAD, "stuck", "collapsed_at_init")  # what LR50u counts
 
 SHORT = 5  # points: passes over spikes of one or two points, and keeps a jump at its exact place
 HALF_WAY = 0.5  # of c - m; design, section 5
-AT_CONSTANT = 0.1  # of c - m; design, section 5: a window's median this near to c (or above it) is a collapse
+AT_CONSTANT = 0.1  # of c - m; design, section 5: a window's median this near to c, on either side, is a collapse
+STUCK = 0.6  # of c; design, section 5: a run that ends the horizon above it has not trained (results/stuck.csv: 0.5 and 0.7)
 MIN_STEPS = 200  # design, section 5: below it a run is too short, from it on it should have learnt something
 CLEARLY_BELOW = 0.2  # of c. Batch noise (sd up to .15 at c = 2) pulls m about .25 below the true level; at less than
 #                      twice that the half-way line lies inside the noise, and a slow learner would "collapse"
@@ -49,11 +52,12 @@ class Verdict:
     outcome: str  # one of OUTCOMES
     crash_step: int | None  # first step at which it stopped being usable (collapsed_at_init: its first); None: none seen
     confirmed: bool  # a full confirmation window lies behind the event (a non-finite value needs none)
-    best_loss: float | None  # m: minimum of the short median, up to the crash
-    final_loss: float | None  # median of the last `window` finite points, or fewer
+    best_loss: float | None  # m: minimum of the short median, up to the crash or the horizon
+    final_loss: float | None  # median of the last `window` finite points, or fewer; of those up to the horizon where there was no crash
     threshold: float | None  # the loss level used at crash_step; None where no level was crossed
     spikes: int  # excursions of the short median above the threshold that came back, up to the crash; not an outcome
     steps: int  # points judged
+    late_step: int | None = None  # where no event counts: the first that began behind the horizon
 
 
 def short_median(loss) -> np.ndarray:
@@ -71,20 +75,22 @@ def short_median(loss) -> np.ndarray:
 
 
 def judge(
-    steps, loss, *, constant_loss: float, window: int, horizon: int | None = None, grad_norm=None, warmup: int = 0
+    steps, loss, *, constant_loss: float, window: int, horizon: int, grad_norm=None, warmup: int = 0, heldout_loss: float | None = None
 ) -> Verdict:
     """Judge one of our own runs on its curve so far: one point a step, `steps` strictly increasing.
 
     `constant_loss` is c; `window` is the confirmation window in points; events that start after the step `horizon` do not
-    count; `warmup` is the number of steps in which the learning rate rises: before twice that many (and 200) nothing can be
-    said of a run that has not crashed. A verdict of collapsed or degraded that is confirmed rests on the points up to the end
-    of its window alone, so later points cannot change it. Raises ValueError on arguments that make no sense.
+    count, but the first is told as `late_step`; `warmup` is the number of steps in which the learning rate rises: before twice that
+    many (and 200) nothing can be said of a run that has not crashed. `heldout_loss` is that at the horizon: a run is `stuck` where
+    both losses end the horizon above 0.6 c (the curve's alone where it is None). A verdict of collapsed or degraded that is confirmed
+    rests on the points up to the end of its window alone, so later points cannot change it. Raises ValueError on arguments that make
+    no sense.
     """
-    return _judge_known(steps, loss, constant_loss, window, horizon, grad_norm, max(MIN_STEPS, 2 * warmup))
+    return _judge_known(steps, loss, constant_loss, window, horizon, grad_norm, max(MIN_STEPS, 2 * warmup), heldout_loss)
 
 
-def _judge_known(steps, loss, c, window, horizon, grad_norm, min_points) -> Verdict:
-    """`judge`, with the number of points below which a run is too short."""
+def _judge_known(steps, loss, c, window, horizon, grad_norm, min_points, heldout_loss=None) -> Verdict:
+    """`judge`, with the number of points below which a run is too short. horizon None: a foreign log, to be taken as complete."""
     steps, loss, end, broken = _checked(steps, loss, grad_norm, window, horizon)
     if not (np.isfinite(c) and c > 0):
         raise ValueError(f"constant_loss must be finite and above 0, not {c}")
@@ -101,13 +107,16 @@ def _judge_known(steps, loss, c, window, horizon, grad_norm, min_points) -> Verd
 
     # The last two medians of a window lean on points behind it. Leaving them out makes a confirmed verdict final.
     lasted = (stops - starts >= window - SHORT // 2) & (starts + window <= end)
-    event = (lasted | (stops == end) & (end - starts >= SHORT)) & (starts < counted)
+    if horizon is None:
+        lasted &= stops == end
+    events = lasted | (stops == end) & (end - starts >= SHORT)
+    event = events & (starts < counted)
     at = int(starts[event][0]) if event.any() else None
     confirmed = at is not None and bool(lasted[event][0])
     spikes = int(np.sum((starts < (counted if at is None else at)) & (stops < end)))
 
     def verdict(outcome, at=None, confirmed=False, threshold=None):
-        return _verdict(outcome, steps, raw, smooth, window, spikes, at, confirmed, threshold, len(loss))
+        return _verdict(outcome, steps, raw, smooth, window, spikes, at, confirmed, threshold, len(loss), counted)
 
     if broken and not confirmed:
         return verdict("nonfinite", end, True)
@@ -115,18 +124,23 @@ def _judge_known(steps, loss, c, window, horizon, grad_norm, min_points) -> Verd
         return verdict("too_short")
     if at is not None:
         m = best[at]
-        collapsed = np.median(raw[at:at + window]) > c - AT_CONSTANT * (c - m)
+        collapsed = abs(np.median(raw[at:at + window]) - c) <= AT_CONSTANT * (c - m)
         return verdict("collapsed" if collapsed else "degraded", at, confirmed, m + HALF_WAY * (c - m))
+    late = starts[events & (starts >= counted)]
+    late_step = int(steps[late[0]]) if len(late) else int(steps[end]) if end < len(loss) else None
     if not armed[:counted].any():
-        return verdict("collapsed_at_init", 0, True)
-    return verdict("survived")
+        return replace(verdict("collapsed_at_init", 0, True), late_step=late_step)
+    alive = verdict("survived")
+    if horizon is not None and steps[-1] >= horizon and min(alive.final_loss, np.inf if heldout_loss is None else heldout_loss) > STUCK * c:
+        alive = replace(alive, outcome="stuck")
+    return replace(alive, late_step=late_step)
 
 
 def judge_foreign(steps, loss, *, constant_loss: float | None = None, grad_norm=None) -> tuple[Verdict, list[str]]:
     """Judge a log from elsewhere, thinned or not, from the start of training or not; returns the verdict and notes.
 
     The confirmation window is 50 steps' worth of points, but at least ten. With `constant_loss` the rule is that of
-    `judge`. Without it, over the points before k: let e be the height of s over its running minimum m (so that a falling
+    `judge`, save that a log has no horizon: what came back is a spike, however long it took, and nothing is called stuck. Without it, over the points before k: let e be the height of s over its running minimum m (so that a falling
     curve has no scatter from falling), S the robust sd of e, and L the greater of m + median(e) and the median of s over the
     later half. The crash is the first k from which s stays above L + max(8 S, |L|/2) to the end of the log, with a window of
     points before it (at least 20) and five behind it; a loss that rises over the whole log has no such level, and survives.
@@ -232,13 +246,14 @@ def _checked(steps, loss, grad_norm, window, horizon):
     return steps, loss, end, bool(bad.any()) and (horizon is None or bool(steps[end] <= horizon))
 
 
-def _verdict(outcome, steps, raw, smooth, window, spikes, at, confirmed, threshold, points) -> Verdict:
-    """A Verdict in Python's own numbers (NumPy's do not go into JSON); `at` is the crash's index."""
-    usable = smooth[:at] if at else smooth
+def _verdict(outcome, steps, raw, smooth, window, spikes, at, confirmed, threshold, points, counted=None) -> Verdict:
+    """A Verdict in Python's own numbers (NumPy's do not go into JSON); `at` is the crash's index, `counted` the horizon's."""
+    usable = smooth[:at] if at else smooth[:counted]
+    seen = raw[:counted] if at is None else raw
     return Verdict(
         outcome=outcome, crash_step=None if at is None else int(steps[at]), confirmed=bool(confirmed),
         best_loss=float(usable.min()) if len(usable) else None,
-        final_loss=float(np.median(raw[-window:])) if len(raw) else None,
+        final_loss=float(np.median(seen[-window:])) if len(seen) else None,
         threshold=None if threshold is None else float(threshold), spikes=spikes, steps=points)
 
 

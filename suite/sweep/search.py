@@ -1,0 +1,60 @@
+"""A search protocol made a plan, round by round: the runs that the edges of its cells need next, from what the tables hold.
+
+A cell is a run without its rate and seed. `frontier.wanted` says which rates and seeds a cell lacks, first for the edge of the dead
+(LR50), then for that of the dead and the stuck (LR50u).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from suite.protocol import Run
+from suite.sweep import frontier
+from suite.sweep.plan import Selection, SelectionError, make_plan, protocol_named
+from suite.verdict.crash import DEAD, UNUSABLE
+
+RUNS = 45  # of a cell: about seven rates of 3 seeds and four with 5 more; 30 to 60 in results/frontier
+MS = 0.46  # a block and step on one of two busy cores, its held-out losses included: results/frontier/throughput.csv
+
+
+def is_search(selection: Selection) -> bool:
+    """Whether rates are to be looked for. Raises SelectionError for flags that a search has no use for."""
+    protocol = protocol_named(selection.protocol)
+    if not protocol.search:
+        return False
+    if selection.lrs and not selection.seeds:
+        raise SelectionError(f"--lrs: {protocol.name} looks for its rates by itself; to choose them, name --seeds too")
+    if selection.seeds and not selection.lrs:
+        raise SelectionError(f"--seeds: {protocol.name} chooses them with its rates; to choose both, name --lrs too")
+    if not selection.lrs and selection.shard != (1, 1):
+        raise SelectionError(f"--shard: {protocol.name} takes its next runs from all that are done; name --lrs and --seeds to share them out")
+    return not selection.lrs
+
+
+def cells(selection: Selection) -> list[Run]:
+    """One run for each cell of the selection, at the search's first rate."""
+    return make_plan(replace(selection, lrs=(frontier.rate(frontier.START),), seeds=(0,)))
+
+
+def next_runs(cells: Sequence[Run], rows: Iterable[Mapping[str, str]]) -> list[Run]:
+    """The runs of the next round: the first that each cell lacks, none where every edge is known. rows: those of runs.csv."""
+    known = defaultdict(list)
+    for row in rows:
+        if row["status"] == "done":
+            known[row["scheme"], row["depth"]].append((row["run_id"], float(row["lr"]), int(row["seed"]), row["outcome"]))
+    out = []
+    for cell in cells:
+        found = known[cell.scheme, str(cell.depth)]
+        mine = [(lr, seed, outcome) for run_id, lr, seed, outcome in found if replace(cell, lr=lr, seed=seed).run_id == run_id]
+        for bad in (DEAD, UNUSABLE):
+            if pairs := frontier.wanted(frontier.points((lr, seed, outcome in bad) for lr, seed, outcome in mine)):
+                out += [replace(cell, lr=frontier.rate(k), seed=seed) for k, seed in pairs]
+                break
+    return out
+
+
+def core_hours(cells: Sequence[Run]) -> float:
+    """About what a whole search costs on a processor core like ours."""
+    return sum(RUNS * cell.depth * cell.protocol.length for cell in cells) * MS / 3.6e6

@@ -19,12 +19,12 @@ TINY = {"width": 16, "heads": 2, "ffn": 24, "depth": 2, "patch": 2, "channels": 
 
 @pytest.fixture
 def tiny_model():
-    """Factory of drawn models: tiny_model("mvsplit", params="beta=0.5", depth=3). No weight is 0."""
+    """Factory of drawn models: tiny_model("mvsplit", params="beta=0.5", depth=3). No weight is 0 with its init."""
 
-    def make(scheme="plain", arm="controlled", params="", *, seed=0, writers="std", final="std", **sizes):
+    def make(scheme="plain", arm="controlled", params="", *, seed=0, writers="std", final="std", init="fan_in", **sizes):
         entry = registry.get(scheme, arm)
         model = DiT(**TINY | sizes, scheme=partial(entry.cls, **registry.parse_params(entry, params)))
-        model.init_weights(seed, std=0.64, writers=writers, final=final)
+        model.init_weights(seed, init=init, writers=writers, final=final)
         return model
 
     return make

@@ -124,7 +124,8 @@ def _judge_known(steps, loss, c, window, horizon, grad_norm, min_points, heldout
         return verdict("too_short")
     if at is not None:
         m = best[at]
-        collapsed = abs(np.median(raw[at:at + window]) - c) <= AT_CONSTANT * (c - m)
+        level = np.median(raw[at:None if horizon is None else at + window])  # where a log is complete, of all that followed
+        collapsed = abs(level - c) <= AT_CONSTANT * (c - m)
         return verdict("collapsed" if collapsed else "degraded", at, confirmed, m + HALF_WAY * (c - m))
     late = starts[events & (starts >= counted)]
     late_step = int(steps[late[0]]) if len(late) else int(steps[end]) if end < len(loss) else None
@@ -215,7 +216,7 @@ def detect(path: str | Path, constant_loss: float | None = None) -> dict:
     """Judge the CSV log at `path`: a dict that goes straight to JSON.
 
     Columns step,loss; grad_norm, g_mean, g_ctr, tcs, q_grad, k_grad are used where the log has them, others ignored. Keys:
-    those of `Verdict`, `mms_signature` (whether the crash carries the paper's gradient event: true, false, or null where
+    those of `Verdict` (save late_step), `mms_signature` (whether the crash carries the paper's gradient event: true, false, or null where
     the log cannot tell; see `suite.verdict.signature`) and `notes` (a list of sentences). Raises LogError where the log cannot be
     read, ValueError where `constant_loss` makes no sense.
     """
@@ -224,7 +225,9 @@ def detect(path: str | Path, constant_loss: float | None = None) -> dict:
     if not log.ends_with_newline:
         notes.append("the last line has no line end: it may be cut off inside a number")
     found, reasons = foreign_signature(log.metrics, log.steps, verdict.crash_step)
-    return {**asdict(verdict), "mms_signature": found, "notes": notes + reasons}
+    said = asdict(verdict)
+    del said["late_step"]  # a log has no horizon
+    return {**said, "mms_signature": found, "notes": notes + reasons}
 
 
 def _checked(steps, loss, grad_norm, window, horizon):

@@ -235,7 +235,7 @@ def test_update_rms_is_adams_own_ratio(start):
                 ratio = grads[step - 1][name] / ((v / (1 - p.beta2**step)).sqrt() + p.adam_eps)
                 total, count = total + ratio.square().sum().item(), count + ratio.numel()
             assert row["update_rms"] == pytest.approx(math.sqrt(total / count), rel=1e-3), (step, row["site"])
-    assert all(r["update_rms"] == pytest.approx(1, rel=1e-3) for r in rows[0] if "update_rms" in r)
+    assert all(r["update_rms"] == pytest.approx(1, rel=0.05) for r in rows[0] if "update_rms" in r)  # eps counts where gradients are small
     assert any(abs(r["update_rms"] - 1) > 0.05 for r in rows[-1] if "update_rms" in r)
 
 

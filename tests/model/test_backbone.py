@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from suite.model.backbone import Block, attention_matrix, rope_2d, rotate
+from suite.model.backbone import Block, attention_matrix, init_std, rope_2d, rotate
 from suite.protocol import PROTOCOLS, Run
 from suite.residual import EPS, rms_norm
 from suite.training.state import build_model
@@ -315,18 +315,22 @@ def test_checkpointed_segments_are_about_the_root_of_the_depth(tiny_model):
 # --- initialisation ---------------------------------------------------------------------------------------------------
 
 
-def test_weights_have_the_papers_standard_deviation(tiny_model):
-    assert PROTOCOLS["paper"].init_std / 1024**0.5 == pytest.approx(0.02)  # N(0, 0.02^2) at width 1024
-    model = tiny_model(width=128, ffn=192, patch=4, channels=4)
+@pytest.mark.parametrize("init", ["0.02", "fan_in"])
+def test_weights_have_the_papers_standard_deviation(tiny_model, init):
+    assert {p.init for p in PROTOCOLS.values()} == {"0.02"}  # Table 3, App. B
+    assert init_std("fan_in", 1024) == init_std("0.02", 7) == 0.02  # one number at the paper's width
+    model = tiny_model(width=128, ffn=192, patch=4, channels=4, init=init)
     for name, p in model.named_parameters():
         if p.ndim == 2:
-            expected = 0.64 * p.shape[1] ** -0.5
+            expected = 0.02 if init == "0.02" else 0.64 * p.shape[1] ** -0.5
             assert p.std().item() == pytest.approx(expected, rel=5 / (2 * p.numel()) ** 0.5), (
                 name
             )  # five standard errors
             assert abs(p.mean().item()) < 5 * expected / p.numel() ** 0.5, name
             kurtosis = (p / p.std()).pow(4).mean().item()
             assert kurtosis == pytest.approx(3, abs=5 * (24 / p.numel()) ** 0.5), name
+        elif init == "0.02":
+            assert p.count_nonzero() == 0, name
         else:
             bound = model.get_parameter(name.replace("bias", "weight")).shape[1] ** -0.5
             assert p.abs().max() <= bound and p.std().item() == pytest.approx(bound / 3**0.5, rel=0.3), name
@@ -356,6 +360,6 @@ def test_drawing_weights_neither_reads_nor_moves_the_global_random_numbers(tiny_
     model = tiny_model(seed=1)
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    model.init_weights(0, std=0.64, writers="std", final="std")
+    model.init_weights(0, init="fan_in", writers="std", final="std")
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[n], t) for n, t in model.state_dict().items())

@@ -91,7 +91,7 @@ from suite.training import optim
 torch.set_num_threads(1)
 sizes = dict(width=16, heads=2, ffn=24, depth=5, patch=2, channels=2, image_size=4, caption_tokens=3)
 model = backbone.DiT(**sizes, scheme=partial(registry.get("plain", "controlled").cls))
-model.init_weights(0, std=0.64, writers="std", final="std")
+model.init_weights(0, init="fan_in", writers="std", final="std")
 flat = optim.FlatParameters(model)
 model.compile()
 model(torch.randn(2, 2, 4, 4), torch.randn(2, 3, 16)).square().mean().backward()

@@ -238,7 +238,7 @@ def trainer(data, scheme="mvsplit", seed=0):
 
 def test_heldout_loss_is_the_plain_mean_over_fixed_noise_and_times(data):
     t = trainer(data)
-    t.state.dit.init_weights(1, std=0.64, writers="std", final="std")  # with zero writers no caption would matter
+    t.state.dit.init_weights(1, init="fan_in", writers="std", final="std")  # with zero writers no caption would matter
     table = caption_table(CLASSES, 4, 32)
     g = generator("heldout")
     x1, time = torch.randn(70, 1, 4, 4, generator=g), torch.rand(70, generator=g)

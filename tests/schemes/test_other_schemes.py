@@ -83,7 +83,7 @@ def test_deepnorm_constants_of_the_published_table(arm, blocks, alpha, beta):
     scheme = build("deepnorm", arm, depth=blocks)
     x, f = normal(1, 7, 8), normal(1, 7, 8, seed=1)
     torch.testing.assert_close(scheme.merge(x, f, context()), alpha * x + f, rtol=2e-5, atol=2e-5)
-    weights = {n: torch.ones(2, 2) for n in ("q", "k", "v", "o", "w13", "w2")}
+    weights = {n: torch.ones(2, 2) for n in ("q", "k", "v", "o", "w1", "w3", "w2")}
     build("deepnorm", depth=blocks).init_weights("attn", weights)
     for n, w in weights.items():
         assert w[0, 0].item() == pytest.approx(1 if n in "qk" else beta, rel=4e-4), n
@@ -100,7 +100,7 @@ def test_deepnorm_is_post_norm_with_the_branch_over_alpha_and_eps_over_alpha_squ
     assert (out - rms_norm(x + a * f, eps=1e-6 / a**2)).abs().max() > 1e-2
 
 
-def test_deepnorm_scales_exactly_v_o_w13_w2_by_beta(tiny_model):
+def test_deepnorm_scales_exactly_v_o_w1_w3_w2_by_beta(tiny_model):
     ours, plain = tiny_model("deepnorm", depth=5, width=64, seed=4), tiny_model("plain", depth=5, width=64, seed=4)
     beta = (8 * 5) ** -0.25
     for mine, theirs in zip(ours.blocks, plain.blocks, strict=True):
@@ -123,6 +123,9 @@ def test_native_deepnorm_is_affine_layernorm_with_xavier_gains(tiny_model):
         for key, w in block.weights("attn").items():
             gain = 1 if key in "qk" else beta
             assert w.std().item() == pytest.approx(0 if (key, writers) == ("o", "zero") else gain * 64**-0.5, rel=1e-4), key
+        fan = 64 + len(block.weights("ffn")["w1"])
+        for key, w in block.weights("ffn").items():  # each matrix by its own fans, though w1 and w3 lie in one
+            assert w.std().item() == pytest.approx(0 if (key, writers) == ("w2", "zero") else beta * (2 / fan) ** 0.5, rel=1e-4), key
 
 
 # --- ReZero -----------------------------------------------------------------------------------------------------------

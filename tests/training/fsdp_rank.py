@@ -28,7 +28,7 @@ def build(scheme: str) -> DiT:
     entry = registry.get(scheme)
     model = DiT(width=32, heads=2, ffn=48, depth=4, patch=2, channels=1, image_size=4, caption_tokens=3, checkpoint_blocks=True,
                 scheme=partial(entry.cls, **registry.parse_params(entry, "")))
-    model.init_weights(0, std=0.64, writers="std", final="std")
+    model.init_weights(0, init="fan_in", writers="std", final="std")
     return model
 
 

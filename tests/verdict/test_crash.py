@@ -24,7 +24,8 @@ def collapses(n, at, seed=0, to=C):
 
 
 def own(loss, **kwargs):
-    return judge(np.arange(len(loss)), loss, **{"constant_loss": C, "window": WINDOW} | kwargs)
+    """The verdict of a run whose horizon lies ahead, unless it is given."""
+    return judge(np.arange(len(loss)), loss, **{"constant_loss": C, "window": WINDOW, "horizon": 10**6} | kwargs)
 
 
 def foreign(loss, start=0, every=1, **kwargs):
@@ -78,11 +79,13 @@ def test_jump_to_the_constant_level_is_a_collapse_at_its_exact_step(at, seed):
 
 
 def test_crash_step_is_a_step_not_an_index():
-    assert judge(np.arange(1, 401), collapses(400, 300), constant_loss=C, window=WINDOW).crash_step == 301
+    assert judge(np.arange(1, 401), collapses(400, 300), constant_loss=C, window=WINDOW, horizon=400).crash_step == 301
 
 
-def test_jump_short_of_the_constant_level_is_degraded():
-    assert own(collapses(400, 300, to=1.6)).outcome == "degraded"
+@pytest.mark.parametrize("to, outcome", [(1.6, "degraded"), (1.9, "collapsed"), (2.1, "collapsed"), (2.4, "degraded"), (50.0, "degraded")])
+def test_a_jump_that_ends_off_the_constant_level_on_either_side_is_degraded(to, outcome):
+    for verdict in (own(collapses(400, 300, to=to)), foreign(collapses(400, 300, to=to), constant_loss=C)):
+        assert (verdict.outcome, verdict.crash_step) == (outcome, 300)
 
 
 def test_slow_rise_that_stays_is_degraded_where_it_passes_half_way():
@@ -169,6 +172,35 @@ def test_events_that_start_after_the_horizon_do_not_count(at, outcome):
     assert own(loss, horizon=500).outcome == ("nonfinite" if at == 500 else "survived")
 
 
+@pytest.mark.parametrize("late", ["collapse", "nan", "nothing"])
+def test_an_event_behind_the_horizon_is_told_and_changes_nothing_else(late):
+    loss = collapses(500 + WINDOW, 510) if late == "collapse" else learns(500 + WINDOW)
+    if late == "nan":
+        loss[510] = np.nan
+    verdict, alone = own(loss, horizon=500), own(loss[:501], horizon=500)
+    assert verdict.late_step == (None if late == "nothing" else 510) and alone.late_step is None
+    assert (verdict.outcome, verdict.final_loss, verdict.best_loss) == ("survived", alone.final_loss, pytest.approx(alone.best_loss, abs=0.05))
+    assert verdict.final_loss == np.median(loss[501 - WINDOW:501])
+
+
+@pytest.mark.parametrize("level, heldout, outcome", [(1.5, None, "stuck"), (1.5, 1.5, "stuck"), (1.5, 1.1, "survived"), (1.1, 1.5, "survived"),
+                                                     (1.1, None, "survived"), (1.9, 1.9, "collapsed_at_init")])
+def test_a_run_that_ends_the_horizon_without_having_trained_is_stuck(level, heldout, outcome):
+    """0.6 c is 1.2; the run has come clearly below c (1.6) and lives on. A run under way is not judged so."""
+    loss = level + 0.02 * np.random.default_rng(0).standard_normal(450)
+    assert own(loss, horizon=400, heldout_loss=heldout).outcome == outcome
+    assert own(loss[:400], horizon=400, heldout_loss=heldout).outcome == outcome.replace("stuck", "survived")
+    assert foreign(loss, constant_loss=C).outcome == outcome.replace("stuck", "survived")  # its horizon is not known
+
+
+def test_in_a_complete_log_an_excursion_that_came_back_is_a_spike_however_long():
+    loss = learns(1000)
+    loss[500:700] = 2.0
+    assert own(loss).crash_step == 500  # a run of ours was stopped there
+    verdict = foreign(loss, constant_loss=C)
+    assert (verdict.outcome, verdict.spikes) == ("survived", 1)
+
+
 def test_confirmation_takes_exactly_the_window():
     loss = collapses(600, 300)
     assert not own(loss[:300 + WINDOW - 1]).confirmed
@@ -196,10 +228,10 @@ def test_a_dip_across_the_end_of_the_window_does_not_undo_the_confirmation():
 def test_any_curve_gets_a_verdict_that_makes_sense(values, every, repeat):
     loss = np.repeat(np.array(values, float), repeat)
     steps = 7 + every * np.arange(len(loss))
-    for verdict in (judge(steps, loss, constant_loss=C, window=WINDOW), judge_foreign(steps, loss)[0],
+    for verdict in (judge(steps, loss, constant_loss=C, window=WINDOW, horizon=60), judge_foreign(steps, loss)[0],
                     judge_foreign(steps, loss, constant_loss=C)[0]):
         assert verdict.outcome in OUTCOMES and verdict.steps == len(loss)
-        assert (verdict.crash_step is None) == (verdict.outcome in ("survived", "too_short"))
+        assert (verdict.crash_step is None) == (verdict.outcome in ("survived", "stuck", "too_short"))
         assert verdict.crash_step is None or verdict.crash_step in steps
         json.dumps(vars(verdict), allow_nan=False)
 
@@ -222,7 +254,7 @@ def test_own_noise_raises_no_alarm(kind, sd):
                                     {"constant_loss": 0}, {"window": 4}, {"grad_norm": [1]}])
 def test_senseless_arguments_are_refused(change):
     with pytest.raises(ValueError):
-        judge(**{"steps": [1, 2], "loss": [1, 2], "constant_loss": C, "window": WINDOW} | change)
+        judge(**{"steps": [1, 2], "loss": [1, 2], "constant_loss": C, "window": WINDOW, "horizon": 2} | change)
 
 
 # --- logs from elsewhere ------------------------------------------------------------------------------------------------

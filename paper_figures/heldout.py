@@ -35,7 +35,7 @@ def draw(folder: Path, protocol: str):
             at = runs[runs["lr"] == lr]
             title = {"heldout_loss": "held-out loss", "fid": "FID of samples"}[metric]
             _panel(ax, at, runs.drop_duplicates("label"), metric, depths)
-            ax.set_ylabel({"heldout_loss": "held-out loss (last)", "fid": f"FID ({features}, log scale)"}[metric])
+            ax.set_ylabel({"heldout_loss": "held-out loss at the horizon", "fid": f"FID ({features}, log scale)"}[metric])
             ax.child_axes[0].set_title(title + (f", learning rate {lr:g}" if len(lrs) > 1 else ""))
             if metric == "fid":
                 _log_scale(ax)

@@ -88,6 +88,9 @@ def caption(runs: pd.DataFrame, *notes: str) -> str:
     if failed:
         what = ", ".join(f"{n} {name}" for name, n in sorted(failed.items()))
         sentences.append(f"Attempts without an outcome: {what}.")
+    late = runs["late_step"].dropna()
+    if len(late):
+        sentences.append(f"Behind the horizon, so not counted: an event in {_count(len(late), 'run')}, from step {late.min()} on.")
     if older := runs.attrs.get("older"):
         sentences.append(f"{_count(older, 'run')} of older protocol versions left out.")
     return " ".join([*sentences, *notes])

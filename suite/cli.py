@@ -13,7 +13,7 @@ from pathlib import Path
 from suite.environment import ROOT
 from suite.numerals import decimal, list_of, positive, rate, shard, whole
 
-RESULTS = Path("results/local")  # a user's own runs; maintainers write the committed tables with --results results
+RESULTS = Path("results/local")  # a user's own runs; the committed tables are made with --results results
 COMMITTED = ROOT / "results"
 SEEN = {"cell": ("data", "scheme", "arm", "params", "writers", "depth", "lr"),
         "both": ("mine_seeds", "mine_outcome", "mine_crash_step", "mine_final_loss",
@@ -101,8 +101,8 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--seed", type=list_of(whole, "a seed"), default=(0,), metavar="N", help="which K (default: 0)")
     verify.add_argument("--plugin", action="append", default=[], metavar="FILE", help="schemes of these runs that are not in baselines/")
     verify.add_argument("--results", type=_folder, default=COMMITTED, metavar="DIR", help="default: the committed tables")
-    report = add("report", help="the outcome table of the laptop protocol, in Markdown")
-    report.add_argument("--write", action="store_true", help="put it into README.md")
+    report = add("report", help="the outcomes of `laptop` and the critical rates of `frontier`, in Markdown")
+    report.add_argument("--write", action="store_true", help="put them into README.md")
     report.add_argument("--results", type=_folder, default=COMMITTED, metavar="DIR", help="default: the committed tables")
     detect = add("detect", help="what became of a run, from a CSV with columns step,loss")
     detect.add_argument("file", type=Path)
@@ -173,7 +173,7 @@ def _plan(args) -> int:
 
 
 def _run(args) -> int:
-    from suite import environment
+    from suite.evidence.edges import beside
     from suite.sweep.plan import check_quality
     from suite.sweep.search import core_hours
 
@@ -204,6 +204,7 @@ def _run(args) -> int:
     while runs and not status:
         status = _sweep(args, runs)
         runs, _ = _plan_of(selection, args.results)
+    print(beside(args.results / selection.protocol, COMMITTED / selection.protocol))
     return status
 
 
@@ -323,14 +324,14 @@ def _verify(args) -> int:
 
 
 def _report(args) -> int:
-    from suite.evidence.report import outcome_table, write_readme
+    from suite.evidence.report import blocks, write_readme
 
-    if not (args.results / "laptop" / "runs.csv").exists():
-        raise ValueError(f"{args.results}: no laptop results to report; start with: python -m suite run")
+    if not (made := blocks(args.results)):
+        raise ValueError(f"{args.results}: no laptop or frontier results to report; start with: python -m suite run")
     if args.write:
         write_readme(args.results)
     else:
-        print(outcome_table(args.results / "laptop"))
+        print("\n\n".join(made.values()))
     return 0
 
 

@@ -77,6 +77,7 @@ class Protocol:
     depths: tuple[int, ...] = (25, 50, 100)
     lrs: tuple[float, ...] = (5e-3,)  # calibrated once: of seeds 0-2 plain collapses in all at depth 100 (in one at 4e-3), in none at 50
     seeds: tuple[int, ...] = (0,)
+    unscored: tuple[float, ...] = ()  # rates whose runs get no samples and no FID
     data: str = "digits"
     search: bool = False  # rates and seeds are looked for, round by round, until each cell's edge is known (suite/sweep/search.py)
 
@@ -85,9 +86,13 @@ class Protocol:
         """Steps of a run that nothing ends early: beyond the horizon, so that a crash just before it can be confirmed."""
         return self.horizon + self.window
 
+    def at(self, lr: float) -> Protocol:
+        """This protocol for the runs of one learning rate."""
+        return replace(self, fid_samples=0) if lr in self.unscored else self
+
     def settings(self) -> dict[str, object]:
         """What goes into run ids: all but the plan and the prose."""
-        plan = ("purpose", "group_blocks", "cells", "depths", "lrs", "seeds", "data", "search")
+        plan = ("purpose", "group_blocks", "cells", "depths", "lrs", "seeds", "data", "search", "unscored")
         return {k: v for k, v in asdict(self).items() if k not in plan}
 
 

@@ -10,9 +10,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from suite.evidence.stats import Critical, critical, ratio, upward
 from suite.protocol import NO_PARAMS, SCHEMES
+from suite.records.tables import Store, format_table
 from suite.verdict.crash import DEAD, STUCK, UNUSABLE
 
 CELL = ("scheme", "arm", "params", "writers", "data", "compiled", "depth")
@@ -88,14 +90,30 @@ def edges(rows: Iterable[dict[str, str]], stuck: float = STUCK) -> list[Edge]:
 
 def edge_rows(rows: Iterable[dict[str, str]], stuck: float = STUCK) -> list[dict[str, object]]:
     """`edges` as rows for people: texts with n."""
-    return [{"scheme": edge.label, "params": edge.cell[2] if edge.cell[2] != NO_PARAMS else "", "depth": edge.depth, "horizon": edge.horizon,
-             "LR50": said(edge.lr50), "LR50u": said(edge.lr50u)} for edge in edges(rows, stuck)]  # fmt: skip
+    return [
+        {"scheme": edge.label, "params": "" if edge.cell[2] == NO_PARAMS else edge.cell[2], "depth": edge.depth, "horizon": edge.horizon,
+         "LR50": said(edge.lr50), "LR50u": said(edge.lr50u)}
+        for edge in edges(rows, stuck)
+    ]  # fmt: skip
+
+
+def beside(mine: Path, committed: Path) -> str:
+    """The critical rates of one results folder as a text table, and below each depth those of the committed one."""
+    sides = [("yours", mine)] + [("committed", committed)] * (mine.resolve() != committed.resolve() and (committed / "runs.csv").exists())
+    rows = [{"whose": whose, **row} for whose, folder in sides for row in edge_rows(Store(folder).runs())]
+    depths = {row["depth"] for row in rows if row["whose"] == "yours"}
+    shown = sorted((row for row in rows if row["depth"] in depths), key=lambda row: row["depth"])  # yours come first
+    horizons = ", ".join(str(horizon) for horizon in sorted({row["horizon"] for row in shown}))
+    text = format_table(shown, ("depth", "whose", "scheme", "params", "LR50", "LR50u"))
+    return f"{text}\nby step {horizons}; LR50u counts the stuck too"
 
 
 def said(found: Critical) -> str:
     """A critical rate in words, with the runs behind it: "5.8e-03 [5.5e-03, 6.1e-03] (n = 40)"."""
-    ends = {"fit": "", "bracket": f": {found.n_low} at the lower end, {found.n_high} at the upper", "above": f": {found.n_low} at that rate",
-            "below": f": {found.n_high} at that rate"}[found.kind]  # fmt: skip
+    ends = {
+        "fit": "", "bracket": f": {found.n_low} at the lower end, {found.n_high} at the upper",
+        "above": f": {found.n_low} at that rate", "below": f": {found.n_high} at that rate",
+    }[found.kind]  # fmt: skip
     thin = " too few" if found.kind != "fit" and min(found.n_low or ENOUGH, found.n_high or ENOUGH) < ENOUGH else ""
     falls = f"; not monotone at {', '.join(f'{rate:.2e}' for rate in found.falls)}" if found.falls else ""
     return f"{found} (n = {found.n}{ends}{thin}{falls})"

@@ -90,8 +90,8 @@ def standing(rows: Iterable[Mapping[str, str]], lr: float) -> dict[tuple[str, in
         here = found.get(lr, {})
         counts = Counter(here.values())
         first = {here.get(seed) for seed in FIRST}
-        neighbours = [rate(KNOWN[lr] + step) for step in ((-1,) if first != {"live"} else (1,))]
-        asked = [here.get(seed) for seed in (*FIRST, *CONFIRMING)] + [found.get(other, {}).get(seed) for other in neighbours for seed in FIRST]
+        neighbour = rate(KNOWN[lr] + (1 if first == {"live"} else -1))
+        asked = [here.get(seed) for seed in (*FIRST, *CONFIRMING)] + [found.get(neighbour, {}).get(seed) for seed in FIRST]
         seen = set(asked)
         decided = "" if len(seen - {None}) > 1 else None if None in seen else seen.pop()
         out[key] = {"counts": dict(counts), "n": sum(counts.values()), "decided": decided}

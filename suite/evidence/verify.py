@@ -28,6 +28,12 @@ NEEDED = ("window", "horizon", "constant_loss", "width", "batch", "depth", "lr",
 JUDGED = ("outcome", "crash_step", "confirmed", "late_step", "last_step", "best_loss", "final_loss", "max_grad_norm", "spikes")
 
 
+def is_older(row: dict[str, str]) -> bool:
+    """Whether a row was made under a version that its protocol has left behind: no code of today makes its run id."""
+    protocol = PROTOCOLS.get(row["protocol"])
+    return protocol is not None and row["protocol_version"].isdigit() and int(row["protocol_version"]) < protocol.version
+
+
 def run_of(row: dict[str, str]) -> Run:
     """The run of a row of runs.csv, as today's code would make it; ValueError where it no longer can."""
     protocol = PROTOCOLS.get(row["protocol"])
@@ -35,7 +41,7 @@ def run_of(row: dict[str, str]) -> Run:
         raise ValueError(f"was made under {row['protocol']} v{row['protocol_version']}, which this code no longer has")
     entry = registry.get(row["scheme"], row["arm"])
     return Run(
-        protocol, row["scheme"], row["arm"], row["params"], row["writers"], int(row["depth"]), float(row["lr"]),
+        protocol.at(float(row["lr"])), row["scheme"], row["arm"], row["params"], row["writers"], int(row["depth"]), float(row["lr"]),
         int(row["seed"]), row["data"], row["data_digest"], entry.code_digest, row["compiled"] == "true",
     )  # fmt: skip
 
@@ -43,6 +49,7 @@ def run_of(row: dict[str, str]) -> Run:
 def verify(results: Path, pictures: Path | None = None) -> tuple[int, list[str]]:
     """(rows checked, problems): schema, digests, run ids, verdicts and aggregates of every protocol, and the README's table.
 
+    Of runs of an older protocol version ids and settings cannot be recomputed; all that rests on their rows alone is.
     With `pictures`, also whether the figures in that folder show what the tables give.
     """
     problems, checked = [], 0
@@ -78,16 +85,17 @@ def _row_problems(row: dict[str, str], parts: Parts) -> list[str]:
 
 
 def _run_problems(row: dict[str, str], parts: Parts) -> list[str]:
-    run = run_of(row)
+    run = None if is_older(row) else run_of(row)
+    protocol = run.protocol if run else PROTOCOLS[row["protocol"]]
     if row["status"] != "done" and not row["code_digest"]:
         return []  # a run that broke may have none
-    if run.code_digest != row["code_digest"]:
+    if run is not None and run.code_digest != row["code_digest"]:
         return [f"the code of scheme {row['scheme']} has changed since (digest {row['code_digest'] or 'gone'}, now {run.code_digest})"]
     if row["status"] != "done":
         return []
     if empty := [name for name in NEEDED if not row[name]]:
         return [f"{', '.join(empty)}: empty"]
-    found = [] if run.run_id == row["run_id"] else [f"its settings give the run id {run.run_id}"]
+    found = [] if run is None or run.run_id == row["run_id"] else [f"its settings give the run id {run.run_id}"]
     points, evals = parts.rows("curves", row), parts.rows("evals", row)
     if not points:
         return [*found, "has no curve"]
@@ -96,16 +104,16 @@ def _run_problems(row: dict[str, str], parts: Parts) -> list[str]:
     held = _heldout(row, evals)
     if row["heldout_loss"] != held:
         found.append(f"heldout_loss is {row['heldout_loss'] or 'empty'}, evals.csv says at the horizon {held or 'nothing'}")
-    again = judged(row, points, evals, run.protocol.warmup)
+    again = judged(row, points, evals, protocol.warmup)
     differ = [name for name in JUDGED if not _same(row[name], again[name])]
     found += [f"{name} is {row[name] or 'empty'}, its curve gives {again[name]}" for name in differ]
-    settings = _settings(run)
+    settings = _settings(run) if run else {}
     found += [f"{name} is {row[name] or 'empty'}, its protocol says {cell}" for name, cell in settings.items() if row[name] != cell]
     if (row["outcome"] in REPLAYED) != bool(row["crash_step"]) and row["outcome"] != "collapsed_at_init":
         return found  # said by JUDGED; without its step the audit cannot be asked
-    if run.protocol.audit_every and row["mms_signature"] != (sign := _signature(row, parts.rows("audit", row))):
+    if protocol.audit_every and row["mms_signature"] != (sign := _signature(row, parts.rows("audit", row))):
         found.append(f"mms_signature is {row['mms_signature'] or 'empty'}, its audit gives {sign or 'nothing'}")
-    if run.protocol.fid_samples:
+    if protocol.fid_samples:
         picture = picture_path(parts.folder, row["scheme"], row["depth"], row["run_id"])
         if picture.is_symlink() or not is_picture(picture):
             found.append(f"{picture.name}: is no picture of its own")
@@ -175,7 +183,7 @@ def rerun(results: Path, k: int, seed: int, workers: int, plugins: Sequence[str]
     candidates = []
     for folder in sorted(p.parent for p in results.glob("*/runs.csv")):
         for row in Store(folder).runs():
-            if row["status"] == "done":
+            if row["status"] == "done" and not is_older(row):
                 candidates.append((folder, row))
     if not candidates:
         raise ValueError(f"{results}: no finished runs to repeat")

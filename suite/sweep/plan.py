@@ -62,7 +62,7 @@ def make_plan(selection: Selection) -> list[Run]:
         except SchemeError as error:
             raise SelectionError(str(error)) from error
     runs = [
-        Run(protocol, scheme, arm, params, writers, depth, lr, seed, source, digest, code, compiled)
+        Run(protocol.at(lr), scheme, arm, params, writers, depth, lr, seed, source, digest, code, compiled)
         for scheme, arm, params, writers, code in cells
         for depth in depths
         for lr in lrs
@@ -133,7 +133,7 @@ def check_quality(runs: list[Run], features: str) -> str:
     """A line for the user where these runs get no FID, "" where they do. Raises SelectionError if FID was asked for by --features."""
     from suite.training.data import DIGITS_DIGEST
 
-    if not runs or not (n := runs[0].protocol.fid_samples) or (features, runs[0].data_digest) == ("digits", DIGITS_DIGEST):
+    if not runs or not (n := max(run.protocol.fid_samples for run in runs)) or (features, runs[0].data_digest) == ("digits", DIGITS_DIGEST):
         return ""
     from suite.sweep.execute import load_data, quality_fault
 

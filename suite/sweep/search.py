@@ -29,7 +29,7 @@ def is_search(selection: Selection) -> bool:
     if selection.seeds and not selection.lrs:
         raise SelectionError(f"--seeds: {protocol.name} chooses them with its rates; to choose both, name --lrs too")
     if not selection.lrs and selection.shard != (1, 1):
-        raise SelectionError(f"--shard: {protocol.name} takes its next runs from all that are done; name --lrs and --seeds to share them out")
+        raise SelectionError(f"--shard: {protocol.name} looks at all that is done; name --lrs and --seeds to share them out")
     return not selection.lrs
 
 

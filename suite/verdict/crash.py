@@ -141,8 +141,9 @@ def judge_foreign(steps, loss, *, constant_loss: float | None = None, grad_norm=
     """Judge a log from elsewhere, thinned or not, from the start of training or not; returns the verdict and notes.
 
     The confirmation window is 50 steps' worth of points, but at least ten. With `constant_loss` the rule is that of
-    `judge`, save that a log has no horizon: what came back is a spike, however long it took, and nothing is called stuck. Without it, over the points before k: let e be the height of s over its running minimum m (so that a falling
-    curve has no scatter from falling), S the robust sd of e, and L the greater of m + median(e) and the median of s over the
+    `judge`, save that a log has no horizon: what came back is a spike, however long it took, and nothing is called
+    stuck. Without it, over the points before k: let e be the height of s over its running minimum m (so that a falling curve has no
+    scatter from falling), S the robust sd of e, and L the greater of m + median(e) and the median of s over the
     later half. The crash is the first k from which s stays above L + max(8 S, |L|/2) to the end of the log, with a window of
     points before it (at least 20) and five behind it; a loss that rises over the whole log has no such level, and survives.
     `collapsed` where the loss then is flat at once: its scatter, and the difference between its first window and the rest,

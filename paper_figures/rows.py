@@ -85,6 +85,10 @@ def caption(runs: pd.DataFrame, *notes: str) -> str:
         _commits(runs["commit"]),
     ]
     sentences = ["; ".join(facts) + "."]
+    name, version = runs["protocol"].iloc[0], runs["protocol_version"].iloc[0]
+    if name in PROTOCOLS and version < PROTOCOLS[name].version:
+        init = ", ".join(sorted(set(runs["init"])))
+        sentences.append(f"Version {version} is older and has other initial weights ({init}): not to be compared with later ones.")
     if failed:
         what = ", ".join(f"{n} {name}" for name, n in sorted(failed.items()))
         sentences.append(f"Attempts without an outcome: {what}.")

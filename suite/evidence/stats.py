@@ -43,41 +43,53 @@ class Critical:
         return {"bracket": f"in ({self.low:.2e}, {self.high:.2e})", "above": f"> {self.low:.2e}", "below": f"< {self.high:.2e}"}[self.kind]
 
 
-def firth(x, y, weights=None, penalty: float = 1.0) -> tuple[float, float]:
+def firth(x, y, weights=None, penalty: float = 1.0):
     """(intercept, slope) that maximise log likelihood + penalty/2 log det information of P(y) = 1/(1 + exp(-a - b x)).
 
-    x, y, weights: (N,); y is 0 or 1, weights count runs. penalty 1 is Firth's, 0 maximum likelihood (which must exist then).
+    x: (N,); y, weights: (..., N); y is 0 or 1 (or a share), weights count runs. Leading axes are fits of their own, done at once; floats
+    where there are none. penalty 1 is Firth's, 0 maximum likelihood (which must exist then). At least two x need a weight.
     """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    n = np.broadcast_to(np.ones_like(y) if weights is None else np.asarray(weights, dtype=float), y.shape)
+    center, scale = x.mean(), x.std() or 1.0
+    a, b = _fit((x - center) / scale, n.reshape(-1, len(x)), (n * y).reshape(-1, len(x)), penalty).T
+    a, b = (a - b * center / scale).reshape(y.shape[:-1]), (b / scale).reshape(y.shape[:-1])
+    return (float(a), float(b)) if y.ndim == 1 else (a, b)
+
+
+def _fit(z, n, died, penalty) -> np.ndarray:
+    """(F, 2) coefficients of F fits by Fisher scoring on Firth's modified score, with steps halved until they climb. n, died: (F, N)."""
     from scipy.special import expit, log_expit
 
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=float)
-    center = np.average(x, weights=w)
-    scale = np.sqrt(np.average((x - center) ** 2, weights=w)) or 1.0
-    design, beta = np.stack([np.ones_like(x), (x - center) / scale], 1), np.zeros(2)
-
     def parts(beta):
-        """(penalised log likelihood, probabilities, weighted design, information)."""
-        eta = design @ beta
+        """(penalised log likelihood, probabilities, weights, the inverse information's three entries)."""
+        eta = beta[:, :1] + beta[:, 1:] * z
         p = expit(eta)
-        weighted = design * (w * p * expit(-eta))[:, None]
-        information = design.T @ weighted
-        value = np.sum(w * (y * log_expit(eta) + (1 - y) * log_expit(-eta)))
-        return value + penalty / 2 * np.linalg.slogdet(information)[1], p, weighted, information
+        w = n * p * expit(-eta)
+        s0, s1, s2 = w.sum(1), w @ z, w @ z**2
+        det = np.maximum(s0 * s2 - s1**2, 1e-300)
+        value = (died * log_expit(eta) + (n - died) * log_expit(-eta)).sum(1)
+        return value + penalty / 2 * np.log(det), p, w, (s2 / det, -s1 / det, s0 / det)
 
-    best, p, weighted, information = parts(beta)
-    for _ in range(STEPS):  # Fisher scoring on Firth's modified score, with steps halved until they climb
-        inverse = np.linalg.pinv(information)
-        leverage = np.einsum("ij,jk,ik->i", weighted, inverse, design)
-        move = inverse @ (design.T @ (w * (y - p) + penalty * leverage * (0.5 - p)))
-        move *= min(1.0, LONGEST / np.abs(move).max(initial=1e-300))
-        while (new := parts(beta + move))[0] < best and np.abs(move).max() > 1e-12:
-            move = move / 2
+    beta = np.zeros((len(n), 2))
+    best, p, w, (i00, i01, i11) = parts(beta)
+    for _ in range(STEPS):
+        leverage = w * (i00[:, None] + 2 * i01[:, None] * z + i11[:, None] * z**2)
+        pull = died - n * p + penalty * leverage * (0.5 - p)
+        u0, u1 = pull.sum(1), pull @ z
+        move = np.stack([i00 * u0 + i01 * u1, i01 * u0 + i11 * u1], 1)
+        move *= np.minimum(1.0, LONGEST / np.maximum(np.abs(move).max(1), 1e-300))[:, None]
+        while True:
+            new = parts(beta + move)
+            falls = (new[0] < best) & (np.abs(move).max(1) > 1e-12)
+            if not falls.any():
+                break
+            move[falls] /= 2
         beta = beta + move
-        best, p, weighted, information = new
+        best, p, w, (i00, i01, i11) = new
         if np.abs(move).max() < 1e-10:
             break
-    return beta[0] - beta[1] * center / scale, beta[1] / scale
+    return beta
 
 
 def _shares(lr, dead):
@@ -86,12 +98,11 @@ def _shares(lr, dead):
     return rates, np.bincount(at), np.bincount(at, weights=dead)
 
 
-def _lr50(lr, dead) -> float:
-    rates, n, died = _shares(lr, dead)
-    x = np.log(np.concatenate([rates, rates]))
-    y, w = np.repeat([1.0, 0.0], len(rates)), np.concatenate([died, n - died])
-    a, b = firth(x[w > 0], y[w > 0], w[w > 0])
-    return float(np.exp(-a / b)) if b > 0 else np.nan
+def _lr50(rates, n, died) -> np.ndarray:
+    """(F,) rates at which half are dead, of F cells over the same rates; nan where a fit does not rise. n, died: (F, R)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        a, b = firth(np.log(rates), np.where(n > 0, died / n, 0.0), n)
+        return np.where(b > 0, np.exp(-a / b), np.nan)
 
 
 def critical(lr: Sequence[float], seed: Sequence[int], dead: Sequence[bool], draws: int = DRAWS) -> Critical:
@@ -110,37 +121,42 @@ def critical(lr: Sequence[float], seed: Sequence[int], dead: Sequence[bool], dra
     if lr[~dead].max() < lr[dead].min():
         low, high = np.flatnonzero(share == 0)[-1], np.flatnonzero(share == 1)[0]
         return Critical("bracket", None, float(rates[low]), float(rates[high]), n_low=int(n[low]), n_high=int(n[high]), **known)
-    low, high = np.quantile(bootstrap([(lr, seed, dead)], draws)[0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Critical("fit", _lr50(lr, dead), float(low), float(high), **known)
+    low, high = np.nanquantile(bootstrap([(lr, seed, dead)], draws)[0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Critical("fit", float(_lr50(rates, n[None], died[None])[0]), float(low), float(high), **known)
 
 
 def bootstrap(cells, draws: int = DRAWS) -> np.ndarray:
     """(cells, draws) LR50s under resampled seeds, one draw of seeds for all cells. A draw that has no rising fit counts as its edge."""
     seeds = np.unique(np.concatenate([seed for _, seed, _ in cells]))
-    random, out = np.random.default_rng(0), np.empty((len(cells), draws))
-    known: dict[tuple, float] = {}
-    for j in range(draws):
-        drawn = random.choice(len(seeds), len(seeds))
-        times = np.bincount(drawn, minlength=len(seeds))
-        for i, (lr, seed, dead) in enumerate(cells):
-            rows = np.repeat(np.arange(len(lr)), times[np.searchsorted(seeds, seed)])
-            key = (i, tuple(times))
-            if key not in known:
-                known[key] = _edge(lr[rows], dead[rows])
-            out[i, j] = known[key]
-    return out
+    random = np.random.default_rng(0)
+    times = np.stack([np.bincount(random.choice(len(seeds), len(seeds)), minlength=len(seeds)) for _ in range(draws)])
+    return np.stack([_resampled(times, np.searchsorted(seeds, seed), lr, dead) for lr, seed, dead in cells])
 
 
-def _edge(lr, dead) -> float:
-    """LR50 of a resampled cell, also where it has lost its living or its dead."""
-    if not len(lr):
-        return np.nan
-    if not dead.any():
-        return float(lr.max())
-    if dead.all():
-        return float(lr.min())
-    rate = _lr50(lr, dead)
-    return float(np.clip(rate, lr.min(), lr.max())) if np.isfinite(rate) else float(np.median(lr))
+def _resampled(times, seed, lr, dead) -> np.ndarray:
+    """(draws,) LR50 of a cell where run i counts times[:, seed[i]] times, also where a draw has lost its living or its dead."""
+    rates, at = np.unique(lr, return_inverse=True)
+    runs, died = np.zeros((times.shape[1], len(rates))), np.zeros((times.shape[1], len(rates)))
+    np.add.at(runs, (seed, at), 1)
+    np.add.at(died, (seed, at), dead)
+    drawn, where = np.unique(times, axis=0, return_inverse=True)  # many draws are alike
+    n, died = drawn @ runs, drawn @ died
+    out = np.full(len(drawn), np.nan)
+    for i, (of, dead_of) in enumerate(zip(n, died, strict=True)):
+        present = rates[of > 0]
+        if len(present) and not dead_of.any():
+            out[i] = present.max()
+        elif len(present) and (dead_of == of).all():
+            out[i] = present.min()
+        elif len(present) == 1:
+            out[i] = present[0]
+    fitted = np.isnan(out) & (n.sum(1) > 0)
+    if fitted.any():
+        found = _lr50(rates, n[fitted], died[fitted])
+        middle = [np.median(np.repeat(rates, of.astype(int))) for of in n[fitted]]
+        ends = np.array([(rates[of > 0].min(), rates[of > 0].max()) for of in n[fitted]])
+        out[fitted] = np.where(np.isnan(found), middle, np.clip(found, *ends.T))
+    return out[where.ravel()]
 
 
 def ratio(one, other, draws: int = DRAWS) -> tuple[float | None, float, float]:
@@ -149,7 +165,7 @@ def ratio(one, other, draws: int = DRAWS) -> tuple[float | None, float, float]:
     if a.kind == b.kind == "fit":
         cells = [tuple(np.asarray(part) for part in cell) for cell in (one, other)]
         samples = bootstrap(cells, draws)
-        low, high = np.quantile(samples[0] / samples[1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        low, high = np.nanquantile(samples[0] / samples[1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return a.rate / b.rate, float(low), float(high)
     a, b = critical(*one, draws=draws), critical(*other, draws=draws)
     return None, a.low / b.high if np.isfinite(b.high) else 0.0, a.high / b.low if b.low else np.inf

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from suite.records.csvfile import render
-from suite.records.schema import TABLES
+from suite.records.schema import OF_NO_RUN, TABLES
 
-LEFT_OUT = ("throughput", "bench")  # wall-clock, which differs between repeats; and what is of no run
+LEFT_OUT = ("throughput", *OF_NO_RUN)  # wall-clock, which differs between repeats; and what is of no run
 
 
 def rows_digest(row: Mapping[str, str], sides: Mapping[str, Sequence[dict[str, str]]], picture: Path) -> str:

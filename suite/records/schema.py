@@ -30,7 +30,7 @@ class Column:
 class Table:
     """One table. `path` is relative to `results/<protocol>/`; one with {scheme} and {depth} is spread over several files.
 
-    `bench` alone is of no protocol and no run: it lies in `results/bench/`.
+    Those of OF_NO_RUN are of no protocol and none of its runs: each lies in a folder of its name, `results/bench/`.
     """
 
     name: str
@@ -256,6 +256,26 @@ BENCH = (
     *(column for column in RUNS if column.name in PROVENANCE),
 )
 
+ROUNDING = (
+    _text("scheme", "residual scheme, controlled arm", required=True),
+    _integer("depth", "block", "number of blocks", required=True),
+    _number("lr", "peak learning rate, after warm-up", required=True),
+    _integer("seed", "1", "seed of weights, batches, timesteps and noise", required=True),
+    _text("isa", "ATEN_CPU_CAPABILITY that was asked for", required=True, enum=("default", "avx2", "avx512")),
+    _flag("compiled", "whether the blocks were compiled", required=True),
+    _integer("moved", "1", "units in the last place by which every weight that is not 0 was moved at the start", required=True),
+    _integer("horizon", "step", "as in runs.csv"),
+    _text("outcome", "as in runs.csv", required=True),
+    _integer("crash_step", "step", "as in runs.csv"),
+    _number("final_loss", "as in runs.csv"),
+    _number("heldout_loss", "as in runs.csv"),
+    _text("early_digest", "digest of the first 50 losses as the curves' tables write them"),
+    _flag("counts", "whether no earlier row of the same run has these first 50 losses: only then it is another rounding", required=True),
+    *(column for column in RUNS if column.name in PROVENANCE),
+)
+
+OF_NO_RUN = ("bench", "rounding")  # tables that are not of a protocol's runs
+
 TABLES: dict[str, Table] = {table.name: table for table in (
     Table("runs", "runs.csv", "one row per attempted run, failures included", ("run_id",), RUNS,
           ("protocol", "scheme", "arm", "params", "writers", "depth", "lr", "seed", "run_id")),
@@ -272,4 +292,6 @@ TABLES: dict[str, Table] = {table.name: table for table in (
     Table("bench", "bench.csv", "what a step and its parts cost, by scheme and depth; all rows of one call on one machine",
           ("phase", "variant", "scheme", "depth", "setting", "device", "workers", "replicas"), BENCH,
           ("phase", "setting", "device", "workers", "depth", "scheme", "variant")),
+    Table("rounding", "rounding.csv", "the same runs under other roundings (tests/rounding/measure.py)",
+          ("scheme", "depth", "lr", "seed", "isa", "compiled", "moved"), ROUNDING),
 )}

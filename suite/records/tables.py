@@ -32,7 +32,7 @@ from suite.records.csvfile import (
     write_rows,
 )
 from suite.records.digest import rows_digest
-from suite.records.schema import SCHEMA_VERSION, TABLES, Table
+from suite.records.schema import OF_NO_RUN, SCHEMA_VERSION, TABLES, Table
 
 __all__ = ["SCHEMA_VERSION", "TABLES", "Store", "TableError", "check_folder", "compare", "curve_digest", "format_table",
            "format_value", "put_rows", "picture_path", "read", "read_rows", "table_files", "table_path", "write_package", "write_rows"]
@@ -170,7 +170,8 @@ class Store:
 
     def laid_out(self, record: dict) -> tuple[str, list[dict[str, str]], list[tuple]]:
         """(run_id, its row, (path, table, rows) of every other table) of a record, all as text; TableError where it does not fit."""
-        run, parts = dict(record["run"]), {name: "curve" if name == "curves" else name for name in TABLES if name not in ("runs", "bench")}
+        parts = {name: "curve" if name == "curves" else name for name in TABLES if name not in ("runs", *OF_NO_RUN)}
+        run = dict(record["run"])
         run_id, runs_path = run["run_id"], self.folder / RUNS.path
         if unknown := set(record) - {"run"} - set(parts.values()):
             raise TableError(self.folder, f"record holds unknown parts {sorted(unknown)}", "see Store.add")

@@ -11,6 +11,7 @@ from suite.evidence import report, verify
 from suite.records.completeness import Parts
 from suite.records.csvfile import write_package
 from suite.records.gather import gather
+from suite.records.schema import OF_NO_RUN
 from suite.records.tables import TABLES, Store, TableError
 from suite.sweep.execute import identity
 from suite.sweep.plan import Selection, make_plan
@@ -251,7 +252,7 @@ def test_what_follows_from_model_and_data_is_worked_out_again(copy, column, valu
     path = copy / "laptop" / "runs.csv"
     rewrite(path, lambda rows: rows[0].update({column: value}))
     store, parts = Store(copy / "laptop"), Parts(copy / "laptop")
-    tables = [name for name in TABLES if name not in ("runs", "bench")]
+    tables = [name for name in TABLES if name not in ("runs", *OF_NO_RUN)]
     rewrite(path, lambda rows: rows[0].update(rows_digest=store.digest(rows[0], {name: parts.rows(name, rows[0]) for name in tables})))
     assert check_folder(copy / "laptop") == []
     assert any(f"{column} is {value}" in line for line in problems_of(copy))

@@ -9,6 +9,7 @@ import pytest
 from suite import cli
 from suite.records.completeness import Parts
 from suite.records.gather import gather
+from suite.records.schema import OF_NO_RUN
 from suite.records.tables import TABLES, Store, TableError, check_folder, write_rows
 from suite.sweep.execute import execute
 from suite.sweep.plan import Selection, make_plan
@@ -49,7 +50,7 @@ def edit(folder: Path, run_id: str, **cells) -> None:
     """Replace cells of a run in runs.csv as if it had come out so: table well formed, digest its own."""
     store, parts = Store(folder / "smoke"), Parts(folder / "smoke")
     rows = [row | (cells if row["run_id"] == run_id else {}) for row in store.runs()]
-    sides = [name for name in TABLES if name not in ("runs", "bench")]
+    sides = [name for name in TABLES if name not in ("runs", *OF_NO_RUN)]
     rows = [row | {"rows_digest": store.digest(row, {name: parts.rows(name, row) for name in sides})} for row in rows]
     write_rows(folder / "smoke" / "runs.csv", TABLES["runs"], rows)
 

@@ -96,7 +96,8 @@ def _mark(ax, x: float, one: Critical, colour: str, marker: str) -> None:
         ax.plot([x], [np.sqrt(one.low * one.high)], marker=marker, color=colour, markersize=5, markeredgecolor="white", zorder=4)
     else:
         foot, tip = (one.low, one.low * 1.35) if one.kind == "above" else (one.high, one.high / 1.35)
-        ax.annotate("", (x, tip), (x, foot), arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.8})
+        ax.plot([x, x], [foot, tip], color=colour, linewidth=1.8)
+        ax.plot([x], [tip], marker="^" if one.kind == "above" else "v", color=colour, markersize=4, linestyle="")
         ax.plot([x], [foot], marker=marker, color=colour, markersize=5, markeredgecolor="white", zorder=4)
 
 

@@ -15,9 +15,6 @@ from suite.numerals import decimal, list_of, positive, rate, shard, whole
 
 RESULTS = Path("results/local")  # a user's own runs; the committed tables are made with --results results
 COMMITTED = ROOT / "results"
-SEEN = {"cell": ("data", "scheme", "arm", "params", "writers", "depth", "lr"),
-        "both": ("mine_seeds", "mine_outcome", "mine_crash_step", "mine_final_loss",
-                 "committed_seeds", "committed_outcome", "committed_crash_step", "committed_final_loss", "agree")}  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -173,7 +170,7 @@ def _plan(args) -> int:
 
 
 def _run(args) -> int:
-    from suite.evidence.edges import beside
+    from suite.evidence.report import beside
     from suite.sweep.plan import check_quality
     from suite.sweep.search import core_hours
 
@@ -265,9 +262,10 @@ def _status(args) -> int:
 
 
 def _collect(args) -> int:
+    from suite.evidence.report import beside
     from suite.protocol import PROTOCOLS
     from suite.records.completeness import check_parts
-    from suite.records.tables import Store, check_folder, compare, format_table
+    from suite.records.tables import Store, check_folder
 
     if args.protocol and args.protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {args.protocol!r}; known: {', '.join(PROTOCOLS)}")
@@ -282,7 +280,7 @@ def _collect(args) -> int:
     problems = []
     for folder in folders:
         print(f"{folder.name}: yours ({folder}) beside the committed runs ({COMMITTED.name}/{folder.name})")
-        print(format_table(compare(folder, COMMITTED / folder.name), SEEN["cell"] + SEEN["both"]))
+        print(beside(folder, COMMITTED / folder.name))
         with Store(folder).still():
             problems += check_folder(folder) + check_parts(folder)
     for problem in problems:

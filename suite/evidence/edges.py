@@ -97,7 +97,7 @@ def edge_rows(rows: Iterable[dict[str, str]], stuck: float = STUCK) -> list[dict
     ]  # fmt: skip
 
 
-def beside(mine: Path, committed: Path) -> str:
+def edges_beside(mine: Path, committed: Path) -> str:
     """The critical rates of one results folder as a text table, and below each depth those of the committed one."""
     sides = [("yours", mine)] + [("committed", committed)] * (mine.resolve() != committed.resolve() and (committed / "runs.csv").exists())
     rows = [{"whose": whose, **row} for whose, folder in sides for row in edge_rows(Store(folder).runs())]

@@ -6,17 +6,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from suite.environment import ROOT
-from suite.evidence.edges import PRIMARY, Edge, edges, ratios, said
+from suite.evidence.edges import PRIMARY, Edge, edges, edges_beside, ratios, said
 from suite.evidence.headline import standing
-from suite.protocol import SCHEMES
-from suite.records.tables import TABLES, Store, read_rows
+from suite.protocol import PROTOCOLS, SCHEMES
+from suite.records.tables import TABLES, Store, compare, format_table, read_rows
 from suite.verdict.crash import DEAD, STUCK, UNUSABLE
 
 END = "<!-- end -->"
 WORDS = {"survived": "survived", "stuck": "**stuck**", "collapsed": "**collapsed**", "degraded": "**degraded**", "nonfinite": "**nan**",
          "collapsed_at_init": "**collapsed at init**", "too_short": "too short"}  # fmt: skip
 README = ROOT / "README.md"
+SEEN = ("data", "scheme", "arm", "params", "writers", "depth", "lr", "mine_seeds", "mine_outcome", "mine_crash_step", "mine_final_loss",
+        "committed_seeds", "committed_outcome", "committed_crash_step", "committed_final_loss", "agree")  # fmt: skip
 SENSITIVITY = (0.5, 0.7)  # of c, beside the 0.6 that makes a run stuck; issue 14
+
+
+def beside(mine: Path, committed: Path) -> str:
+    """Your runs of one protocol beside the committed ones as a text table: cell by cell, or of a search the critical rates.
+
+    One cell of a search says little: near an edge it is a coin.
+    """
+    if mine.name in PROTOCOLS and PROTOCOLS[mine.name].search:
+        return edges_beside(mine, committed)
+    return format_table(compare(mine, committed), SEEN)
 
 
 def outcome_table(folder: Path, frontier: Path | None = None) -> str:

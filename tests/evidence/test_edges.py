@@ -161,5 +161,5 @@ def test_the_readmes_block_says_what_the_tables_hold(tmp_path):
     text = report.edge_tables(folder)
     assert text.count(f"in ({rate(14):.2e}, {rate(16):.2e}) (n = 80: 8 at the lower end, 8 at the upper)") == 4  # 2 cells, both tables
     assert "the same in all 15 cells" in text and "| mvsplit | 25 |" in text and "primary" in text
-    assert edges.beside(folder, tmp_path / "nowhere").count("yours") == 15
-    assert edges.beside(folder, folder).count("committed") == 0
+    assert edges.edges_beside(folder, tmp_path / "nowhere").count("yours") == 15
+    assert edges.edges_beside(folder, folder).count("committed") == 0

@@ -93,7 +93,7 @@ def test_the_frontier_trains_what_the_laptop_protocol_trains():
 
 
 def test_the_command_goes_on_round_by_round_until_nothing_is_wanted_or_something_breaks(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("suite.evidence.edges.beside", lambda *folders: "the table")
+    monkeypatch.setattr("suite.evidence.report.beside", lambda *folders: "the table")
     for statuses, rounds in (([0, 0, 0], 3), ([0, 1, 0], 2)):
         left, swept = [["a"], ["b"], ["c"], []], []
         monkeypatch.setattr(cli, "_plan_of", lambda *words, left=left: (left.pop(0) if left else [], []))

@@ -17,17 +17,12 @@ from collections.abc import Iterable, Mapping
 
 from suite.evidence.edges import cells
 from suite.sweep.frontier import FIRST_SEEDS, KNOWN, rate
-from suite.verdict.crash import DEAD, UNUSABLE
+from suite.verdict.crash import fate
 
 FIRST, CONFIRMING = range(8), range(8, 16)
 DEEPEST, REFERENCE = 100, "plain"
 
 Fates = Mapping[float, Mapping[int, str]]  # by rate and seed, of one cell
-
-
-def fate(outcome: str) -> str:
-    """dead, unusable or live."""
-    return "dead" if outcome in DEAD else "unusable" if outcome in UNUSABLE else "live"
 
 
 def fates(rows: Iterable[Mapping[str, str]]) -> dict[tuple[str, int], Fates]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from suite.environment import ROOT
 from suite.evidence.edges import PRIMARY, Edge, edges, edges_beside, ratios, said
+from suite.evidence.findings import findings
 from suite.evidence.headline import standing
 from suite.protocol import PROTOCOLS, SCHEMES
 from suite.records.tables import TABLES, Store, compare, format_table, read_rows
@@ -24,11 +25,19 @@ SENSITIVITY = (0.5, 0.7)  # of c, beside the 0.6 that makes a run stuck; issue 1
 def beside(mine: Path, committed: Path) -> str:
     """Your runs of one protocol beside the committed ones as a text table: cell by cell, or of a search the critical rates.
 
+    all_seeds: what the committed frontier's runs of a laptop cell came to; where they disagree, so may yours: `agree` is then "coin".
+
     One cell of a search says little: near an edge it is a coin.
     """
     if mine.name in PROTOCOLS and PROTOCOLS[mine.name].search:
         return edges_beside(mine, committed)
-    return format_table(compare(mine, committed), SEEN)
+    rows = compare(mine, committed)
+    seeds = _standings(committed.parent / "frontier", rows) if mine.name == "laptop" else {}
+    for row in rows:
+        row["all_seeds"] = seeds.get((float(row["lr"]), row["scheme"], int(row["depth"])), "").strip(" ()") or None
+        if row["agree"] is False and (row["all_seeds"] or "").startswith("coin"):
+            row["agree"] = "coin"
+    return format_table(rows, (*SEEN, *["all_seeds"] * bool(seeds)))
 
 
 def outcome_table(folder: Path, frontier: Path | None = None) -> str:
@@ -151,11 +160,15 @@ BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # by the folder that m
     "laptop": ("<!-- outcomes: made by `python -m suite report` -->", _laptop),
     "frontier": ("<!-- critical rates: made by `python -m suite report` -->", _frontier),
 }
+FOUND = "<!-- findings: made by `python -m suite report` -->"  # of the committed results alone
 
 
 def blocks(results: Path) -> dict[str, str]:
     """By its first line, each block of the README for which the results folder has the runs."""
-    return {begin: f"{begin}\n{make(results)}\n{END}" for name, (begin, make) in BLOCKS.items() if (results / name / "runs.csv").exists()}
+    made = {begin: make(results) for name, (begin, make) in BLOCKS.items() if (results / name / "runs.csv").exists()}
+    if results.resolve() == ROOT / "results" and made.keys() == {begin for begin, _ in BLOCKS.values()}:
+        made[FOUND] = findings(results)
+    return {begin: f"{begin}\n\n{text}\n\n{END}" for begin, text in made.items()}
 
 
 def readme_differs(results: Path) -> list[str]:

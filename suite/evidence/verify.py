@@ -174,8 +174,9 @@ def _same(cell: str, value: object) -> bool:
 
 
 def rerun(results: Path, k: int, seed: int, workers: int, plugins: Sequence[str] = ()) -> list[dict[str, object]]:
-    """Re-train k randomly chosen committed runs aside; one row a run: what was compared, and whether it agrees.
+    """Re-train k committed runs aside; one row a run: what was compared, and whether it agrees.
 
+    The first is the headline's (plain, the deepest network, the hot rate of `laptop`) where it is there; the others are drawn.
     A run that was trained as one model with others is trained with the same ones again, where all of them are in the tables.
     """
     from suite.sweep.sweep import Sweep
@@ -187,7 +188,9 @@ def rerun(results: Path, k: int, seed: int, workers: int, plugins: Sequence[str]
                 candidates.append((folder, row))
     if not candidates:
         raise ValueError(f"{results}: no finished runs to repeat")
-    chosen = random.Random(seed).sample(candidates, min(k, len(candidates)))
+    first = [item for item in candidates if _is_headline(item[1])][:1]
+    others = [item for item in candidates if item not in first]
+    chosen = (first + random.Random(seed).sample(others, min(k, len(others))))[:k]
     runs, out = [run_of(row) for _, row in chosen], []
     parties = [_party(folder, row) for folder, row in chosen]
     alone = [run for (run,) in (party for party in parties if len(party) == 1)]
@@ -200,6 +203,12 @@ def rerun(results: Path, k: int, seed: int, workers: int, plugins: Sequence[str]
             new = {r["run_id"]: r for r in Store(new_folder).runs()}.get(run.run_id)
             out.append({"run": run.label(), **_compare(folder, row, new_folder, new)})
     return out
+
+
+def _is_headline(row: dict[str, str]) -> bool:
+    laptop = PROTOCOLS["laptop"]
+    cell = (row["protocol"], row["scheme"], row["depth"], float(row["lr"]))
+    return cell == (laptop.name, "plain", str(max(laptop.depths)), max(laptop.lrs))
 
 
 def _party(folder: Path, row: dict[str, str]) -> list[Run]:
@@ -217,7 +226,7 @@ def _compare(folder: Path, row: dict[str, str], new_folder: Path, new: dict[str,
         return {"compared": "bytes", "agrees": same, "why": "" if same else "tables differ"}
     old_early, new_early = (_early(f, r) for f, r in ((folder, row), (new_folder, new)))
     worst = max(abs(a - b) / abs(a) for a, b in zip(old_early, new_early, strict=False))
-    agrees = row["outcome"] == new["outcome"] and len(old_early) == len(new_early) and worst <= EARLY_RTOL
+    agrees = crash.fate(row["outcome"]) == crash.fate(new["outcome"]) and len(old_early) == len(new_early) and worst <= EARLY_RTOL
     differs = ", ".join(name for name in SAME_MACHINE if row[name] != new[name])
     why = f"other {differs}; outcome {row['outcome']} / {new['outcome']}, loss of {EARLY} steps within {worst:.1e}"
     return {"compared": "outcome and early loss", "agrees": agrees, "why": why}

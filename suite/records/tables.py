@@ -33,6 +33,7 @@ from suite.records.csvfile import (
 )
 from suite.records.digest import rows_digest
 from suite.records.schema import OF_NO_RUN, SCHEMA_VERSION, TABLES, Table
+from suite.verdict.crash import fate
 
 __all__ = ["SCHEMA_VERSION", "TABLES", "Store", "TableError", "check_folder", "compare", "curve_digest", "format_table",
            "format_value", "put_rows", "picture_path", "read", "read_rows", "table_files", "table_path", "write_package", "write_rows"]
@@ -261,13 +262,13 @@ def compare(mine_folder, committed_folder) -> list[dict]:
     """Your cells beside the committed ones, one row per cell that you ran, over whatever seeds each side has.
 
     Per side: `runs`, `seeds`, `outcome` (with counts where seeds differ), `crash_step` and `final_loss` (medians; exact steps are
-    chaotic at rounding level). `agree`: one side saw no outcome that the other did not; None where a side is missing.
+    chaotic at rounding level). `agree`: one side saw no fate (dead, unusable, live) that the other did not; None where a side is missing.
     """
     mine, committed = (_cells(Store(folder).runs()) for folder in (mine_folder, committed_folder))
     out = []
     for cell, rows in mine.items():
         other = committed.get(cell, [])
-        seen, known = ({row["outcome"] or row["status"] for row in side} for side in (rows, other))
+        seen, known = ({fate(row["outcome"]) or row["outcome"] or row["status"] for row in side} for side in (rows, other))
         row = dict(zip(CELL, cell)) | _summary("mine", rows) | _summary("committed", other)
         out.append(row | {"agree": (seen <= known or known <= seen) if other else None})
     return out

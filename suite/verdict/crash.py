@@ -21,7 +21,7 @@ import numpy as np
 from suite.verdict.foreign_log import Log, LogError, read_log
 from suite.verdict.signature import foreign_signature
 
-__all__ = ["DEAD", "OUTCOMES", "UNUSABLE", "LogError", "Verdict", "detect", "judge", "judge_foreign", "short_median"]
+__all__ = ["DEAD", "OUTCOMES", "UNUSABLE", "LogError", "Verdict", "detect", "fate", "judge", "judge_foreign", "short_median"]
 
 OUTCOMES = ("survived", "stuck", "collapsed", "degraded", "collapsed_at_init", "nonfinite", "too_short")
 DEAD = ("collapsed", "degraded", "nonfinite")  # a run that trained, and died; what LR50 counts
@@ -58,6 +58,11 @@ class Verdict:
     spikes: int  # excursions of the short median above the threshold that came back, up to the crash; not an outcome
     steps: int  # points judged
     late_step: int | None = None  # where no event counts: the first that began behind the horizon
+
+
+def fate(outcome: str) -> str:
+    """"dead", "unusable" or "live": what of an outcome may be expected to repeat on another machine; "" for what is none of these."""
+    return "dead" if outcome in DEAD else "unusable" if outcome in UNUSABLE else "live" if outcome == "survived" else ""
 
 
 def short_median(loss) -> np.ndarray:

@@ -1,0 +1,121 @@
+"""What the committed frontier, laptop and rounding tables say, in sentences whose every number is worked out from their rows."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, median
+
+from suite.evidence.edges import PRIMARY, Edge, cells, edges, ratios
+from suite.evidence.headline import standing
+from suite.evidence.stats import Critical
+from suite.protocol import PROTOCOLS, SCHEMES
+from suite.records.tables import TABLES, Store, read_rows
+from suite.verdict.crash import DEAD
+
+WELL = 0.5  # of c: a run whose loss has been below it trained well (a quarter of the way from what the digits allow, .65, to c = 2)
+
+Rows = Sequence[dict[str, str]]
+
+
+def findings(results: Path) -> str:
+    """Markdown bullets. Raises ValueError where the tables contradict the words of one."""
+    rows = Store(results / "frontier").runs()
+    found = {(edge.scheme, edge.depth): edge for edge in edges(rows) if edge.cell[1] == "controlled"}
+    cool, hot = PROTOCOLS["laptop"].lrs
+    said = [_plain(found), _primary(rows), _others(found), _cool(rows, cool), _hot(rows, hot), _healthy(rows)]
+    return "\n".join(f"- {sentence}" for sentence in [*said, *_roundings(results)])
+
+
+def _holds(true: bool, words: str) -> None:
+    if not true:
+        raise ValueError(f"the tables do not bear out {words!r}; mend suite/evidence/findings.py")
+
+
+def _rate(one: Critical) -> str:
+    return f"{one} (n = {one.n})"
+
+
+def _plain(found: dict[tuple[str, int], Edge]) -> str:
+    depths = sorted(depth for scheme, depth in found if scheme == PRIMARY[1])
+    rates = "; ".join(f"{depth} blocks {_rate(found[PRIMARY[1], depth].lr50)}" for depth in depths)
+    words = "The deeper a plain network, the colder it must be trained."
+    _holds(all(found[PRIMARY[1], deep].lr50.high <= found[PRIMARY[1], less].lr50.low for less, deep in pairwise(depths)), words)
+    return f"**{words}** LR50@{found[PRIMARY[1], depths[0]].horizon} of plain: {rates}."
+
+
+def _primary(rows: Rows) -> str:
+    """MV-Split over plain, with a word for each depth on whether the interval leaves 1 out."""
+    parts = []
+    for row in sorted((r for r in ratios(rows) if r["kind"] == "primary"), key=lambda r: r["depth"]):
+        word = "above 1" if row["low"] > 1 else "below 1" if row["high"] < 1 else "not told apart from 1"
+        middle = "" if row["ratio"] is None else f"{row['ratio']:.2f} "
+        ends = f"{row['low']:.2f} to {'any' if row['high'] == float('inf') else format(row['high'], '.2f')}"
+        parts.append(f"{row['depth']} blocks {middle}[{ends}], {word} (n = {row['n']} and {row['n_plain']})")
+    return f"**MV-Split against plain**, the comparison fixed beforehand, LR50 over LR50: {'; '.join(parts)}."
+
+
+def _others(found: dict[tuple[str, int], Edge]) -> str:
+    deepest = max(depth for _, depth in found)
+    there = {scheme: found[scheme, deepest].lr50 for scheme in SCHEMES if (scheme, deepest) in found}
+    rates = "; ".join(f"{scheme} {_rate(one)}" for scheme, one in there.items() if scheme not in PRIMARY)
+    words = "LayerScale, ReZero and DeepNorm go further than both."
+    _holds(all(one.low >= max(there[name].high for name in PRIMARY) for scheme, one in there.items() if scheme not in PRIMARY), words)
+    return f"**{words}** LR50 at {deepest} blocks: {rates} (unadjusted)."
+
+
+def _cool(rows: Rows, cool: float) -> str:
+    depth = max(int(cell[-1]) for cell in cells(rows))
+    losses = defaultdict(list)
+    for cell, mine in cells(rows).items():
+        if cell[1] == "controlled" and int(cell[-1]) == depth:
+            losses[cell[0]] += [float(row["heldout_loss"]) for row in mine if float(row["lr"]) == cool]
+    parts = [f"{scheme} {mean(own):.3f} ({min(own):.3f} to {max(own):.3f}, n = {len(own)})" for scheme, own in losses.items()]
+    words = "Where all live, plain learns worst."
+    _holds(all(min(losses[PRIMARY[1]]) > max(own) for scheme, own in losses.items() if scheme != PRIMARY[1]), words)
+    return f"**{words}** Held-out loss at {depth} blocks and {cool:g}, mean and range: {'; '.join(parts)}."
+
+
+def _hot(rows: Rows, hot: float) -> str:
+    known = standing(rows, hot)
+    deepest = max(depth for _, depth in known)
+    parts = []
+    for scheme in SCHEMES:
+        cell = known.get((scheme, deepest), {"n": 0})
+        if cell["n"]:
+            word = {None: "not enough runs to decide", "": "a coin"}.get(cell["decided"], f"decided: {cell['decided']}")
+            counts = ", ".join(f"{n} {name}" for name, n in sorted(cell["counts"].items()))
+            parts.append(f"{scheme} {counts} of {cell['n']} ({word})")
+    return f"**At the hot rate of {hot:g}** and {deepest} blocks: {'; '.join(parts)}."
+
+
+def _healthy(rows: Rows) -> str:
+    """How the dead died: of the finished controlled runs of the frontier that are dead."""
+    mine = [row for runs in cells(rows).values() for row in runs if row["arm"] == "controlled"]
+    dead = [row for row in mine if row["outcome"] in DEAD]
+    well = [row for row in dead if float(row["best_loss"]) < WELL * float(row["constant_loss"])]
+    kinds = Counter(row["outcome"] for row in dead)
+    steps, half = [int(row["crash_step"]) for row in dead], int(mine[0]["horizon"]) // 2
+    by = ", ".join(f"{n} {scheme}" for scheme, n in Counter(row["scheme"] for row in well).items())
+    return (f"**Healthy runs die.** Of {len(mine)} runs {len(dead)} died ({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}); "
+            f"{len(well)} of them had a loss under {WELL:g} *c* before ({by or 'none'}). The median death is at step {median(steps):g}, "
+            f"{sum(step <= half for step in steps)} of {len(steps)} in the first {half} steps.")  # fmt: skip
+
+
+def _roundings(results: Path) -> list[str]:
+    path = results / "rounding" / TABLES["rounding"].path
+    if not path.exists():
+        return []
+    by_cell = defaultdict(list)
+    for row in read_rows(path, TABLES["rounding"]):
+        if row["counts"] == "true":
+            by_cell[row["scheme"], row["depth"], row["lr"]].append(row["outcome"])
+    parts = []
+    for (scheme, _, _), outcomes in by_cell.items():
+        kinds = Counter("dead" if outcome in DEAD else outcome for outcome in outcomes)
+        parts.append(f"{scheme} {', '.join(f'{n} {kind}' for kind, n in kinds.most_common())} of {len(outcomes)}")
+    depths, rates = (", ".join(sorted({key[i] for key in by_cell})) for i in (1, 2))
+    return [f"**Rounding.** Seed 0 at {depths} blocks and {rates}, again under other instruction sets, eager, and from weights "
+            f"moved by one unit in the last place: {'; '.join(parts)}."]  # fmt: skip

@@ -18,6 +18,7 @@ TITLE = "How hot can a deep diffusion transformer be trained?"
 INPUTS = ("runs",)
 PROTOCOLS = ("frontier",)
 WIDTH, HEIGHT = 9.0, 4.3  # inches; on a page of 900 pixels a 9-point letter is 9 pixels wide and more
+OPEN = 1.35  # length of an arrow, as a factor
 SEEDS = 3  # that every cell needs at the cool rate
 
 
@@ -33,8 +34,9 @@ def draw(folder: Path, protocol: str):
     seen = sorted(edge.lr50.n for edge in found)
     notes = [
         f"Left: the rate at which half of the runs are dead by step {horizon} (LR50@{horizon}). Dot and whisker: penalised logistic fit "
-        "with a 95 % interval, seeds resampled. Bar alone: all runs live at its lower end and all die at its upper end, no fit. Arrow: all "
-        f"live up to its foot. Runs a cell: {seen[0]} to {seen[-1]}.",
+        "with a 95 % interval, seeds resampled. Bar alone: all runs live at its lower end and all die at its upper end, no fit. Arrow: "
+        "fewer than half die at the hottest rate tested, its foot, or the rates tested do not reach an interval's end. "
+        f"Runs a cell: {seen[0]} to {seen[-1]}.",
     ]
     if cool is not None:
         at = runs[runs["lr"] == cool]
@@ -81,7 +83,7 @@ def _edges(ax, found, looks, depths, horizon) -> None:
         x, look = places[labels[edge.cell[:5]], edge.depth], scheme_look(edge.scheme)
         _mark(ax, x, edge.lr50, *look)
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set(title=f"critical learning rate LR50@{horizon}", ylabel="learning rate")
@@ -89,13 +91,17 @@ def _edges(ax, found, looks, depths, horizon) -> None:
 
 def _mark(ax, x: float, one: Critical, colour: str, marker: str) -> None:
     if one.kind == "fit":
-        ax.plot([x, x], [one.low, one.high], color=colour, linewidth=2)
+        low, high = one.low or one.rate / OPEN, min(one.high, one.rate * OPEN)
+        ax.plot([x, x], [low, high], color=colour, linewidth=2)
+        for end, closed, arrow in ((low, one.low, "v"), (high, np.isfinite(one.high), "^")):
+            if not closed:
+                ax.plot([x], [end], marker=arrow, color=colour, markersize=4, linestyle="")
         ax.plot([x], [one.rate], marker=marker, color=colour, markersize=7, markeredgecolor="white", markeredgewidth=0.6, zorder=4)
     elif one.kind == "bracket":
         ax.plot([x, x], [one.low, one.high], color=colour, linewidth=6, alpha=0.55, solid_capstyle="butt")
         ax.plot([x], [np.sqrt(one.low * one.high)], marker=marker, color=colour, markersize=5, markeredgecolor="white", zorder=4)
     else:
-        foot, tip = (one.low, one.low * 1.35) if one.kind == "above" else (one.high, one.high / 1.35)
+        foot, tip = (one.low, one.low * OPEN) if one.kind == "above" else (one.high, one.high / OPEN)
         ax.plot([x, x], [foot, tip], color=colour, linewidth=1.8)
         ax.plot([x], [tip], marker="^" if one.kind == "above" else "v", color=colour, markersize=4, linestyle="")
         ax.plot([x], [foot], marker=marker, color=colour, markersize=5, markeredgecolor="white", zorder=4)

@@ -112,7 +112,8 @@ def said(found: Critical) -> str:
     """A critical rate in words, with the runs behind it: "5.8e-03 [5.5e-03, 6.1e-03] (n = 40)"."""
     ends = {
         "fit": "", "bracket": f": {found.n_low} at the lower end, {found.n_high} at the upper",
-        "above": f": {found.n_low} at that rate", "below": f": {found.n_high} at that rate",
+        "above": f": {found.died_there} of {found.n_low} dead at that rate",
+        "below": f": {found.died_there} of {found.n_high} dead at that rate",
     }[found.kind]  # fmt: skip
     thin = " too few" if found.kind != "fit" and min(found.n_low or ENOUGH, found.n_high or ENOUGH) < ENOUGH else ""
     falls = f"; not monotone at {', '.join(f'{rate:.2e}' for rate in found.falls)}" if found.falls else ""

@@ -21,9 +21,11 @@ STEPS, LONGEST = 200, 2.0  # of the fit, in units of the scaled coefficients: a 
 @dataclass(frozen=True)
 class Critical:
     """LR50 of a cell. kind: "fit" (rate with its interval low..high), "bracket" (it lies between low, where all live, and high, where all
-    die), "above" (all live up to low; high is inf) or "below" (all die from high on; low is 0).
+    die), "above" (fewer than half die up to low, the hottest rate tested; high is inf) or "below" (more than half die from high on, the
+    coldest; low is 0). An end of a fit's interval that the tested rates do not reach is inf or 0.
 
-    n: runs of the cell; n_low, n_high: runs at the two rates of a bracket; seeds: different ones; falls: rates at which fewer died than
+    n: runs of the cell; n_low, n_high: runs at the two rates of a bracket, or at the one rate of "above" and "below", and died_there the
+    dead among these; seeds: different ones; falls: rates at which fewer died than
     at a colder one, where a cell is not monotone.
     """
 
@@ -35,6 +37,7 @@ class Critical:
     seeds: int
     n_low: int = 0
     n_high: int = 0
+    died_there: int = 0
     falls: tuple[float, ...] = ()
 
     def __str__(self) -> str:
@@ -117,12 +120,17 @@ def critical(lr: Sequence[float], seed: Sequence[int], dead: Sequence[bool], dra
     if not dead.any():
         return Critical("above", None, float(rates[-1]), np.inf, n_low=int(n[-1]), **known)
     if dead.all():
-        return Critical("below", None, 0.0, float(rates[0]), n_high=int(n[0]), **known)
+        return Critical("below", None, 0.0, float(rates[0]), n_high=int(n[0]), died_there=int(n[0]), **known)
     if lr[~dead].max() < lr[dead].min():
         low, high = np.flatnonzero(share == 0)[-1], np.flatnonzero(share == 1)[0]
         return Critical("bracket", None, float(rates[low]), float(rates[high]), n_low=int(n[low]), n_high=int(n[high]), **known)
+    rate = float(_lr50(rates, n[None], died[None])[0])
+    if not rate <= rates[-1]:  # nan too: the fit does not rise
+        return Critical("above", None, float(rates[-1]), np.inf, n_low=int(n[-1]), died_there=int(died[-1]), **known)
+    if rate < rates[0]:
+        return Critical("below", None, 0.0, float(rates[0]), n_high=int(n[0]), died_there=int(died[0]), **known)
     low, high = np.nanquantile(bootstrap([(lr, seed, dead)], draws)[0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Critical("fit", float(_lr50(rates, n[None], died[None])[0]), float(low), float(high), **known)
+    return Critical("fit", rate, 0.0 if low <= rates[0] else float(low), np.inf if high >= rates[-1] else float(high), **known)
 
 
 def bootstrap(cells, draws: int = DRAWS) -> np.ndarray:
@@ -166,7 +174,9 @@ def ratio(one, other, draws: int = DRAWS) -> tuple[float | None, float, float]:
         cells = [tuple(np.asarray(part) for part in cell) for cell in (one, other)]
         samples = bootstrap(cells, draws)
         low, high = np.nanquantile(samples[0] / samples[1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return a.rate / b.rate, float(low), float(high)
+        a, b = critical(*one, draws=draws), critical(*other, draws=draws)
+        low = 0.0 if a.low == 0 or np.isinf(b.high) else float(low)  # where the rates tested do not reach an end
+        return a.rate / b.rate, low, np.inf if np.isinf(a.high) or b.low == 0 else float(high)
     a, b = critical(*one, draws=draws), critical(*other, draws=draws)
     return None, a.low / b.high if np.isfinite(b.high) else 0.0, a.high / b.low if b.low else np.inf
 

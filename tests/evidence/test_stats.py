@@ -87,6 +87,20 @@ def test_a_separated_cell_gives_its_bracket_and_no_interval():
         stats.critical([], [], [])
 
 
+def test_what_the_tested_rates_do_not_reach_is_left_open():
+    """Eight seeds at three rates; one in eight dies at the hottest: half would die beyond it, and nothing is extrapolated."""
+    lr, seed = np.repeat([1e-3, 2e-3, 4e-3], 8), np.tile(range(8), 3)
+    few = stats.critical(lr, seed, (lr == 4e-3) & (seed == 0))
+    assert (few.kind, few.low, few.high, few.n_low, few.died_there) == ("above", 4e-3, np.inf, 8, 1)
+    most = stats.critical(lr, seed, ~((lr == 1e-3) & (seed == 0)))
+    assert (most.kind, most.low, most.high, most.n_high, most.died_there) == ("below", 0.0, 1e-3, 8, 7)
+    half = stats.critical(lr, seed, (lr == 4e-3) & (seed < 5) | (lr == 2e-3) & (seed == 0))
+    assert half.kind == "fit" and half.high == np.inf and 1e-3 < half.low < half.rate <= 4e-3
+    inside = ([1e-3] * 8 + [2e-3] * 8 + [4e-3] * 8, [*range(8)] * 3, [False] * 8 + [True] * 3 + [False] * 5 + [True] * 8)
+    low, high = stats.ratio((lr, seed, (lr == 4e-3) & (seed < 5) | (lr == 2e-3) & (seed == 0)), inside)[1:]
+    assert low > 0 and high == np.inf
+
+
 def test_a_cell_that_is_not_monotone_is_named():
     lr, seed = np.repeat([1e-3, 2e-3, 3e-3, 4e-3], 4), np.tile(range(4), 4)
     dead = np.array([0, 0, 0, 0, 1, 1, 1, 0, 1, 0, 0, 0, 1, 1, 1, 1], dtype=bool)

@@ -4,10 +4,14 @@ import importlib
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
 from suite.environment import ROOT
+from suite.evidence import headline, report
+from suite.protocol import PROTOCOLS
+from suite.records.tables import Store
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
@@ -34,3 +38,28 @@ def test_the_names_it_mentions_are_there(name):
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:suite|tests|baselines|paper_figures)/[\w/.]*)`", TEXT))))
 def test_the_files_it_mentions_are_there(path):
     assert (ROOT / path).exists()
+
+
+def test_every_number_of_the_results_is_made_from_the_tables():
+    """Up to "Run it" prose has only the protocols' numbers and those of version 2's story; the rest are blocks of `report`."""
+    assert report.readme_differs(ROOT / "results") == []
+    prose = TEXT[: TEXT.index("## Run it")]
+    for begin, block in report.blocks(ROOT / "results").items():
+        assert begin in prose
+        prose = prose.replace(block, "")
+    prose = re.sub(r"\]\([^)]*\)|<[^>]*>", "]", prose)  # addresses
+    frontier = PROTOCOLS["frontier"]
+    rows = Store(ROOT / "results" / "frontier").runs()
+    seeds = Counter((row["scheme"], row["depth"], row["lr"]) for row in rows)
+    allowed = {
+        *map(str, frontier.depths), str(frontier.horizon), f"LR50@{frontier.horizon}", "LR50", "LR50u", str(frontier.width), "1,797", "8",
+        str(min(seeds.values())), str(max(seeds.values())), "1000", "95", "0", "2023", "50",
+        "2", "3", "0.64", "0.02", "100", "1.5", "66", "1.92",  # versions 2 and 3: weights, and the run that two processors judged apart
+    }  # fmt: skip
+    found = set(re.findall(r"LR50u?@?\d*|\d[\d,]*(?:\.\d+)?", prose))
+    assert found <= allowed, found - allowed
+
+
+def test_the_laptops_two_rates_are_those_of_the_rule():
+    assert PROTOCOLS["laptop"].lrs == headline.rates(Store(ROOT / "results" / "frontier").runs())
+    assert PROTOCOLS["laptop"].unscored == PROTOCOLS["laptop"].lrs[1:]

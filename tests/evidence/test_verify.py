@@ -112,6 +112,7 @@ def test_readme_table_is_that_of_the_results(copy, monkeypatch, tmp_path):
     readme = tmp_path / "README.md"
     shutil.copy(report.README, readme)
     monkeypatch.setattr(report, "README", readme)
+    shutil.copytree(RESULTS / "frontier", copy / "frontier")  # what the laptop's cells come to with other seeds
     assert report.readme_differs(copy) == []
     readme.write_text(readme.read_text().replace("survived", "thrived"))
     assert len(report.readme_differs(copy)) == 1

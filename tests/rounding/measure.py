@@ -19,6 +19,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from suite.environment import ROOT
 from suite.protocol import short_hash
 from suite.records.csvfile import format_value, read_rows, render, write_package
@@ -36,7 +38,6 @@ def train(scheme: str, depth: int, lr: float, seed: int, compiled: bool, moved: 
     """One run of the frontier protocol in this process; a row without `isa` and `counts`."""
     from dataclasses import replace
 
-    import numpy as np
     import torch
 
     from suite import environment
@@ -50,9 +51,7 @@ def train(scheme: str, depth: int, lr: float, seed: int, compiled: bool, moved: 
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(run, load_data(run.data), Path(folder))
         values = trainer.state.flat.values
-        for _ in range(abs(moved)):
-            next_ = torch.from_numpy(np.nextafter(values.numpy(), np.float32(np.inf * moved)))
-            values.copy_(torch.where(values == 0, values, next_))
+        values.copy_(torch.from_numpy(nudged(values.numpy(), moved)))
         trainer.train()
     verdict = trainer.judge()
     early = ",".join(format_value(loss, "number") for _, loss, _ in trainer.state.curve[:EARLY])
@@ -61,6 +60,14 @@ def train(scheme: str, depth: int, lr: float, seed: int, compiled: bool, moved: 
         "outcome": verdict.outcome, "crash_step": verdict.crash_step, "final_loss": verdict.final_loss,
         "heldout_loss": trainer.heldout_loss(), "early_digest": short_hash("d", early.encode(), 16), **environment.provenance(),
     }  # fmt: skip
+
+
+def nudged(values: np.ndarray, moved: int) -> np.ndarray:
+    """float32 values moved by that many units in the last place, up or down; zeros stay, since their last place is none."""
+    out = values.copy()
+    for _ in range(abs(moved)):
+        out = np.where(out == 0, out, np.nextafter(out, np.float32(np.inf * moved)))
+    return out
 
 
 def variant(isa: str, words: list[str]) -> dict[str, object]:

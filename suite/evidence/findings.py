@@ -13,7 +13,7 @@ from suite.evidence.headline import standing
 from suite.evidence.stats import Critical
 from suite.protocol import PROTOCOLS, SCHEMES
 from suite.records.tables import TABLES, Store, read_rows
-from suite.verdict.crash import DEAD
+from suite.verdict.crash import DEAD, UNUSABLE
 
 WELL = 0.5  # of c: a run whose loss has been below it trained well (a quarter of the way from what the digits allow, .65, to c = 2)
 
@@ -25,7 +25,7 @@ def findings(results: Path) -> str:
     rows = Store(results / "frontier").runs()
     found = {(edge.scheme, edge.depth): edge for edge in edges(rows) if edge.cell[1] == "controlled"}
     cool, hot = PROTOCOLS["laptop"].lrs
-    said = [_plain(found), _primary(rows), _others(found), _cool(rows, cool), _hot(rows, hot), _healthy(rows)]
+    said = [_plain(found), _primary(rows, found), _how(rows), _others(found), _cool(rows, cool), _hot(rows, hot), _healthy(rows)]
     return "\n".join(f"- {sentence}" for sentence in [*said, *_roundings(results)])
 
 
@@ -46,24 +46,42 @@ def _plain(found: dict[tuple[str, int], Edge]) -> str:
     return f"**{words}** LR50@{found[PRIMARY[1], depths[0]].horizon} of plain: {rates}."
 
 
-def _primary(rows: Rows) -> str:
-    """MV-Split over plain, with a word for each depth on whether the interval leaves 1 out."""
-    parts = []
-    for row in sorted((r for r in ratios(rows) if r["kind"] == "primary"), key=lambda r: r["depth"]):
-        word = "above 1" if row["low"] > 1 else "below 1" if row["high"] < 1 else "not told apart from 1"
-        middle = "" if row["ratio"] is None else f"{row['ratio']:.2f} "
-        ends = f"{row['low']:.2f} to {'any' if row['high'] == float('inf') else format(row['high'], '.2f')}"
-        parts.append(f"{row['depth']} blocks {middle}[{ends}], {word} (n = {row['n']} and {row['n_plain']})")
-    return f"**MV-Split against plain**, the comparison fixed beforehand, LR50 over LR50: {'; '.join(parts)}."
+def _primary(rows: Rows, found: dict[tuple[str, int], Edge]) -> str:
+    """MV-Split over plain, with a word for each depth on whether the interval leaves 1 out, or a side is not monotone."""
+
+    def said(bad: Sequence[str]) -> str:
+        parts = []
+        for row in sorted((r for r in ratios(rows, bad) if r["kind"] == "primary"), key=lambda r: r["depth"]):
+            word = "above 1" if row["low"] > 1 else "below 1" if row["high"] < 1 else "not told apart from 1"
+            sides = [found[scheme, row["depth"]] for scheme in PRIMARY]
+            if any((side.lr50 if bad == DEAD else side.lr50u).falls for side in sides):
+                word += ", but fewer die at some hotter rate, so half is no edge"
+            middle = "" if row["ratio"] is None else f"{row['ratio']:.2f} "
+            ends = f"{row['low']:.2f}, {'∞' if row['high'] == float('inf') else format(row['high'], '.2f')}"
+            parts.append(f"{row['depth']} blocks {middle}[{ends}] (n = {row['n']} and {row['n_plain']}), {word}")
+        return "; ".join(parts)
+
+    return (f"**MV-Split against plain**, the comparison fixed beforehand. LR50 over LR50: {said(DEAD)}. Counting runs that never trained "
+            f"as well, LR50u over LR50u: {said(UNUSABLE)}.")  # fmt: skip
 
 
 def _others(found: dict[tuple[str, int], Edge]) -> str:
     deepest = max(depth for _, depth in found)
-    there = {scheme: found[scheme, deepest].lr50 for scheme in SCHEMES if (scheme, deepest) in found}
-    rates = "; ".join(f"{scheme} {_rate(one)}" for scheme, one in there.items() if scheme not in PRIMARY)
-    words = "LayerScale, ReZero and DeepNorm go further than both."
+    there = {scheme: found[scheme, deepest].lr50u for scheme in SCHEMES if (scheme, deepest) in found}
+    rates = "; ".join(f"{scheme} {_rate(one)}" for scheme, one in there.items())
+    words = "LayerScale, ReZero and DeepNorm can be trained hotter than both."
     _holds(all(one.low >= max(there[name].high for name in PRIMARY) for scheme, one in there.items() if scheme not in PRIMARY), words)
-    return f"**{words}** LR50 at {deepest} blocks: {rates} (unadjusted)."
+    return f"**{words}** LR50u at {deepest} blocks (intervals unadjusted): {rates}."
+
+
+def _how(rows: Rows) -> str:
+    """The ways in which the schemes of the primary comparison fail."""
+    parts = []
+    for scheme in reversed(PRIMARY):
+        mine = [row["outcome"] for cell, runs in cells(rows).items() if cell[:2] == (scheme, "controlled") for row in runs]
+        counts = Counter(outcome.replace("_", " ") for outcome in mine if outcome in UNUSABLE)
+        parts.append(f"{scheme} {', '.join(f'{n} {outcome}' for outcome, n in counts.most_common())} of {len(mine)} runs")
+    return f"**They fail in different ways.** {'; '.join(parts)}."
 
 
 def _cool(rows: Rows, cool: float) -> str:
@@ -99,7 +117,7 @@ def _healthy(rows: Rows) -> str:
     kinds = Counter(row["outcome"] for row in dead)
     steps, half = [int(row["crash_step"]) for row in dead], int(mine[0]["horizon"]) // 2
     by = ", ".join(f"{n} {scheme}" for scheme, n in Counter(row["scheme"] for row in well).items())
-    return (f"**Healthy runs die.** Of {len(mine)} runs {len(dead)} died ({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}); "
+    return (f"**How they die.** Of {len(mine)} runs {len(dead)} died ({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}); "
             f"{len(well)} of them had a loss under {WELL:g} *c* before ({by or 'none'}). The median death is at step {median(steps):g}, "
             f"{sum(step <= half for step in steps)} of {len(steps)} in the first {half} steps.")  # fmt: skip
 

@@ -11,7 +11,7 @@ from paper_figures.rows import caption, load_runs, short_outcome
 from paper_figures.style import PALETTE, page, skip
 
 NAME = "fig07_stdinit"
-TITLE = "Figure 7: standard writer init, the same state from the start"
+TITLE = "Figure 7: standard writer init, from the start"
 INPUTS = ("runs", "audit")
 PROTOCOLS = ("stdinit",)
 WIDTH = 11.0

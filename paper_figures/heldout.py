@@ -38,6 +38,8 @@ def draw(folder: Path, protocol: str):
             ax.set_ylabel({"heldout_loss": "held-out loss at the horizon", "fid": f"FID ({features}, log scale)"}[metric])
             ax.child_axes[0].set_title(title + (f", learning rate {lr:g}" if len(lrs) > 1 else ""))
             if metric == "fid":
+                if at["fid"].isna().all():
+                    ax.text(0.5, 0.5, "not scored at this rate", transform=ax.transAxes, ha="center", va="center", color=NEUTRAL)
                 _log_scale(ax)
                 if floor == floor:
                     ax.axhline(floor, color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1)

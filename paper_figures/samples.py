@@ -21,13 +21,15 @@ NARROW = 1.45  # inches, room for the words above it
 
 def draw(folder: Path, protocol: str):
     runs = load_runs(folder)
-    runs = runs[(runs["variant"] == 0) & (runs["lr"] == main_lr(runs))]
+    runs = runs[runs["variant"] == 0]
+    drawn = runs[[is_picture(picture_path(folder, row.scheme, row.depth, row.run_id)) for row in runs.itertuples()]]
+    if drawn.empty:
+        return skip(folder, NAME, "no picture in samples/")
+    runs = runs[runs["lr"] == main_lr(drawn)]
     runs = runs.sort_values("seed", kind="stable").drop_duplicates(["scheme", "depth"]).sort_index()
     pictures = {row.run_id: picture_path(folder, row.scheme, row.depth, row.run_id)
                 for row in runs.itertuples()}
     images = {run_id: _trimmed(imread(path)) for run_id, path in pictures.items() if is_picture(path)}
-    if not images:
-        return skip(folder, NAME, "no picture in samples/")
     schemes, depths = list(runs["scheme"].drop_duplicates()), sorted(set(runs["depth"]))
     aspect = max(image.shape[0] / image.shape[1] for image in images.values())
     width = max(5.0, 0.5 + (max(NARROW, TALL / aspect) + 0.1) * len(schemes))

@@ -140,7 +140,7 @@ def _presets() -> dict[str, Protocol]:
                 cells=(Cell("plain"), Cell("mvsplit")),
             ),
             Protocol(
-                "stdinit", 3, "App. B: 128 blocks, standard init, no gates: collapsed from the start, as a front over depth",
+                "stdinit", 3, "App. B: 128 blocks, standard init, no gates: there collapsed from the start, as a front over depth",
                 final="std", horizon=690, after_crash=690, audit_every=10, audit_layers=16, lrs=(1e-3,), depths=(128,),
                 cells=(Cell("plain", writers="std"), Cell("mvsplit", writers="std")),
             ),

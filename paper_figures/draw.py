@@ -3,7 +3,7 @@
 NAME       file stem; files are <protocol>-<NAME>.png and .pdf
 TITLE      what it shows, one line
 INPUTS     the tables it reads; it is drawn only of folders that have the first (runs.csv, or bench.csv of results/bench)
-PROTOCOLS  names of the protocols it applies to, or None for all
+PROTOCOLS  names of the protocols it applies to, or None for all but searches
 draw(folder, protocol) -> Figure, or None where the tables do not allow it (`style.skip` says why)
 """
 
@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 import paper_figures
 from paper_figures import style
 from paper_figures.pixels import differs
+from suite.protocol import PROTOCOLS
 from suite.records.schema import TABLES
 from suite.records.tables import format_table
 
@@ -100,7 +101,8 @@ def _folders(results: Path) -> list[Path]:
 def _drawn(folder: Path) -> Iterator[tuple[str, ModuleType, Figure | str]]:
     """(file stem, module, figure, or the words of the error that kept it) of every figure that the tables of a folder allow."""
     for module in figures():
-        if module.PROTOCOLS is not None and folder.name not in module.PROTOCOLS:
+        search = folder.name in PROTOCOLS and PROTOCOLS[folder.name].search  # hundreds of cells: too many for a panel each
+        if folder.name not in (module.PROTOCOLS or () if search else module.PROTOCOLS or (folder.name,)):
             continue
         if not (folder / TABLES[module.INPUTS[0] if module.INPUTS else "runs"].path).exists():
             continue

@@ -115,7 +115,7 @@ def said(found: Critical) -> str:
         "above": f": {found.died_there} of {found.n_low} dead at that rate",
         "below": f": {found.died_there} of {found.n_high} dead at that rate",
     }[found.kind]  # fmt: skip
-    thin = " too few" if found.kind != "fit" and min(found.n_low or ENOUGH, found.n_high or ENOUGH) < ENOUGH else ""
+    thin = "; too few" if found.kind != "fit" and min(found.n_low or ENOUGH, found.n_high or ENOUGH) < ENOUGH else ""
     falls = f"; not monotone at {', '.join(f'{rate:.2e}' for rate in found.falls)}" if found.falls else ""
     return f"{found} (n = {found.n}{ends}{thin}{falls})"
 

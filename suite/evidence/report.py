@@ -35,7 +35,7 @@ def beside(mine: Path, committed: Path) -> str:
     seeds = _standings(committed.parent / "frontier", rows) if mine.name == "laptop" else {}
     for row in rows:
         row["all_seeds"] = seeds.get((float(row["lr"]), row["scheme"], int(row["depth"])), "").strip(" ()") or None
-        if row["agree"] is False and (row["all_seeds"] or "").startswith("coin"):
+        if row["agree"] is False and (row["all_seeds"] or "").startswith(("coin", "at its edge")):
             row["agree"] = "coin"
     return format_table(rows, (*SEEN, *["all_seeds"] * bool(seeds)))
 
@@ -81,7 +81,9 @@ def _standings(frontier: Path | None, rows: Sequence[dict[str, str]]) -> dict[tu
             if n := found["n"]:
                 named = [name for name in ("dead", "unusable", "live") if name in found["counts"]]
                 counts = ", ".join(f"{found['counts'][name]} of {n} {name}" for name in named)
-                out[lr, scheme, depth] = f" ({'coin: ' if found['decided'] == '' else ''}{counts})"
+                coin = "coin: " if len(named) > 1 else "at its edge: "  # where the neighbour on the lattice has another fate
+                word = {"": coin, None: ""}.get(found["decided"], "decided: ")
+                out[lr, scheme, depth] = f" ({word}{counts})"
     return out
 
 

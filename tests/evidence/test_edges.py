@@ -74,7 +74,7 @@ def test_rows_that_must_not_be_mixed():
 def test_a_thin_end_is_named():
     rows = [row("plain", 25, k, seed, "collapsed" if k > 10 else "survived") for k in (10, 12) for seed in range(8 if k == 10 else 3)]
     (edge,) = edges.edges(rows)
-    assert "8 at the lower end, 3 at the upper too few" in edges.said(edge.lr50)
+    assert "8 at the lower end, 3 at the upper; too few" in edges.said(edge.lr50)
     falls = [row("plain", 25, k, s, "collapsed" if k == 10 else "survived") for k in (8, 10, 12) for s in range(5)]
     assert f"not monotone at {rate(12):.2e}" in edges.said(edges.edges(falls)[0].lr50)
 

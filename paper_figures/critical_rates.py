@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from paper_figures.rows import caption, load_runs
-from paper_figures.style import legend, page, scheme_handles, scheme_look, skip
+from paper_figures.style import NEUTRAL, legend, page, scheme_handles, scheme_look, skip
 from suite.evidence.edges import edges
 from suite.evidence.stats import Critical
 from suite.records.tables import Store
@@ -36,7 +37,7 @@ def draw(folder: Path, protocol: str):
         f"Left: the rate at which half of the runs are dead by step {horizon} (LR50@{horizon}). Dot and whisker: penalised logistic fit "
         "with a 95 % interval, seeds resampled. Bar alone: all runs live at its lower end and all die at its upper end, no fit. Arrow: "
         "fewer than half die at the hottest rate tested, its foot, or the rates tested do not reach an interval's end. "
-        f"Runs a cell: {seen[0]} to {seen[-1]}.",
+        f"Hollow: LR50u@{horizon}, which counts runs that never trained as well, where it differs. Runs a cell: {seen[0]} to {seen[-1]}.",
     ]
     if cool is not None:
         at = runs[runs["lr"] == cool]
@@ -54,7 +55,8 @@ def draw(folder: Path, protocol: str):
     for ax in axes:
         ax.set_xticks(range(len(depths)), [f"{depth}" for depth in depths])
         ax.set(xlim=(-0.5, len(depths) - 0.5), xlabel="depth (blocks)")
-    legend(body, scheme_handles(runs, markers=True), WIDTH)
+    hollow = Line2D([], [], marker="o", color=NEUTRAL, markerfacecolor="white", linestyle="", label="LR50u, where it differs")
+    legend(body, [*scheme_handles(runs, markers=True), hollow], WIDTH)
     return figure
 
 
@@ -82,6 +84,13 @@ def _edges(ax, found, looks, depths, horizon) -> None:
     for edge in found:
         x, look = places[labels[edge.cell[:5]], edge.depth], scheme_look(edge.scheme)
         _mark(ax, x, edge.lr50, *look)
+        if str(edge.lr50u) != str(edge.lr50):
+            usable = edge.lr50u
+            middle = usable.rate or np.sqrt(usable.low * usable.high) if usable.kind in ("fit", "bracket") else usable.low or usable.high
+            ends = [end for end in (usable.low, usable.high) if 0 < end < np.inf]
+            ax.plot([x + 0.05] * len(ends), ends, color=look[0], linewidth=1)
+            ax.plot([x + 0.05], [middle], marker=look[1], color=look[0], markersize=7, markerfacecolor="white", markeredgewidth=1.4,
+                    zorder=4)  # fmt: skip
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -56,7 +56,7 @@ def test_every_number_of_the_results_is_made_from_the_tables():
         str(min(seeds.values())), str(max(seeds.values())), "1000", "95", "0", "2023", "50",
         "2", "3", "0.64", "0.02", "100", "1.5", "66", "1.92",  # versions 2 and 3: weights, and the run that two processors judged apart
     }  # fmt: skip
-    found = set(re.findall(r"LR50u?@?\d*|\d[\d,]*(?:\.\d+)?", prose))
+    found = set(re.findall(r"LR50u?(?:@\d+)?|\d+(?:,\d{3})*(?:\.\d+)?", prose))
     assert found <= allowed, found - allowed
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from suite.evidence.stats import Critical, critical, ratio, upward
 from suite.protocol import NO_PARAMS, SCHEMES
 from suite.records.tables import Store, format_table
-from suite.verdict.crash import DEAD, STUCK, UNUSABLE
+from suite.verdict.crash import STUCK
+from suite.verdict.outcomes import DEAD, UNUSABLE
 
 CELL = ("scheme", "arm", "params", "writers", "data", "compiled", "depth")
 ENOUGH = 5  # runs that each end of a bracket needs; issue 14

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 
 from suite.evidence.edges import cells
 from suite.sweep.frontier import FIRST_SEEDS, KNOWN, rate
-from suite.verdict.crash import fate
+from suite.verdict.outcomes import fate
 
 FIRST, CONFIRMING = range(8), range(8, 16)
 DEEPEST, REFERENCE = 100, "plain"

@@ -11,7 +11,8 @@ from suite.evidence.findings import findings
 from suite.evidence.headline import standing
 from suite.protocol import PROTOCOLS, SCHEMES
 from suite.records.tables import TABLES, Store, compare, format_table, read_rows
-from suite.verdict.crash import DEAD, STUCK, UNUSABLE
+from suite.verdict.crash import STUCK
+from suite.verdict.outcomes import DEAD, UNUSABLE
 
 END = "<!-- end -->"
 WORDS = {"survived": "survived", "stuck": "**stuck**", "collapsed": "**collapsed**", "degraded": "**degraded**", "nonfinite": "**nan**",

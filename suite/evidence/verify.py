@@ -18,6 +18,7 @@ from suite.records.completeness import REPLAYED, Parts, check_parts, is_picture
 from suite.records.tables import TABLES, Store, TableError, check_folder, picture_path, read_rows, table_path
 from suite.sweep.groups import group_id, group_order
 from suite.verdict import crash
+from suite.verdict.outcomes import fate
 from suite.verdict.signature import of_audit
 
 EARLY = 20  # steps compared on another processor: later ones drift apart, exponentially, from rounding
@@ -226,7 +227,7 @@ def _compare(folder: Path, row: dict[str, str], new_folder: Path, new: dict[str,
         return {"compared": "bytes", "agrees": same, "why": "" if same else "tables differ"}
     old_early, new_early = (_early(f, r) for f, r in ((folder, row), (new_folder, new)))
     worst = max(abs(a - b) / abs(a) for a, b in zip(old_early, new_early, strict=False))
-    agrees = crash.fate(row["outcome"]) == crash.fate(new["outcome"]) and len(old_early) == len(new_early) and worst <= EARLY_RTOL
+    agrees = fate(row["outcome"]) == fate(new["outcome"]) and len(old_early) == len(new_early) and worst <= EARLY_RTOL
     differs = ", ".join(name for name in SAME_MACHINE if row[name] != new[name])
     why = f"other {differs}; outcome {row['outcome']} / {new['outcome']}, loss of {EARLY} steps within {worst:.1e}"
     return {"compared": "outcome and early loss", "agrees": agrees, "why": why}

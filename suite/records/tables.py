@@ -33,7 +33,7 @@ from suite.records.csvfile import (
 )
 from suite.records.digest import rows_digest
 from suite.records.schema import OF_NO_RUN, SCHEMA_VERSION, TABLES, Table
-from suite.verdict.crash import fate
+from suite.verdict.outcomes import fate
 
 __all__ = ["SCHEMA_VERSION", "TABLES", "Store", "TableError", "check_folder", "compare", "curve_digest", "format_table",
            "format_value", "put_rows", "picture_path", "read", "read_rows", "table_files", "table_path", "write_package", "write_rows"]

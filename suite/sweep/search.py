@@ -13,7 +13,7 @@ from dataclasses import replace
 from suite.protocol import Run
 from suite.sweep import frontier
 from suite.sweep.plan import Selection, SelectionError, make_plan, protocol_named
-from suite.verdict.crash import DEAD, UNUSABLE
+from suite.verdict.outcomes import DEAD, UNUSABLE
 
 RUNS = 45  # of a cell: about seven rates of 3 seeds and four with 5 more; 30 to 60 in results/frontier
 MS = 0.46  # a block and step on one of two busy cores, its held-out losses included: results/frontier/throughput.csv

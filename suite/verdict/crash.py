@@ -19,18 +19,15 @@ from pathlib import Path
 import numpy as np
 
 from suite.verdict.foreign_log import Log, LogError, read_log
+from suite.verdict.outcomes import OUTCOMES
 from suite.verdict.signature import foreign_signature
 
-__all__ = ["DEAD", "OUTCOMES", "UNUSABLE", "LogError", "Verdict", "detect", "fate", "judge", "judge_foreign", "short_median"]
-
-OUTCOMES = ("survived", "stuck", "collapsed", "degraded", "collapsed_at_init", "nonfinite", "too_short")
-DEAD = ("collapsed", "degraded", "nonfinite")  # a run that trained, and died; what LR50 counts
-UNUSABLE = (*DEAD, "stuck", "collapsed_at_init")  # what LR50u counts
+__all__ = ["OUTCOMES", "LogError", "Verdict", "detect", "judge", "judge_foreign", "short_median"]
 
 SHORT = 5  # points: passes over spikes of one or two points, and keeps a jump at its exact place
 HALF_WAY = 0.5  # of c - m; design, section 5
 AT_CONSTANT = 0.1  # of c - m; design, section 5: a window's median this near to c, on either side, is a collapse
-STUCK = 0.6  # of c; design, section 5: a run that ends the horizon above it has not trained (results/stuck.csv: 0.5 and 0.7)
+STUCK = 0.6  # of c; design, section 5: a run that ends the horizon above it has not trained (0.5 and 0.7: `report`)
 MIN_STEPS = 200  # design, section 5: below it a run is too short, from it on it should have learnt something
 CLEARLY_BELOW = 0.2  # of c. Batch noise (sd up to .15 at c = 2) pulls m about .25 below the true level; at less than
 #                      twice that the half-way line lies inside the noise, and a slow learner would "collapse"
@@ -58,11 +55,6 @@ class Verdict:
     spikes: int  # excursions of the short median above the threshold that came back, up to the crash; not an outcome
     steps: int  # points judged
     late_step: int | None = None  # where no event counts: the first that began behind the horizon
-
-
-def fate(outcome: str) -> str:
-    """"dead", "unusable" or "live": what of an outcome may be expected to repeat on another machine; "" for what is none of these."""
-    return "dead" if outcome in DEAD else "unusable" if outcome in UNUSABLE else "live" if outcome == "survived" else ""
 
 
 def short_median(loss) -> np.ndarray:

@@ -11,7 +11,7 @@ from suite.records.csvfile import write_package
 from suite.records.schema import TABLES
 from suite.records.tables import write_rows
 from suite.sweep.frontier import KNOWN, rate
-from suite.verdict.crash import UNUSABLE
+from suite.verdict.outcomes import UNUSABLE
 
 DEPTHS = (25, 50, 100)
 EDGE = {scheme: {25: 20 + i, 50: 17 + i, 100: 14 + i} for i, scheme in enumerate(SCHEMES)}  # the first point at which all die

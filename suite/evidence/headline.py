@@ -1,6 +1,7 @@
 """The rule that chooses the laptop protocol's two learning rates from the frontier, and says which of its cells are decided.
 
-Written down before the frontier was run. A run's fate is dead, unusable (stuck, or collapsed at init) or live.
+Written down when the first runs of the frontier were in and none of them had died. A run's fate is dead, unusable (stuck, or collapsed at
+init) or live.
 
 cool: the hottest rate at which every cell of the frontier has runs of three seeds or more, and all of them live.
 hot: of the rates that every scheme at 100 blocks has three seeds or more at, hotter than cool, and at which plain at 100 blocks is
@@ -75,18 +76,24 @@ def _stands(found: Fates, lr: float) -> bool:
     return bool(fate_here) and (_uniform(found, other) == fate_here if other is not None else fate_here == "live")
 
 
+def _neighbour(here: Mapping[int, str], lr: float) -> float:
+    """The next rate of the lattice towards the edge of a cell whose first seeds ended so: hotter for the living, else colder."""
+    return rate(KNOWN[lr] + (1 if {here.get(seed) for seed in FIRST} - {None} == {"live"} else -1))
+
+
 def standing(rows: Iterable[Mapping[str, str]], lr: float) -> dict[tuple[str, int], dict[str, object]]:
     """What is known of each cell at a rate of the lattice: `counts` of fates over seeds 0-15, `n`, and `decided`.
 
-    decided: a fate, "" for a coin, or None where runs that the rule asks for are missing.
+    decided: a fate, "" for a coin, or None where runs that the rule asks for are missing. Empty for a rate off the lattice.
     """
     out = {}
+    if lr not in KNOWN:
+        return out
     for key, found in fates(rows).items():
         here = found.get(lr, {})
         counts = Counter(here.values())
-        first = {here.get(seed) for seed in FIRST}
-        neighbour = rate(KNOWN[lr] + (1 if first == {"live"} else -1))
-        asked = [here.get(seed) for seed in (*FIRST, *CONFIRMING)] + [found.get(neighbour, {}).get(seed) for seed in FIRST]
+        neighbour = found.get(_neighbour(here, lr), {})
+        asked = [here.get(seed) for seed in (*FIRST, *CONFIRMING)] + [neighbour.get(seed) for seed in FIRST]
         seen = set(asked)
         decided = "" if len(seen - {None}) > 1 else None if None in seen else seen.pop()
         out[key] = {"counts": dict(counts), "n": sum(counts.values()), "decided": decided}
@@ -98,10 +105,9 @@ def missing(rows: Iterable[Mapping[str, str]], lr: float) -> list[tuple[str, int
     out = []
     for (scheme, depth), found in fates(rows).items():
         here = found.get(lr, {})
-        seen = {here.get(seed) for seed in FIRST} - {None}
-        if len(seen) > 1:
+        if len({here.get(seed) for seed in FIRST} - {None}) > 1:
             continue
-        other = rate(KNOWN[lr] + (1 if seen == {"live"} else -1))
+        other = _neighbour(here, lr)
         out += [(scheme, depth, at, seed) for at, seeds in ((lr, (*FIRST, *CONFIRMING)), (other, FIRST)) for seed in seeds
                 if seed not in found.get(at, {})]  # fmt: skip
     return out

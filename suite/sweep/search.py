@@ -15,8 +15,8 @@ from suite.sweep import frontier
 from suite.sweep.plan import Selection, SelectionError, make_plan, protocol_named
 from suite.verdict.outcomes import DEAD, UNUSABLE
 
-RUNS = 45  # of a cell: about seven rates of 3 seeds and four with 5 more; 30 to 60 in results/frontier
-MS = 0.46  # a block and step on one of two busy cores, its held-out losses included: results/frontier/throughput.csv
+RUNS = 45  # of a cell: about seven rates of 3 seeds and four with 5 more; in results/frontier 24 to 67, not all of them at their end
+MS = 1.1  # a block and step of one worker: all seconds of results/frontier/throughput.csv over the blocks and steps of its runs
 
 
 def is_search(selection: Selection) -> bool:

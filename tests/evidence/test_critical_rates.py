@@ -150,6 +150,18 @@ def test_decided_needs_sixteen_runs_and_eight_at_the_neighbour():
     assert KNOWN[lr] == 16
 
 
+def test_a_cell_that_is_half_run_is_held_against_the_neighbour_that_will_be_asked_for():
+    """Three of sixteen seeds live at 16 and have lived at 17; that one died at 15, the colder side, says nothing of their edge."""
+    rows = [row("plain", 25, k, seed, "collapsed" if (k, seed) == (15, 0) else "survived") for k in (15, 16, 17) for seed in range(3)]
+    assert headline.standing(rows, rate(16))["plain", 25]["decided"] is None
+    assert {lr for _, _, lr, _ in headline.missing(rows, rate(16))} == {rate(16), rate(17)}
+
+
+def test_a_rate_of_ones_own_has_no_standing():
+    """`./run_all.sh --lrs 3e-3` is compared with the committed frontier, which has no such rate."""
+    assert headline.standing(frontier(), 3e-3) == {}
+
+
 def test_the_readmes_block_says_what_the_tables_hold(tmp_path):
     columns = {column.name: None for column in TABLES["runs"].columns}
     folder = tmp_path / "frontier"

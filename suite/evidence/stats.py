@@ -64,7 +64,7 @@ def _fit(z, n, died, penalty) -> np.ndarray:
     """(F, 2) coefficients of F fits by Fisher scoring on Firth's modified score, with steps halved until they climb. n, died: (F, N)."""
     from scipy.special import expit, log_expit
 
-    def parts(beta):
+    def parts(beta, n, died):
         """(penalised log likelihood, probabilities, weights, the inverse information's three entries)."""
         eta = beta[:, :1] + beta[:, 1:] * z
         p = expit(eta)
@@ -74,25 +74,22 @@ def _fit(z, n, died, penalty) -> np.ndarray:
         value = (died * log_expit(eta) + (n - died) * log_expit(-eta)).sum(1)
         return value + penalty / 2 * np.log(det), p, w, (s2 / det, -s1 / det, s0 / det)
 
-    beta = np.zeros((len(n), 2))
-    best, p, w, (i00, i01, i11) = parts(beta)
+    out, at = np.zeros((len(n), 2)), np.arange(len(n))  # at: the fits that still move
     for _ in range(STEPS):
+        beta, n_, died_ = out[at], n[at], died[at]
+        best, p, w, (i00, i01, i11) = parts(beta, n_, died_)
         leverage = w * (i00[:, None] + 2 * i01[:, None] * z + i11[:, None] * z**2)
-        pull = died - n * p + penalty * leverage * (0.5 - p)
+        pull = died_ - n_ * p + penalty * leverage * (0.5 - p)
         u0, u1 = pull.sum(1), pull @ z
         move = np.stack([i00 * u0 + i01 * u1, i01 * u0 + i11 * u1], 1)
         move *= np.minimum(1.0, LONGEST / np.maximum(np.abs(move).max(1), 1e-300))[:, None]
-        while True:
-            new = parts(beta + move)
-            falls = (new[0] < best) & (np.abs(move).max(1) > 1e-12)
-            if not falls.any():
-                break
+        while (falls := (parts(beta + move, n_, died_)[0] < best) & (np.abs(move).max(1) > 1e-12)).any():
             move[falls] /= 2
-        beta = beta + move
-        best, p, w, (i00, i01, i11) = new
-        if np.abs(move).max() < 1e-10:
+        out[at] = beta + move
+        at = at[np.abs(move).max(1) >= 1e-10]
+        if not len(at):
             break
-    return beta
+    return out
 
 
 def _shares(lr, dead):

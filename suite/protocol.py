@@ -20,12 +20,18 @@ def short_hash(letter: str, data: bytes, length: int) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One scheme of a protocol's plan. params as the registry parses them; writers "" = the scheme's legal default."""
+    """One scheme of a protocol's plan. params as the registry parses them; writers "" = the scheme's legal default.
+
+    depths, lrs, seeds: its own; () = the protocol's.
+    """
 
     scheme: str
     arm: str = "controlled"
     params: str = ""
     writers: str = ""
+    depths: tuple[int, ...] = ()
+    lrs: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class Protocol:
     lrs: tuple[float, ...] = ()
     seeds: tuple[int, ...] = (0,)
     unscored: tuple[float, ...] = ()  # rates whose runs get no samples and no FID
+    at_depth: tuple[tuple[int, str, int], ...] = ()  # (depth, setting, value) where a depth has another than the rest
     data: str = "digits"
     search: bool = False  # rates and seeds are looked for, round by round, until each cell's edge is known (suite/sweep/search.py)
 
@@ -86,13 +93,14 @@ class Protocol:
         """Steps of a run that nothing ends early: beyond the horizon, so that a crash just before it can be confirmed."""
         return self.horizon + self.window
 
-    def at(self, lr: float) -> Protocol:
-        """This protocol for the runs of one learning rate."""
-        return replace(self, fid_samples=0) if lr in self.unscored else self
+    def at(self, depth: int, lr: float) -> Protocol:
+        """This protocol for the runs of one depth and learning rate."""
+        own = {name: value for at, name, value in self.at_depth if at == depth}
+        return replace(self, **{"fid_samples": 0} if lr in self.unscored else {}, **own)
 
     def settings(self) -> dict[str, object]:
         """What goes into run ids: all but the plan and the prose."""
-        plan = ("purpose", "group_blocks", "cells", "depths", "lrs", "seeds", "data", "search", "unscored")
+        plan = ("purpose", "group_blocks", "cells", "depths", "lrs", "seeds", "data", "search", "unscored", "at_depth")
         return {k: v for k, v in asdict(self).items() if k not in plan}
 
 
@@ -107,19 +115,26 @@ def _presets() -> dict[str, Protocol]:
     )
     anatomy = Protocol(
         "anatomy",
-        3,
-        "plain against the stabilisers through the collapse and 500 steps beyond it, with the audit",
+        4,
+        "plain and MV-Split below their edges for 3,000 steps: how often healthy runs die, and how, with the audit",
         horizon=3000,
         after_crash=500,
-        audit_every=25,
+        audit_every=50,
         audit_full=("plain", "mvsplit"),
-        quality_at=(600, 1200, 1800, 2400, 3000),
+        quality_at=(1000, 2000, 3000),
         fid_samples=256,
         probe=True,
         depths=(100,),
-        lrs=(3.5e-3,),
-        seeds=(0, 1, 2),
-        cells=(*(Cell(s) for s in ("plain", "mvsplit", "layerscale", "rezero", "deepnorm")), Cell("mvsplit", params="sites=attn")),
+        lrs=(5.35e-3,),
+        unscored=(4.65e-3, 6.15e-3, 7.08e-3, 8.14e-3, 9.36e-3),  # FID where plain and MV-Split meet
+        seeds=tuple(range(8)),
+        cells=(  # rates: the two of the lattice below each edge, by the rule in suite/evidence/hazard.py
+            Cell("plain", lrs=(5.35e-3, 4.65e-3)),
+            Cell("mvsplit", lrs=(6.15e-3, 5.35e-3)),
+            Cell("plain", depths=(50,), lrs=(7.08e-3, 6.15e-3)),
+            Cell("mvsplit", depths=(50,), lrs=(9.36e-3, 8.14e-3)),
+            Cell("mvsplit", params="sites=attn", seeds=(0, 1, 2)),
+        ),
     )
     return {
         p.name: p
@@ -136,8 +151,18 @@ def _presets() -> dict[str, Protocol]:
             anatomy,
             replace(
                 anatomy, name="anatomy64", purpose="the same with 64 image tokens, which leave more room for amplification",
-                patch=1, horizon=1000, quality_at=(), probe=False, fid_samples=0, audit_full=(), depths=(100,),
-                cells=(Cell("plain"), Cell("mvsplit")),
+                patch=1, horizon=1000, quality_at=(), probe=False, fid_samples=0, audit_full=(), depths=(50,), lrs=(4.05e-3,),
+                seeds=(0, 1, 2), unscored=(), cells=(Cell("plain"), Cell("mvsplit")),
+            ),
+            Protocol(
+                "deep", 3, "400 and 1000 blocks, the paper's own depths, at a small width", horizon=600, depths=(400,),
+                lrs=(1.52e-3, 3.06e-3, 4.05e-3), seeds=(0, 1, 2), at_depth=((1000, "horizon", 300), (1000, "fid_samples", 80)),
+                cells=(
+                    *(Cell(scheme) for scheme in ("plain", "mvsplit", "layerscale")),
+                    *(Cell(scheme, params=params, depths=(1000,), lrs=(3.06e-3,), seeds=(0,))
+                      for scheme, params in (("plain", ""), ("mvsplit", "beta=1"), ("layerscale", ""), ("mvsplit", "beta=0.03"))),
+                    *(Cell(scheme) for scheme in ("rezero", "deepnorm")),
+                ),
             ),
             Protocol(
                 "stdinit", 3, "App. B: 128 blocks, standard init, no gates: there collapsed from the start, as a front over depth",
@@ -196,5 +221,6 @@ class Run:
     def from_json(text: str) -> Run:
         raw = json.loads(text)
         tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["protocol"].items()}
-        tuples["cells"] = tuple(Cell(**c) for c in tuples["cells"])
+        tuples["cells"] = tuple(Cell(**{k: tuple(v) if isinstance(v, list) else v for k, v in c.items()}) for c in tuples["cells"])
+        tuples["at_depth"] = tuple(map(tuple, tuples["at_depth"]))
         return Run(**raw | {"protocol": Protocol(**tuples)})

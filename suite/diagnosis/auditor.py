@@ -7,7 +7,7 @@ import numpy as np
 from suite.diagnosis.sidepass import anchor_layers, audit_step
 from suite.training.trainer import REPLAY_BEFORE, Trainer
 from suite.verdict.crash import Verdict
-from suite.verdict.signature import SIGNATURE_LATE
+from suite.verdict.signature import SIGNATURE_EARLY, SIGNATURE_LATE
 
 REPLAY_AFTER = SIGNATURE_LATE  # steps; the transition takes about ten in the paper's published trace
 FULL_EVERY = 4  # a run audited at full depth looks at all layers at every fourth stride; they cost 8 times the anchors
@@ -90,7 +90,8 @@ class Auditor:
             return "the replay around the crash differs from the run; its window is left out"
         dense = {row["step"] for row in rows}
         keep = [row for row in log.get("audit", []) if row["step"] not in dense]
-        log["audit"] = keep + [row for row in rows if row["segment"] == "all" or not self.full]
+        apart = range(0) if self.full else range(crash - SIGNATURE_EARLY, last + 1)  # image and caption tokens, where it happens
+        log["audit"] = keep + [row for row in rows if row["segment"] == "all" or row["step"] in apart]
         return ""
 
 

@@ -42,8 +42,8 @@ def run_of(row: dict[str, str]) -> Run:
         raise ValueError(f"was made under {row['protocol']} v{row['protocol_version']}, which this code no longer has")
     entry = registry.get(row["scheme"], row["arm"])
     return Run(
-        protocol.at(float(row["lr"])), row["scheme"], row["arm"], row["params"], row["writers"], int(row["depth"]), float(row["lr"]),
-        int(row["seed"]), row["data"], row["data_digest"], entry.code_digest, row["compiled"] == "true",
+        protocol.at(int(row["depth"]), float(row["lr"])), row["scheme"], row["arm"], row["params"], row["writers"],
+        int(row["depth"]), float(row["lr"]), int(row["seed"]), row["data"], row["data_digest"], entry.code_digest, row["compiled"] == "true",
     )  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def _lacks(row: dict[str, str], parts: Parts) -> list[str]:
     p, curve = PROTOCOLS.get(row["protocol"]), parts.rows("curves", row)
     if p is None or str(p.version) != row["protocol_version"] or not curve:
         return []  # a curve that is gone is said by its digest
-    p = p.at(float(row["lr"]))
+    p = p.at(int(row["depth"]), float(row["lr"]))
     last = int(curve[-1]["step"])
     whole = all(math.isfinite(float(curve[-1][name] or "nan")) for name in ("loss", "grad_norm"))
     updates = last if whole else last - 1  # the update of a step that is not finite was withheld

@@ -45,28 +45,32 @@ def make_plan(selection: Selection) -> list[Run]:
         import suite.sweep.execute  # noqa: F401  with all that trains, so that a plugin that replaces a part of it is found out
     for plugin in selection.plugins:
         registry.load_plugin(Path(plugin))
-    cells = [_resolve(cell) for cell in _cells(protocol, selection)]
+    cells = [(cell, _resolve(cell)) for cell in _cells(protocol, selection)]
+    planned = {depth for cell, _ in cells for depth in cell.depths or protocol.depths}
+
+    def depths_of(cell: Cell) -> tuple[int, ...]:
+        """The cell's own depths; of --depths those, and those that no cell has."""
+        own = cell.depths or protocol.depths
+        return tuple(d for d in selection.depths if d in own or d not in planned) if selection.depths else own
+
     source = protocol.data if selection.data is None else selection.data
     _check_cells("--data", data=source)
     digest = _digest(source, protocol)
     compiled = protocol.compiled and bool(environment.compiler())
-    depths, lrs, seeds = (
-        selection.depths or protocol.depths, selection.lrs or protocol.lrs, selection.seeds or protocol.seeds
-    )  # fmt: skip
     from suite.sweep.tryout import SchemeError, try_out
 
-    for scheme, arm, params, writers, _ in cells:
+    for cell, (scheme, arm, params, writers, _) in cells:
         _check_cells(f"scheme {scheme}", scheme=scheme, arm=arm, params=params, writers=writers)
         try:
-            try_out(scheme, arm, params, max(depths))
+            try_out(scheme, arm, params, max(depths_of(cell), default=1))
         except SchemeError as error:
             raise SelectionError(str(error)) from error
     runs = [
-        Run(protocol.at(lr), scheme, arm, params, writers, depth, lr, seed, source, digest, code, compiled)
-        for scheme, arm, params, writers, code in cells
-        for depth in depths
-        for lr in lrs
-        for seed in seeds
+        Run(protocol.at(depth, lr), scheme, arm, params, writers, depth, lr, seed, source, digest, code, compiled)
+        for cell, (scheme, arm, params, writers, code) in cells
+        for depth in depths_of(cell)
+        for lr in selection.lrs or cell.lrs or protocol.lrs
+        for seed in selection.seeds or cell.seeds or protocol.seeds
     ]
     runs = list({run.run_id: run for run in runs}.values())
     i, n = selection.shard

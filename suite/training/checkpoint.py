@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-KEEP = 5  # enough to replay a window of 30 steps before a crash that took 50 + 10 steps to confirm, at one every 50 steps
+KEEP = 5  # enough to replay a window of 60 steps before a crash that took 50 + 10 steps to confirm, at one every 50 steps
 
 
 class CheckpointWarning(UserWarning):

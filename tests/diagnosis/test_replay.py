@@ -14,7 +14,7 @@ from suite.training.step import TrainStep
 from suite.training.trainer import REPLAY_BEFORE, Trainer
 from suite.verdict.signature import of_audit
 
-LONG = {"horizon": 54, "checkpoint_every": 12, "depth": 2}  # checkpoints at 12, 24, ..., 60
+LONG = {"horizon": 84, "checkpoint_every": 20, "depth": 2}  # 90 steps, checkpoints at 0, 20, ..., 80
 
 
 def test_a_replayed_window_is_the_run_byte_for_byte(start):
@@ -28,25 +28,25 @@ def test_a_replayed_window_is_the_run_byte_for_byte(start):
     trainer.train(before_update=look)
     values, seconds = trainer.state.flat.values.clone(), dict(trainer.clock.seconds)
     curve, evals = list(trainer.state.curve), list(trainer.state.evals)
-    assert auditor.replay(crash_at(45)) == ""
-    first = 45 - REPLAY_BEFORE
-    assert (first, trainer.state.step) == (15, 60)
+    assert auditor.replay(crash_at(75)) == ""
+    first = 75 - REPLAY_BEFORE
+    assert (first, trainer.state.step) == (15, 90)
     assert torch.equal(trainer.state.flat.values, values)
     window = [r for r in trainer.state.log["audit"] if r["window"]]
-    assert json.dumps(window) == json.dumps([row for step in range(first, 61) for row in rows[step]])
+    assert json.dumps(window) == json.dumps([row for step in range(first, 91) for row in rows[step] if row["segment"] == "all" or step >= 75 - 10])
     assert {r["step"] for r in trainer.state.log["audit"] if not r["window"]} == {1, 10}  # the rest is in the window
     assert trainer.state.curve == curve and trainer.state.evals == evals
-    assert trainer.clock.counts["replay"] == 46 and trainer.clock.seconds["replay"] > 0
+    assert trainer.clock.counts["replay"] == 76 and trainer.clock.seconds["replay"] > 0
     assert {k: v for k, v in trainer.clock.seconds.items() if k != "replay"} == seconds
 
 
-def test_a_window_ends_30_steps_behind_the_crash_and_keeps_every_segment(start):
+def test_a_window_ends_30_steps_behind_the_crash_and_keeps_the_segments_where_it_happens(start):
     trainer = start(audit_every=50, horizon=36, checkpoint_every=20, depth=2)
     trainer.train(before_update=Auditor(trainer).before_update)
     assert Auditor(trainer).replay(crash_at(8)) == ""
     window = [r for r in trainer.state.log["audit"] if r["window"]]
     assert {r["step"] for r in window} == set(range(1, 8 + REPLAY_AFTER + 1))
-    assert {r["segment"] for r in window} == {"all", "image", "caption"}
+    assert all({r["segment"] for r in window if r["step"] == step} == {"all", "image", "caption"} for step in (1, 38))
     rows = trainer.state.log["audit"]
     assert len({(r["step"], r["layer"], r["site"], r["segment"]) for r in rows}) == len(rows)
 
@@ -75,10 +75,10 @@ def test_a_replay_that_differs_is_refused(start):
 
             trainer.restore = changed
         curve, log = list(trainer.state.curve), json.dumps(trainer.state.log)
-        assert "differs" in Auditor(trainer).replay(crash_at(45))
+        assert "differs" in Auditor(trainer).replay(crash_at(75))
         assert trainer.state.curve == curve and json.dumps(trainer.state.log) == log  # nothing of the window is kept
     trainer.restore = restore
-    assert Auditor(trainer).replay(crash_at(45)) == ""
+    assert Auditor(trainer).replay(crash_at(75)) == ""
 
 
 def test_a_replay_without_a_checkpoint_is_refused(start):
@@ -99,19 +99,19 @@ def test_a_real_crash_by_a_learning_rate_without_measure_is_replayed(start):
 
 
 def test_a_crashed_runs_record(start, data, tmp_path, monkeypatch):
-    """From training to the rows: a verdict of collapse at step 45 once the run is long enough."""
+    """From training to the rows: a verdict of collapse at step 75 once the run is long enough."""
     trainer = start(audit_every=10, **LONG)
-    monkeypatch.setattr(TrainStep, "loss", loud(TrainStep.loss, {25: 50, 40: 80}))
+    monkeypatch.setattr(TrainStep, "loss", loud(TrainStep.loss, {25: 50, 70: 80}))
     monkeypatch.setattr(execute, "load_data", lambda name: data)
-    alive, judge = crash_at(None), lambda self: crash_at(45) if len(self.state.curve) > 55 else alive
+    alive, judge = crash_at(None), lambda self: crash_at(75) if len(self.state.curve) > 85 else alive
     monkeypatch.setattr(Trainer, "judge", lambda self: replace(judge(self), confirmed=False))
     run = replace(trainer.run, protocol=replace(trainer.run.protocol, fid_samples=0))
     record = execute.execute(run, tmp_path / "results", "digits")
-    assert (record["run"]["crash_step"], record["run"]["reason"], record["run"]["last_step"]) == (45, "", 60)
+    assert (record["run"]["crash_step"], record["run"]["reason"], record["run"]["last_step"]) == (75, "", 90)
     assert record["run"]["state"] in ("mean_dominated", "mean_free", "other")
-    assert {r["step"] for r in record["audit"] if r["window"]} == set(range(15, 61))
-    assert record["run"]["mms_signature"] is of_audit(record["audit"], 45, deep_from=1) is not None
-    assert {(r["step"], r["recovered"]) for r in record["spikes"]} == {(25, True), (40, False)}
+    assert {r["step"] for r in record["audit"] if r["window"]} == set(range(15, 91))
+    assert record["run"]["mms_signature"] is of_audit(record["audit"], 75, deep_from=1) is not None
+    assert {(r["step"], r["recovered"]) for r in record["spikes"]} == {(25, True), (70, False)}
     json.dumps(record)
     phases = {r["phase"]: r["count"] for r in record["throughput"]}
-    assert phases["audit"] == 7 and phases["replay"] == 46
+    assert phases["audit"] == 10 and phases["replay"] == 76

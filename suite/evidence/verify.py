@@ -15,7 +15,7 @@ from suite.evidence.recompute import model_cells, real_row_problems
 from suite.evidence.report import readme_differs
 from suite.protocol import PROTOCOLS, Run
 from suite.records.completeness import REPLAYED, Parts, check_parts, is_picture
-from suite.records.tables import TABLES, Store, TableError, check_folder, picture_path, read_rows, table_path
+from suite.records.tables import TABLES, Store, TableError, check_folder, picture_path, table_files
 from suite.sweep.groups import group_id, group_order
 from suite.verdict import crash
 from suite.verdict.outcomes import fate
@@ -43,7 +43,8 @@ def run_of(row: dict[str, str]) -> Run:
     entry = registry.get(row["scheme"], row["arm"])
     return Run(
         protocol.at(int(row["depth"]), float(row["lr"])), row["scheme"], row["arm"], row["params"], row["writers"],
-        int(row["depth"]), float(row["lr"]), int(row["seed"]), row["data"], row["data_digest"], entry.code_digest, row["compiled"] == "true",
+        int(row["depth"]), float(row["lr"]), int(row["seed"]), row["data"], row["data_digest"], entry.code_digest,
+        row["compiled"] == "true",
     )  # fmt: skip
 
 
@@ -234,15 +235,14 @@ def _compare(folder: Path, row: dict[str, str], new_folder: Path, new: dict[str,
 
 
 def _early(folder: Path, row: dict[str, str]) -> list[float]:
-    path = table_path(folder, TABLES["curves"], row["scheme"], row["depth"])
-    return [float(p["loss"]) for p in read_rows(path, TABLES["curves"]) if p["run_id"] == row["run_id"]][:EARLY]
+    return [float(p["loss"]) for p in Parts(folder).rows("curves", row)][:EARLY]
 
 
 def _lines(folder: Path, row: dict[str, str]) -> dict[str, list[str]]:
     """Every line of a run in every table but throughput.csv, as text."""
     out = {}
     for name, table in TABLES.items():
-        path = table_path(folder, table, row["scheme"], row["depth"])
-        if name != "throughput" and path.exists():
-            out[name] = [line for line in path.read_text().splitlines() if line.startswith(row["run_id"] + ",")]
+        if name != "throughput":
+            texts = [path.read_text() for path in table_files(folder, table, row["scheme"], row["depth"])]
+            out[name] = [line for text in texts for line in text.splitlines() if line.startswith(row["run_id"] + ",")]
     return {name: lines for name, lines in out.items() if lines}

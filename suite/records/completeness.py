@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from suite.protocol import PROTOCOLS, Protocol
-from suite.records.tables import REAL, TABLES, Store, TableError, picture_path, read_rows, table_path
+from suite.records.tables import REAL, TABLES, Store, TableError, picture_path, rows_of, table_path
 
 PNG = b"\x89PNG\r\n\x1a\n"
 REPLAYED = ("collapsed", "degraded", "nonfinite")  # outcomes whose crash an audited run goes over at every step
@@ -51,7 +51,7 @@ class Parts:
         path = table_path(self.folder, TABLES[name], row["scheme"], row["depth"])
         if path not in self.files:
             self.files[path] = defaultdict(list)
-            for line in read_rows(path, TABLES[name]) if path.exists() else []:
+            for line in rows_of(self.folder, TABLES[name], row["scheme"], row["depth"]):
                 self.files[path][line["run_id"]].append(line)
         return self.files[path]
 

@@ -25,7 +25,8 @@ _PATTERNS = {
     "boolean": re.compile(r"true|false"),
 }
 _SCHEME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
-SPREAD = re.compile(rf"({_SCHEME})-L([1-9][0-9]*)\.csv")
+SPREAD = re.compile(rf"({_SCHEME})-L([1-9][0-9]*)(?:\.([A-Za-z0-9_]+))?\.csv")  # scheme, depth, run id of a part
+LARGEST = 10_000_000  # bytes of a file (design, section 5); a spread table's file that would be larger is one file a run
 _RESTORE = "restore the file (git checkout, or delete it and run again)"
 
 
@@ -149,14 +150,33 @@ def table_path(folder, table: Table, scheme: str | None = None, depth: int | str
     return Path(folder) / table.path.format(scheme=scheme, depth=depth)
 
 
-def table_files(folder, table: Table) -> list[Path]:
-    """The existing files of a table, by scheme and depth where it is spread."""
+def table_files(folder, table: Table, scheme: str | None = None, depth: int | str | None = None) -> list[Path]:
+    """The existing files of a table (those of a scheme or depth), by scheme, depth and run where it is spread."""
     if "{" not in table.path:
         path = Path(folder) / table.path
         return [path] if path.exists() else []
     found = [(match, path) for path in (Path(folder) / table.path).parent.glob("*.csv")
-             if (match := SPREAD.fullmatch(path.name))]
-    return [path for match, path in sorted(found, key=lambda item: (item[0][1], int(item[0][2])))]
+             if (match := SPREAD.fullmatch(path.name)) and scheme in (None, match[1]) and str(depth) in ("None", match[2])]
+    return [path for match, path in sorted(found, key=lambda item: (item[0][1], int(item[0][2]), item[0][3] or ""))]
+
+
+def rows_of(folder, table: Table, scheme: str | None = None, depth: int | str | None = None) -> list[dict[str, str]]:
+    """The rows of a table (those of a scheme or depth) as text; none where there is no file."""
+    return [row for rows in _by_file(table_files(folder, table, scheme, depth), table).values() for row in rows]
+
+
+def _by_file(files: list[Path], table: Table) -> dict[Path, list[dict[str, str]]]:
+    """The rows of each file. A write that was killed as it split a file or joined its parts leaves rows twice: a run's own file counts."""
+    rows = {path: read_rows(path, table) for path in files}
+    own = {match[3] for path in files if "{" in table.path and (match := SPREAD.fullmatch(path.name))} - {None}
+    return {path: [row for row in lines if row["run_id"] not in own or _part_of(path) == row["run_id"]] if own else lines
+            for path, lines in rows.items()}
+
+
+def _part_of(path: Path) -> str | None:
+    """The run that a file of a spread table is a part for; None for one of many runs."""
+    match = SPREAD.fullmatch(path.name)
+    return match[3] if match else None
 
 
 # ---- the data package
@@ -295,11 +315,26 @@ def write_rows(path, table: Table, rows) -> None:
 
 
 def put_rows(path, table: Table, rows, drop_run_ids=()) -> None:
-    """Replace all rows of the runs in `rows` and `drop_run_ids`; every other row keeps its text."""
+    """Replace all rows of the runs in `rows` and `drop_run_ids`; every other row keeps its text. path: as `table_path` gives it.
+
+    A spread table's file that would pass LARGEST is written as one file for each run instead, whatever came first.
+    """
     path, new = Path(path), as_text(path, table, rows)
     replaced = {row["run_id"] for row in new} | set(drop_run_ids)
-    kept = [row for row in read_rows(path, table) if row["run_id"] not in replaced] if path.exists() else []
-    _write(path, table, kept + new)
+    match = SPREAD.fullmatch(path.name) if "{" in table.path else None
+    files = table_files(_folder(path, table), table, *(match.groups()[:2] if match else ()))
+    all_rows = [row for rows in _by_file(files, table).values() for row in rows if row["run_id"] not in replaced] + new
+    if match is None or len(render(table, all_rows)) <= LARGEST:
+        parts = {path: all_rows}
+    else:
+        parts = {path.with_name(f"{path.stem}.{run_id}.csv"): [] for run_id in sorted({row["run_id"] for row in all_rows})}
+        for row in all_rows:
+            parts[path.with_name(f"{path.stem}.{row['run_id']}.csv")].append(row)
+    for part, lines in parts.items():
+        _write(part, table, lines)
+    for old in files:
+        if old not in parts:
+            _write(old, table, [])
 
 
 def _write(path: Path, table: Table, rows: list[dict[str, str]]) -> None:

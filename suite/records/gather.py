@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from suite.records.schema import TABLES
-from suite.records.tables import REAL, Store, TableError, curve_digest, put_rows, read_rows, table_files, table_path, write_package
+from suite.records.tables import REAL, Store, TableError, curve_digest, put_rows, rows_of, table_path, write_package
 
 CLOCK = "throughput"  # the one table that differs between repeats of a run
 
@@ -64,9 +64,8 @@ def _read(folder: Path) -> Runs:
     """Every run of a protocol's folder that has a row in runs.csv; none where there is no such table."""
     rows: dict[str, dict[str, list]] = defaultdict(lambda: {name: [] for name in TABLES})
     for name, table in TABLES.items():  # runs.csv first: a sweep that is at work here writes it last
-        for path in table_files(folder, table):
-            for row in read_rows(path, table):
-                rows[row["run_id"]][name].append(row)
+        for row in rows_of(folder, table):
+            rows[row["run_id"]][name].append(row)
     found = {run_id: Found(folder, tables) for run_id, tables in rows.items() if tables["runs"] or run_id == REAL}
     for run_id, run in found.items():
         cells = [(row["step"], row["loss"], row["grad_norm"]) for row in run.rows["curves"]]

@@ -25,6 +25,7 @@ from suite.records.csvfile import (
     put_rows,
     read_rows,
     render,
+    rows_of,
     sort_rows,
     table_files,
     table_path,
@@ -36,7 +37,8 @@ from suite.records.schema import OF_NO_RUN, SCHEMA_VERSION, TABLES, Table
 from suite.verdict.outcomes import fate
 
 __all__ = ["SCHEMA_VERSION", "TABLES", "Store", "TableError", "check_folder", "compare", "curve_digest", "format_table",
-           "format_value", "put_rows", "picture_path", "read", "read_rows", "table_files", "table_path", "write_package", "write_rows"]
+           "format_value", "put_rows", "picture_path", "read", "read_rows", "rows_of", "table_files", "table_path", "write_package",
+           "write_rows"]
 
 RUNS, CURVES = TABLES["runs"], TABLES["curves"]
 REAL = "real"  # run_id of the real-against-real row of quality.csv, which belongs to no run
@@ -55,10 +57,7 @@ def read(folder, name: str, scheme: str | None = None, depth: int | None = None)
     files = table_files(folder, table)
     if name == "runs" and not files:
         raise TableError(folder / table.path, "no such table", "run something first, or check the --results folder")
-    if "{" in table.path:
-        files = [path for path, match in ((path, SPREAD.fullmatch(path.name)) for path in files)
-                 if scheme in (None, match[1]) and depth in (None, int(match[2]))]
-    rows = [row for path in files for row in read_rows(path, table)]
+    rows = rows_of(folder, table, *((scheme, depth) if "{" in table.path else ()))
     frame = {}
     for column in table.columns:
         cells = [row[column.name] for row in rows]
@@ -148,8 +147,8 @@ class Store:
         """Runs that ended as planned (collapses included) and whose committed curve is the one their row was written for."""
         done = [row for row in self.runs() if row["status"] == "done"]
         digests = {}
-        for path in {table_path(self.folder, CURVES, row["scheme"], row["depth"]) for row in done}:
-            digests |= _digests(read_rows(path, CURVES)) if path.exists() else {}
+        for scheme, depth in {(row["scheme"], row["depth"]) for row in done}:
+            digests |= _digests(rows_of(self.folder, CURVES, scheme, depth))
         return {row["run_id"] for row in done if digests.get(row["run_id"]) == row["curve_digest"]}
 
     def failed_ids(self) -> set[str]:
@@ -229,13 +228,15 @@ def check_folder(folder) -> list[str]:
     runs = {row["run_id"]: row for row in rows[runs_path][1]}
     for path, (table, side) in rows.items():
         problems += _check_side(path, table, side, runs)
-    digests = {i: d for table, side in rows.values() if table is CURVES for i, d in _digests(side).items()}
+    by_run = defaultdict(lambda: defaultdict(list))
+    for table, side in rows.values():
+        for row in side if table.name not in OF_NO_RUN else ():
+            by_run[row["run_id"]][table.name].append(row)
     for run_id, row in runs.items():
         where = f"{runs_path}: run {run_id}"
-        if row["curve_digest"] != digests.get(run_id, ""):
-            problems.append(f"{where}: curve {'differs from its digest' if run_id in digests else 'is missing'}; run it again")
-        own = {table.name: table_rows for path, (table, table_rows) in rows.items()
-               if "{" not in table.path or SPREAD.fullmatch(path.name).groups() == (row["scheme"], row["depth"])}
+        own = by_run[run_id]
+        if row["curve_digest"] != _digests(own[CURVES.name]).get(run_id, ""):
+            problems.append(f"{where}: curve {'differs from its digest' if own[CURVES.name] else 'is missing'}; run it again")
         if row["rows_digest"] != Store(folder).digest(row, own):
             problems.append(f"{where}: a cell of it in some table, or its picture, differs from its digest; run it again")
         if (row["status"] == "done") != bool(row["outcome"]):
@@ -248,9 +249,9 @@ def _check_side(path: Path, table: Table, side, runs) -> list[str]:
     ids = {row["run_id"] for row in side} - ({REAL} if table.name == "quality" else set())
     problems = [f"{path}: rows of run {i}, which is not in runs.csv; run it again or drop them" for i in sorted(ids - runs.keys())]
     if "{" in table.path:
-        scheme, depth = SPREAD.fullmatch(path.name).groups()
+        scheme, depth, part = SPREAD.fullmatch(path.name).groups()
         problems += [f"{path}: run {i} belongs to another file ({runs[i]['scheme']}, depth {runs[i]['depth']}); run it again"
-                     for i in sorted(ids & runs.keys()) if (runs[i]["scheme"], runs[i]["depth"]) != (scheme, depth)]
+                     for i in sorted(ids & runs.keys()) if (runs[i]["scheme"], runs[i]["depth"], part or i) != (scheme, depth, i)]
     return problems + [f"{path}: run {row['run_id']} has a fid although its status is {row['fid_status']}; leave it empty"
                        for row in side if row.get("fid") and row["fid_status"] != "ok"]
 

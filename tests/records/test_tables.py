@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -405,3 +406,48 @@ def test_written_files_read_back(tmp_path_factory, rows):
     assert path.read_bytes() == before
     with open(path, newline="", encoding="utf-8") as file:
         assert list(csv.DictReader(file)) == back
+
+
+def spread(folder, order, monkeypatch, limit):
+    """Three runs of one scheme and depth added in an order, where a file may have `limit` bytes; the files by name."""
+    monkeypatch.setattr(csvfile, "LARGEST", limit)
+    store = Store(folder)
+    for run_id in order:
+        store.add(record(run_id))
+    return {path.name: path.read_bytes() for path in sorted((folder / "curves").iterdir())}
+
+
+def test_a_file_that_would_be_too_large_is_one_file_a_run_in_whatever_order(tmp_path, monkeypatch):
+    whole = spread(tmp_path / "whole", "abc", monkeypatch, 10**7)
+    (joint,) = whole
+    limit = len(whole[joint]) - 1
+    one, two = (spread(tmp_path / order, order, monkeypatch, limit) for order in ("abc", "cab"))
+    assert one == two and list(one) == [joint.replace(".csv", f".{run_id}.csv") for run_id in "abc"]
+    assert spread(tmp_path / "fits", "abc", monkeypatch, limit + 1) == whole
+    for folder in (tmp_path / "whole", tmp_path / "abc"):
+        assert not check_folder(folder) and Store(folder).done_ids() == set("abc")
+    pd.testing.assert_frame_equal(read(tmp_path / "whole", "curves"), read(tmp_path / "abc", "curves"))
+    monkeypatch.setattr(csvfile, "LARGEST", 10**7)
+    Store(tmp_path / "abc").add(record("b"))  # what fits again is joined again
+    assert {path.name: path.read_bytes() for path in (tmp_path / "abc" / "curves").iterdir()} == whole
+
+
+def test_a_split_that_was_killed_half_way_costs_nothing(tmp_path, monkeypatch):
+    folder = tmp_path / "killed"
+    whole = spread(folder, "abc", monkeypatch, 10**7)
+    (joint,) = whole
+    parts = spread(tmp_path / "other", "abc", monkeypatch, 10)
+    name = sorted(parts)[0]
+    (folder / "curves" / name).write_bytes(parts[name])  # a's own file is there, and the joint one not yet gone
+    before = read(tmp_path / "other", "curves")
+    pd.testing.assert_frame_equal(read(folder, "curves").sort_values(["run_id", "step"], ignore_index=True), before)
+    assert Store(folder).done_ids() == set("abc") and check_folder(folder)
+    monkeypatch.setattr(csvfile, "LARGEST", 10**7)
+    Store(folder).add(record("b"))
+    assert not check_folder(folder) and {path.name for path in (folder / "curves").iterdir()} == {joint}
+
+
+def test_a_part_that_holds_another_run_is_named(tmp_path, monkeypatch):
+    parts = sorted(spread(tmp_path, "abc", monkeypatch, 10))
+    (tmp_path / "curves" / parts[0]).rename(tmp_path / "curves" / parts[0].replace(".a.", ".zz."))
+    assert any("belongs to another file" in line and ".zz." in line for line in check_folder(tmp_path))

@@ -2,7 +2,8 @@
 
 A cell is a scheme at a depth. All rates lie on one lattice, so that cells share them. The search looks at every second point with a
 few seeds until the edge is between two of them, with one more point on each side to notice a cell that is not monotone, and then at every
-point of the edge with more seeds, unless it is so wide that half of the runs is no edge. It is a pure function of what is known, so a search that was stopped goes on where it was.
+point of the edge with more seeds, unless it is so wide that half of the runs is no edge. It is a pure function of what is known, so a
+search that was stopped goes on where it was.
 """
 
 from __future__ import annotations

@@ -1,0 +1,119 @@
+"""How often healthy runs die below their edge, and the critical rates of the longer horizon, from the anatomy's runs.
+
+A run is healthy while its held-out loss, measured every so many steps, is below 0.45 c. The hazard is deaths of healthy runs over
+healthy steps; its interval is the exact one of a Poisson count (Garwood, Biometrika 28, 1936), which takes the hazard as constant.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from suite.evidence.edges import PRIMARY, cells, edges, judged
+from suite.evidence.stats import LEVEL, Critical, critical
+from suite.records.completeness import Parts
+from suite.sweep.frontier import KNOWN
+from suite.verdict.outcomes import DEAD
+
+HEALTHY = 0.45  # of c; issue 15: the digits' best is about 0.32
+BEFORE = 10  # steps before the crash step in which a measurement belongs to the event already (suite.verdict.signature)
+PER = 1000  # healthy steps to which a hazard is given
+
+Rows = Sequence[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Risk:
+    """A cell at one rate: runs, the dead among them, the dead that were healthy, healthy steps, and deaths in PER healthy steps."""
+
+    scheme: str
+    params: str
+    depth: int
+    lr: float
+    runs: int
+    dead: int
+    healthy_dead: int
+    healthy_steps: int
+
+    @property
+    def hazard(self) -> tuple[float, float, float]:
+        """(deaths in PER healthy steps, low, high); nan, 0 and inf where no step was healthy."""
+        low, high = poisson_interval(self.healthy_dead)
+        return tuple(PER * n / self.healthy_steps if self.healthy_steps else bare for n, bare in
+                     ((self.healthy_dead, float("nan")), (low, 0.0), (high, float("inf"))))  # fmt: skip
+
+
+def poisson_interval(n: int, level: float = LEVEL) -> tuple[float, float]:
+    """The exact two-sided interval of the mean of a Poisson count n; for 0 it is [0, 3.69] at 95 %."""
+    from scipy.stats import chi2
+
+    tail = (1 - level) / 2
+    return (float(chi2.ppf(tail, 2 * n) / 2) if n else 0.0), float(chi2.ppf(1 - tail, 2 * n + 2) / 2)
+
+
+def healthy_steps(row: dict[str, str], evals: Rows) -> int:
+    """Steps of a run behind a held-out loss below HEALTHY c, each until the next measurement, the run's crash or its horizon."""
+    end = int(row["crash_step"] or 0) - 1 if row["outcome"] in DEAD else min(int(row["last_step"]), int(row["horizon"]))
+    at = [(int(line["step"]), _well(row, line)) for line in evals if int(line["step"]) < end]
+    stops = [*(step for step, _ in at), end][1:]
+    return sum(stop - step for (step, well), stop in zip(at, stops, strict=True) if well)
+
+
+def died_healthy(row: dict[str, str], evals: Rows) -> bool:
+    """Whether a run is dead and was healthy at the last measurement that lies before the event."""
+    if row["outcome"] not in DEAD:
+        return False
+    before = [line for line in evals if int(line["step"]) < int(row["crash_step"]) - BEFORE]
+    return bool(before) and _well(row, before[-1])
+
+
+def _well(row: dict[str, str], line: dict[str, str]) -> bool:
+    return float(line["heldout_loss"] or "nan") < HEALTHY * float(row["constant_loss"])
+
+
+def risks(rows: Iterable[dict[str, str]], parts: Parts) -> list[Risk]:
+    """One entry for each cell and rate, the schemes in the project's order, rates from cold to hot."""
+    out = []
+    for cell, mine in cells(rows).items():
+        at = defaultdict(list)
+        for row in mine:
+            at[float(row["lr"])].append((row, parts.rows("evals", row)))
+        for lr, runs in sorted(at.items()):
+            out.append(Risk(
+                cell[0], cell[2], int(cell[-1]), lr, len(runs), sum(row["outcome"] in DEAD for row, _ in runs),
+                sum(died_healthy(*run) for run in runs), sum(healthy_steps(*run) for run in runs),
+            ))  # fmt: skip
+    return out
+
+
+def rates_below(frontier: Rows) -> dict[tuple[str, int], tuple[float, ...]]:
+    """(scheme, depth) -> the two hottest rates of the lattice below LR50u, hot first, for the schemes of the primary comparison.
+
+    The rule by which the anatomy's rates are chosen. Where there is no fit, the edge is taken in the middle of its bracket.
+    """
+    out = {}
+    for edge in edges(frontier):
+        if edge.scheme in PRIMARY and edge.cell[1] == "controlled":
+            middle = edge.lr50u.rate or (edge.lr50u.low * edge.lr50u.high) ** 0.5
+            out[edge.scheme, edge.depth] = tuple(sorted((lr for lr in KNOWN if lr < middle), reverse=True)[:2])
+    return out
+
+
+def longer(frontier: Rows, long: Rows) -> dict[tuple[str, ...], tuple[Critical, Critical]]:
+    """Cell -> (LR50 by the frontier's horizon, LR50 by the longer one).
+
+    A run that is dead by the short horizon is dead by the long one, but what became of one that lived then is not known. So the
+    frontier adds those rates, all hotter than the long runs', at which all of its runs are dead.
+    """
+    short, out = cells(frontier), {}
+    for cell, mine in cells(long).items():
+        if cell not in short:
+            continue
+        at = defaultdict(list)
+        for row in short[cell]:
+            at[float(row["lr"])].append(row)
+        hottest = max(float(row["lr"]) for row in mine)
+        sure = [row for lr, runs in at.items() if lr > hottest and all(row["outcome"] in DEAD for row in runs) for row in runs]
+        out[cell] = critical(*judged(short[cell])), critical(*judged([*mine, *sure]))
+    return out

@@ -155,6 +155,7 @@ def _plan_of(selection, results: Path):
 def _plan(args) -> int:
     from suite.records.completeness import done_ids
     from suite.records.tables import Store
+    from suite.sweep import footprint
 
     runs, cells = _plan_of(_selection(args), args.results)
     store = Store(args.results / args.protocol)
@@ -162,10 +163,10 @@ def _plan(args) -> int:
     for run in runs:
         state = "done" if run.run_id in done else "failed" if run.run_id in failed else "to do"
         print(f"{run.run_id}  {state:6}  {run.label()}")
-    if cells is None:
-        print(f"{len(runs)} runs, {sum(r.run_id in done for r in runs)} done")
-    else:
-        print(f"{len(runs)} runs in the next round of the search; none: the edges of all {len(cells)} cells are known")
+    what = f", {sum(r.run_id in done for r in runs)} done"
+    if cells is not None:
+        what = f" in the next round of the search (none: the edges of all {len(cells)} cells are known)"
+    print(f"{len(runs)} runs{what}{footprint.said([run for run in runs if run.run_id not in done])}")
     return 0
 
 

@@ -119,7 +119,7 @@ def _presets() -> dict[str, Protocol]:
         "plain and MV-Split below their edges for 3,000 steps: how often healthy runs die, and how, with the audit",
         horizon=3000,
         after_crash=500,
-        audit_every=50,
+        audit_every=100,
         audit_full=("plain", "mvsplit"),
         quality_at=(1000, 2000, 3000),
         fid_samples=256,

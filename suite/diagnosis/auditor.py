@@ -10,6 +10,7 @@ from suite.verdict.crash import Verdict
 from suite.verdict.signature import SIGNATURE_EARLY, SIGNATURE_LATE
 
 REPLAY_AFTER = SIGNATURE_LATE  # steps; the transition takes about ten in the paper's published trace
+FULL_BEFORE = 30  # steps before a crash from which a run audited at full depth looks at all layers, the paper's figures' span
 FULL_EVERY = 4  # a run audited at full depth looks at all layers at every fourth stride; they cost 8 times the anchors
 SPIKE_FACTOR = 4.0  # over the running median; the paper gives no formula, its spikes are 3 to 100 times
 SPIKE_MEMORY = 100  # steps in that median
@@ -71,11 +72,11 @@ class Auditor:
         curve, evals, log = trainer.state.curve, trainer.state.evals, trainer.state.log
         if not trainer.restore(at_most=first - 1):
             return "no checkpoint before the crash to replay from"
-        layers = range(trainer.run.depth) if self.full else self.anchors
         rows: list[dict] = []
 
         def watch(step: int) -> None:
             if step >= first:
+                layers = range(trainer.run.depth) if self.full and step >= crash - FULL_BEFORE else self.anchors
                 rows.extend(audit_step(trainer, layers, step, window=True))
 
         clock, count = dict(trainer.clock.seconds), dict(trainer.clock.counts)

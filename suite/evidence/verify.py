@@ -227,7 +227,7 @@ def _compare(folder: Path, row: dict[str, str], new_folder: Path, new: dict[str,
         same = _lines(folder, row) == _lines(new_folder, new)
         return {"compared": "bytes", "agrees": same, "why": "" if same else "tables differ"}
     old_early, new_early = (_early(f, r) for f, r in ((folder, row), (new_folder, new)))
-    worst = max(abs(a - b) / abs(a) for a, b in zip(old_early, new_early, strict=False))
+    worst = max((abs(a - b) / abs(a) for a, b in zip(old_early, new_early, strict=False)), default=float("inf"))
     agrees = fate(row["outcome"]) == fate(new["outcome"]) and len(old_early) == len(new_early) and worst <= EARLY_RTOL
     differs = ", ".join(name for name in SAME_MACHINE if row[name] != new[name])
     why = f"other {differs}; outcome {row['outcome']} / {new['outcome']}, loss of {EARLY} steps within {worst:.1e}"

@@ -83,8 +83,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--kernels", choices=("auto", "off"), default="auto",
                      help="fused kernels on CUDA, or never (default: auto); recorded, but no part of a run id: compare in two --results")
     run.add_argument("--retry-failed", action="store_true", help="also repeat runs that ended in oom, timeout or error")
-    status = add("status", help="how many runs of each protocol are done, by outcome")
-    _results_flag(status)
+    _results_flag(add("status", help="how many runs of each protocol are done, by outcome"))
     collect = add("collect", help="your cells beside the committed ones; with --from, after gathering other folders into yours")
     collect.add_argument("--from", dest="sources", type=_folder, nargs="+", action="extend", default=[], metavar="DIR",
                          help="results folders to gather into --results first")
@@ -101,8 +100,9 @@ def parser() -> argparse.ArgumentParser:
     report = add("report", help="the outcomes of `laptop` and the critical rates of `frontier`, in Markdown")
     report.add_argument("--write", action="store_true", help="put them into README.md")
     report.add_argument("--results", type=_folder, default=COMMITTED, metavar="DIR", help="default: the committed tables")
-    detect = add("detect", help="what became of a run, from a CSV with columns step,loss")
+    detect = add("detect", help="what became of a run, from its log: CSV, JSON (lines), trainer_state.json, event files, gz; - for a pipe")
     detect.add_argument("file", type=Path)
+    detect.add_argument("--column", metavar="NAME", help="the column of the loss, where it cannot be told")
     detect.add_argument("--constant-loss", type=float, metavar="X", help="loss of the best constant predictor, if known")
     bench = add("bench", help="what a step costs by scheme and depth, beside the project's targets; about 40 minutes on an idle machine")
     bench.add_argument("--quick", action="store_true", help="two schemes and few depths, in about five minutes")
@@ -335,9 +335,9 @@ def _report(args) -> int:
 
 
 def _detect(args) -> int:
-    from suite.verdict.crash import detect
+    from suite.verdict.crash import detect_runs
 
-    print(json.dumps(detect(args.file, args.constant_loss)))
+    print("\n".join(json.dumps(found) for found in detect_runs(args.file, args.constant_loss, args.column)))
     return 0
 
 

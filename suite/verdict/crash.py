@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from suite.verdict.foreign_log import Log, LogError, read_log
+from suite.verdict.foreign_log import Log, LogError, read_logs
 from suite.verdict.outcomes import OUTCOMES
 from suite.verdict.signature import foreign_signature
 
@@ -161,8 +161,8 @@ def judge_foreign(steps, loss, *, constant_loss: float | None = None, grad_norm=
     if verdict.outcome == "nonfinite":
         after = np.asarray(loss, float)[np.searchsorted(steps, verdict.crash_step) + 1:]
         if np.isfinite(after).any():
-            notes.append("the loss is finite again later: if the trainer skips such steps (fp16 loss scaling), "
-                         "leave out those rows or the column grad_norm")
+            notes.append("the loss is finite again later: a trainer that skips such steps (fp16 loss scaling) goes on from the weights "
+                         "before them; judge by how the loss goes on")
     return verdict, notes
 
 
@@ -210,22 +210,34 @@ def _judge_unknown(steps, loss, window, grad_norm, min_points) -> Verdict:
     return verdict("collapsed" if flat else "degraded", at, confirmed, low + rise)
 
 
-def detect(path: str | Path, constant_loss: float | None = None) -> dict:
-    """Judge the CSV log at `path`: a dict that goes straight to JSON.
+def detect_runs(path: str | Path, constant_loss: float | None = None, column: str | None = None) -> list[dict]:
+    """Judge a log file ("-": standard input), run by run: dicts that go straight to JSON.
 
-    Columns step,loss; grad_norm, g_mean, g_ctr, tcs, q_grad, k_grad are used where the log has them, others ignored. Keys:
-    those of `Verdict` (save late_step), `mms_signature` (whether the crash carries the paper's gradient event: true, false, or null where
-    the log cannot tell; see `suite.verdict.signature`) and `notes` (a list of sentences). Raises LogError where the log cannot be
-    read, ValueError where `constant_loss` makes no sense.
+    A step and a loss are needed; grad_norm, g_mean, g_ctr, tcs, q_grad, k_grad are used where the log has them, others ignored. column:
+    the name of the loss where it cannot be told. Keys: `run` (its name, where the file has several), those of `Verdict` (save
+    late_step), `mms_signature` (whether the crash carries the paper's gradient event: true, false, or null where the log cannot tell;
+    see `suite.verdict.signature`) and `notes` (a list of sentences). Raises LogError where the log cannot be read, ValueError where
+    `constant_loss` makes no sense.
     """
-    log: Log = read_log(path)
+    return [_detected(log, constant_loss) for log in read_logs(path, column)]
+
+
+def detect(path: str | Path, constant_loss: float | None = None, column: str | None = None) -> dict:
+    """`detect_runs` of a file with one run; LogError where it has several."""
+    found = detect_runs(path, constant_loss, column)
+    if len(found) > 1:
+        raise LogError(f"{path}: holds {len(found)} runs; judge them with detect_runs, or name one column with --column")
+    return found[0]
+
+
+def _detected(log: Log, constant_loss: float | None) -> dict:
     verdict, notes = judge_foreign(log.steps, log.loss, constant_loss=constant_loss, grad_norm=log.grad_norm)
     if not log.ends_with_newline:
         notes.append("the last line has no line end: it may be cut off inside a number")
     found, reasons = foreign_signature(log.metrics, log.steps, verdict.crash_step)
     said = asdict(verdict)
     del said["late_step"]  # a log has no horizon
-    return {**said, "mms_signature": found, "notes": notes + reasons}
+    return {**({"run": log.run} if log.run else {}), **said, "mms_signature": found, "notes": notes + log.notes + reasons}
 
 
 def _checked(steps, loss, grad_norm, window, horizon):

@@ -33,7 +33,7 @@ VERBS = {
     "figures": ["--out DIR", "--results DIR"],
     "verify": ["--rerun K", "--seed N", "--plugin FILE", "--results DIR"],
     "report": ["--write", "--results DIR"],
-    "detect": ["file", "--constant-loss X"],
+    "detect": ["file", "--column NAME", "--constant-loss X"],
     "bench": ["--quick", "--only EXPR", "--results DIR"],
 }
 
@@ -193,7 +193,7 @@ def test_detect_prints_one_json_object(capsys):
 
 @pytest.mark.parametrize(("text", "words"), [
     ("", "empty"), ("step,loss\n", "no rows"), ("a,b\n1,2\n", "'step'"), ("step,loss\n1,x\n", "not a number"),
-    ("step,loss\n1,0.5\n1,0.5\n", "appears twice"), ("step,loss\n2,0.5\n1,0.5\n", "comes after"), ("step,loss\n1,0.5\n2\n", "cut off"),
+    ("step,loss\n1,\n2,\n", "no row has a loss"), ("step,loss\n1,0.5\n2\n", "cut off"),
 ])
 def test_detect_refuses_what_is_no_log(capsys, text, words):
     Path("log.csv").write_text(text)

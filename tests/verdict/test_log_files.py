@@ -1,0 +1,195 @@
+"""Logs as people have them: formats, names of columns, and values in disguise. Each is judged as the plain CSV of the same run is."""
+
+import gzip
+import io
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+
+from suite.verdict import log_file
+from suite.verdict.crash import detect, detect_runs
+from suite.verdict.foreign_log import LogError, read_logs
+
+STEPS = np.arange(10, 1010, 10)
+LOSS = np.where(STEPS < 700, 0.8, 2.0) + 0.02 * np.random.default_rng(0).normal(size=len(STEPS))
+NAN_FROM = 600
+
+
+def plain(loss=LOSS, steps=STEPS, head="step,loss"):
+    return head + "\n" + "".join(f"{s},{x:.4f}\n" for s, x in zip(steps, loss, strict=True))
+
+
+@pytest.fixture
+def log(tmp_path):
+    def write(content, name="log.csv"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+def same(path, steps=STEPS, loss=LOSS):
+    (found,) = read_logs(path)
+    return np.array_equal(found.steps, steps) and np.allclose(found.loss, loss, atol=5e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("head", ["Step,train_loss", "global_step,train/loss", "iteration,Loss", "trainer/global_step,training_loss",
+                                  "step,lm loss", "_step,my_fancy_loss"])  # fmt: skip
+def test_usual_names_are_known(log, head):
+    assert same(log(plain(head=head)))
+
+
+def test_the_surer_name_wins_and_an_evaluation_loss_is_never_taken(log):
+    rows = "".join(f"{s},9,{x:.4f},7\n" for s, x in zip(STEPS, LOSS, strict=True))
+    assert same(log("step,train_loss,loss,eval_loss\n" + rows))
+    assert same(log("step,val_loss,inner_loss,test/loss\n" + rows))
+    with pytest.raises(LogError, match=r"several columns may be the loss \(a_loss, b_loss\).*--column"):
+        read_logs(log("step,a_loss,b_loss,n\n" + rows))
+    (found,) = read_logs(log("step,a_loss,b_loss,n\n" + rows), column="b_loss")
+    assert np.allclose(found.loss, LOSS, atol=5e-5)
+    with pytest.raises(LogError, match="--column c: no such column; it has step"):
+        read_logs(log("step,a_loss,b_loss,n\n" + rows), column="c")
+
+
+@pytest.mark.parametrize("text", [
+    plain().encode("utf-16"), plain().encode("utf-8-sig"), gzip.compress(plain().encode()), plain().replace("\n", "\r\n").encode(),
+    plain().replace(",", "\t").encode(), plain().replace(",", ";").replace(".", ",").encode(), plain().replace("\n", "\n\n").encode(),
+    (plain(head="step,loss,note").replace("\n", ",a\u2028b\n").replace("note,a\u2028b", "note")).encode(),
+])  # fmt: skip
+def test_encodings_packings_and_delimiters(log, text):
+    assert same(log(text))
+
+
+def test_a_pipe(log, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(gzip.compress(plain().encode()))))
+    assert same("-")
+
+
+def test_json_of_trainers(log):
+    points = [{"step": int(s), "loss": round(float(x), 4), "learning_rate": 1e-3, "epoch": s / 500}
+              for s, x in zip(STEPS, LOSS, strict=True)]  # fmt: skip
+    evals = [{"step": 500, "eval_loss": 0.9, "eval_runtime": 3.0, "epoch": 1.0}]
+    last = [{"step": 1000, "train_loss": 1.1, "train_runtime": 99.0, "epoch": 2.0}]
+    history = points[:50] + evals + points[50:] + last
+    assert same(log(json.dumps({"global_step": 1000, "log_history": history, "best_metric": None}, indent=2), "trainer_state.json"))
+    assert same(log(json.dumps(history)))
+    assert same(log("\n".join(json.dumps(point) for point in history) + "\n", "log.jsonl"))
+    nested = "\n".join(json.dumps({"step": point["step"], "train": {"loss": point["loss"]}}) for point in points)
+    assert same(log(nested, "log.jsonl"))
+    broken = [point | {"loss": math.nan} if point["step"] >= NAN_FROM else point for point in points]
+    assert detect(log(json.dumps(broken)))["crash_step"] == NAN_FROM
+    with pytest.raises(LogError, match="line 2: not JSON"):
+        read_logs(log('{"step": 1, "loss": 2}\n{"step": 2, "lo', "log.jsonl"))
+    for text in ("[]", "[1, 2]", '{"log_history": 3}'):
+        with pytest.raises(LogError, match="no points"):
+            read_logs(log(text))
+
+
+def test_exports_of_dashboards(log):
+    board = "Wall time,Step,Value\n" + "".join(f"17.5,{s},{x:.4f}\n" for s, x in zip(STEPS, LOSS, strict=True))
+    assert same(log(board))
+    bands = "".join(f'"{s}","{x:.4f}","{x - 1:.4f}","{x + 1:.4f}"\n' for s, x in zip(STEPS, LOSS, strict=True))
+    assert same(log('"Step","swift-1 - train/loss","swift-1 - train/loss__MIN","swift-1 - train/loss__MAX"\n' + bands))
+    two = "".join(f'"{s}","{x:.4f}","0.8{i % 7}"\n' for i, (s, x) in enumerate(zip(STEPS, LOSS, strict=True)))
+    found = detect_runs(log('"Step","swift-1 - train/loss","calm-2 - train/loss"\n' + two))
+    assert [(run["run"], run["crash_step"]) for run in found] == [("swift-1", 700), ("calm-2", None)]
+
+
+def test_a_file_of_several_runs_gives_a_verdict_a_run(log):
+    rows = "".join(f"{run},{s},{x:.4f}\n" for run, loss in (("a", LOSS), ("b", np.minimum(LOSS, 1) * 0.9))
+                   for s, x in zip(STEPS, loss, strict=True))  # fmt: skip
+    path = log("run_id,step,loss\n" + rows)
+    found = [(run["run"], run["outcome"], run["crash_step"]) for run in detect_runs(path)]
+    assert found == [("a", "collapsed", 700), ("b", "survived", None)]
+    with pytest.raises(LogError, match="holds 2 runs"):
+        detect(path)
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "-nan", "nan (ind)", "-nan(ind)", "1.#QNAN", "-1.#IND", "inf", "-inf", "Infinity",
+                                  "1.#INF", ""])  # fmt: skip
+def test_every_spelling_of_a_value_that_is_no_number(log, word):
+    text = "step,loss\n" + "".join(f"{s},{word if s >= NAN_FROM else f'{x:.4f}'}\n" for s, x in zip(STEPS, LOSS, strict=True))
+    found = detect(log(text))
+    assert (found["outcome"], found["crash_step"]) == ("nonfinite", NAN_FROM)
+    assert any("taken as nan" in note for note in found["notes"]) == (word == "")
+
+
+def test_a_loss_of_exactly_0_to_the_end_is_nan_but_not_where_losses_are_that_small(log):
+    text = plain(np.where(STEPS >= NAN_FROM, 0.0, LOSS))
+    found = detect(log(text))
+    assert (found["outcome"], found["crash_step"]) == ("nonfinite", NAN_FROM)
+    assert any(f"exactly 0 from step {NAN_FROM}" in note for note in found["notes"])
+    (small,) = read_logs(log(plain(np.where(STEPS >= NAN_FROM, 0.0, 1e-3))))
+    assert np.isfinite(small.loss).all() and not small.notes
+    (end,) = read_logs(log(plain(np.where(STEPS >= 990, 0.0, LOSS))))  # two rows: a loss may be 0 once
+    assert np.isfinite(end.loss).all()
+
+
+def test_rows_without_a_loss_are_evaluations_where_losses_follow_or_the_step_has_one(log):
+    rows = [f"{s},{x:.4f},\n" + (f"{s},,0.9\n" if s % 100 == 0 else "") for s, x in zip(STEPS, LOSS, strict=True)]
+    path = log("step,loss,accuracy\n" + "".join(rows))
+    assert same(path) and "10 rows have no loss" in read_logs(path)[0].notes[0]
+    sparse = ["step,loss\n"] + [f"{s},{f'{x:.4f}' if s % 20 == 0 else ''}\n" for s, x in zip(STEPS, LOSS, strict=True)]
+    assert same(log("".join(sparse)), STEPS[1::2], LOSS[1::2])
+
+
+def test_a_gradient_norm_that_ends_while_the_loss_goes_on_is_nan(log):
+    text = "step,loss,grad_norm\n" + "".join(f"{s},{0.8 + 0.01 * (s % 7):.4f},{'' if s >= NAN_FROM else 1.5}\n" for s in STEPS)
+    assert detect(log(text))["crash_step"] == NAN_FROM
+    some = "step,loss,grad_norm\n" + "".join(f"{s},{0.8 + 0.01 * (s % 7):.4f},{'' if s % 50 else 1.5}\n" for s in STEPS)
+    assert detect(log(some))["outcome"] == "survived"  # measured now and then
+
+
+def test_a_resume_takes_the_place_of_what_it_left(log):
+    left = [(s, 9.0) for s in range(510, 560, 10)]
+    points = [*zip(STEPS[:50], LOSS[:50], strict=True), *left, *zip(STEPS[50:], LOSS[50:], strict=True)]
+    path = log("step,loss\n" + "".join(f"{s},{x:.4f}\n" for s, x in points))
+    assert same(path)
+    (note,) = read_logs(path)[0].notes
+    assert "from 550 to 510" in note and "resume" in note and "5 rows, the last loss 9" in note
+    order = np.random.default_rng(1).permutation(len(STEPS))
+    path = log(plain(LOSS[order], STEPS[order]))
+    assert same(path) and "disorder" in read_logs(path)[0].notes[0]
+
+
+def test_a_step_twice_counts_once(log):
+    double = "step,loss\n" + "".join(f"{s},{x:.4f}\n{s},{x:.4f}\n" for s, x in zip(STEPS, LOSS, strict=True))
+    assert same(log(double)) and not read_logs(log(double))[0].notes
+    assert "step 30 has a second loss; the last counts" in read_logs(log(plain() .replace("30,", "20,0.5\n30,9\n30,", 1)))[0].notes[-1]
+
+
+def test_what_is_packed_badly_or_empty(log):
+    with pytest.raises(LogError, match="cannot be read .not a whole gzip file"):
+        read_logs(log(gzip.compress(plain().encode())[:-20]))
+    with pytest.raises(LogError, match="no row has a loss"):
+        read_logs(log("step,loss,eval_loss\n1,,2\n2,,2\n"))
+
+
+def test_event_files(log, tmp_path):
+    writer = pytest.importorskip("torch.utils.tensorboard", reason="tensorboard is not installed").SummaryWriter
+    for run, loss in (("a", LOSS), ("b", np.minimum(LOSS, 1.0))):
+        with writer(str(tmp_path / "tb" / run)) as out:
+            for step, value in zip(STEPS, loss, strict=True):
+                out.add_scalar("train/loss", value, step)
+    assert [(run["run"], run["crash_step"]) for run in detect_runs(tmp_path / "tb")] == [("a", 700), ("b", None)]
+
+
+@pytest.mark.parametrize("spoil", [None, "nan", "", "1,2", "x", '"2"'])
+def test_a_large_file_is_read_at_once_as_it_is_row_by_row(log, monkeypatch, spoil):
+    rows = [f"{s},0.5,{x:.4f},note\n" for s, x in zip(STEPS, LOSS, strict=True)]
+    if spoil is not None:
+        rows[40] = f"{STEPS[40]},0.5,{spoil},note\n"
+    path, found = log("step,grad_norm,loss,text\n" + "".join(rows)), []
+    for large in (10**9, 0):
+        monkeypatch.setattr(log_file, "LARGE", large)
+        try:
+            found.append(repr([(run.steps.tolist(), run.loss.tolist(), run.grad_norm.tolist(), run.notes) for run in read_logs(path)]))
+        except LogError as error:
+            found.append(str(error))
+    assert found[0] == found[1]
+    quick = log_file.plain_numbers(path, lambda names: {"step": 0, "loss": 2})
+    assert (quick is not None) == (spoil is None)

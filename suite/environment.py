@@ -74,16 +74,17 @@ def commit() -> str:
 
 @cache
 def compile_cache() -> Path:
-    """Where Inductor keeps compiled blocks: TORCHINDUCTOR_CACHE_DIR, else a folder of the user's own cache that nobody else can write.
+    """Where Inductor keeps compiled blocks: below TORCHINDUCTOR_CACHE_DIR, else in a folder of the user's own that nobody else can write.
 
-    Never a results folder: the cache holds pickles and shared libraries, which run code where they are loaded. A temporary folder where
-    there is no such place.
+    One for each version, compiler and instruction set: Inductor's key of a graph leaves the instruction set out, and a graph made for
+    vectors of another width gives nan or, worse, other numbers. Never a results folder: the cache holds pickles and shared libraries,
+    which run code where they are loaded. A temporary folder where there is no such place.
     """
-    if CACHE_OF_USER:
-        return Path(CACHE_OF_USER)
     base = os.environ.get("XDG_CACHE_HOME", "")
-    made_by = f"{platform.python_version()} {cpu_model()} {compiler()}"
+    made_by = f"{platform.python_version()} {cpu_model()} {compiler()} {instruction_sets()}"
     name = f"torch-{package('torch')}-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
+    if CACHE_OF_USER:  # which a worker has from the process that started it, complete
+        return Path(CACHE_OF_USER) if Path(CACHE_OF_USER).name == name else Path(CACHE_OF_USER) / name
     try:
         folder = (Path(base) if base.startswith("/") else Path.home() / ".cache") / CACHE / name
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -105,13 +106,25 @@ def _temporary_cache() -> str:
 @cache
 def cpu_model() -> str:
     """Processor name as the system gives it."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def instruction_sets() -> str:
+    """What decides the vectors of compiled code: the processor's own extensions, and what ATEN_CPU_CAPABILITY leaves of them."""
+    flags = sorted(flag for flag in _cpuinfo("flags").split() if flag.startswith(("avx", "amx", "fma")))
+    return " ".join([os.environ.get("ATEN_CPU_CAPABILITY", ""), *flags])
+
+
+@cache
+def _cpuinfo(what: str) -> str:
+    """What /proc/cpuinfo says of the first processor, "" where it does not."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
+            if line.startswith(what):
                 return line.partition(":")[2].strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def cpu_wanted() -> bool:

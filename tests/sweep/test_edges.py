@@ -51,7 +51,9 @@ def test_the_cache_is_the_users_own(tmp_path):
     assert usual.parent == tmp_path / ".cache" / "screambench" and stat.S_IMODE(usual.stat().st_mode) == 0o700
     assert cache_in(tmp_path, XDG_CACHE_HOME=str(tmp_path / "x")).parent == tmp_path / "x" / "screambench"
     assert cache_in(tmp_path, XDG_CACHE_HOME="relative").parent == usual.parent  # as its specification has it
-    assert cache_in(tmp_path, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "mine")) == tmp_path / "mine"
+    mine = cache_in(tmp_path, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "mine"))
+    assert mine == tmp_path / "mine" / usual.name and cache_in(tmp_path, TORCHINDUCTOR_CACHE_DIR=str(mine)) == mine  # as a worker has it
+    assert cache_in(tmp_path, ATEN_CPU_CAPABILITY="avx2").name != usual.name
     usual.chmod(0o777)  # anybody may have planted something here
     assert usual not in (private := cache_in(tmp_path)).parents and private != usual
     usual.chmod(0o700)

@@ -61,6 +61,39 @@ def test_the_cache_is_the_users_own(tmp_path):
     assert cache_in(tmp_path / "file").name.startswith("screambench-")  # no folder can be made there
 
 
+FIRST_LOSSES = """
+import sys, tempfile, torch
+from pathlib import Path
+from dataclasses import replace
+from suite.sweep.execute import load_data
+from suite.sweep.plan import Selection, make_plan
+from suite.training.trainer import Trainer
+torch.set_num_threads(1)
+(run,) = make_plan(Selection("laptop", schemes=("rezero",), depths=(3,), lrs=(1e-2,)))
+trainer = Trainer(replace(run, compiled=sys.argv[1] == "compiled"), load_data("digits"), Path(tempfile.mkdtemp()))
+for _ in range(4):
+    trainer.advance()
+print(*(loss for _, loss, _ in trainer.state.curve))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not environment.compiler(), reason="no C++ compiler")
+def test_compiled_code_of_another_instruction_set_is_not_taken(tmp_path):
+    """One cache for processes with wide and with narrow vectors: all start as the eager run does. (They gave nan.)"""
+
+    def losses(kind, isa=None):
+        env = {k: v for k, v in os.environ.items() if k not in ("TORCHINDUCTOR_CACHE_DIR", "ATEN_CPU_CAPABILITY")}
+        env |= {"XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"} | ({"ATEN_CPU_CAPABILITY": isa} if isa else {})
+        done = subprocess.run([sys.executable, "-c", FIRST_LOSSES, kind], cwd=ROOT, capture_output=True, text=True, env=env)
+        return [float(word) for word in done.stdout.split()]
+
+    eager = losses("eager")
+    assert len(eager) == 4
+    for isa in (None, "avx2", "default", None):
+        assert losses("compiled", isa) == pytest.approx(eager, rel=1e-4), isa
+
+
 def test_nothing_in_a_results_folder_is_loaded_as_code(tmp_path):
     work(plan(("plain",), depths=(2,)), tmp_path)
     assert not list(tmp_path.rglob("compile-cache")) and left_over(tmp_path) == []

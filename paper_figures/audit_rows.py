@@ -15,10 +15,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from paper_figures.rows import main_lr
 from paper_figures.style import NEUTRAL
+from suite.evidence.hazard import healthy_deaths
 from suite.records.schema import TABLES
 from suite.records.tables import read, table_files
 
-AROUND = 30  # steps on either side of the crash in the dense window (suite/diagnosis/auditor.py)
+AROUND = 30  # steps on either side of the crash that figures show; the dense window begins 60 before (suite/training/trainer.py)
 EVENT = 10  # the event is looked for in this many steps around the crash; `before` is what the window holds before them
 SITES = {"attn": "attention W_O", "ffn": "FFN W_2"}
 CRASH_LINE = {"color": NEUTRAL, "linestyle": (0, (4, 2)), "linewidth": 1.2, "zorder": 1.5}
@@ -67,8 +68,8 @@ def deep(rows, depth: int) -> pd.DataFrame:
 
 
 def dissected(folder: Path, runs):
-    """(row of the run to dissect, its dense rows): a collapsed plain run at the learning rate that most runs share
-    (there the other schemes stand beside it), else the lowest; the first seed.
+    """(row of the run to dissect, its dense rows): a collapsed plain run, one that was healthy before if there is any, at the learning
+    rate that most runs share (there the other schemes stand beside it), else the lowest; the first seed.
 
     (None, None) where no collapsed plain run has a dense window on both sides of its crash.
     """
@@ -76,8 +77,8 @@ def dissected(folder: Path, runs):
     if plain.empty:
         return None, None
     audit = audit_of(folder, plain, "plain")
-    lonely = plain["lr"] != main_lr(runs)
-    for run in plain.assign(lonely=lonely).sort_values(["lonely", "lr", "seed", "depth", "run_id"]).itertuples():
+    lonely, ill = plain["lr"] != main_lr(runs), ~plain["run_id"].isin(healthy_deaths(folder))
+    for run in plain.assign(lonely=lonely, ill=ill).sort_values(["ill", "lonely", "lr", "seed", "depth", "run_id"]).itertuples():
         window = audit[(audit["run_id"] == run.run_id) & audit["window"]]
         if len(window) and window["step"].min() < run.crash_step - EVENT and window["step"].max() > run.crash_step:
             return run, window

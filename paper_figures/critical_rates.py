@@ -17,7 +17,7 @@ from suite.records.tables import Store
 NAME = "critical_rates"
 TITLE = "How hot can a deep diffusion transformer be trained?"
 INPUTS = ("runs",)
-PROTOCOLS = ("frontier",)
+PROTOCOLS = ("frontier", "frontier64")
 WIDTH, HEIGHT = 9.0, 4.3  # inches; on a page of 900 pixels a 9-point letter is 9 pixels wide and more
 OPEN = 1.35  # length of an arrow, as a factor
 SEEDS = 3  # that every cell needs at the cool rate

@@ -12,7 +12,7 @@ from paper_figures.style import OUTCOMES, legend, outcome_handles, outcome_patch
 NAME = "fates"
 TITLE = "What became of each run, by depth, scheme and learning rate"
 INPUTS = ("runs",)
-PROTOCOLS = ("frontier",)
+PROTOCOLS = ("frontier", "frontier64")
 WIDTH, ROW = 9.0, 0.36  # inches
 WIDE = 0.9  # of the step between two rates
 

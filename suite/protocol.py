@@ -148,6 +148,10 @@ def _presets() -> dict[str, Protocol]:
                 laptop, name="frontier", purpose="the five schemes on a lattice of learning rates: where half of the runs die",
                 search=True, fid_samples=0, lrs=(), unscored=(), seeds=(),
             ),
+            replace(
+                laptop, name="frontier64", purpose="plain and MV-Split with 64 image tokens: their edges", patch=1, depths=(50,),
+                search=True, fid_samples=0, lrs=(), unscored=(), seeds=(), cells=(Cell("plain"), Cell("mvsplit")),
+            ),
             anatomy,
             replace(
                 anatomy, name="anatomy64", purpose="the same with 64 image tokens, which leave more room for amplification",

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from suite.evidence.edges import PRIMARY, cells, edges, judged
 from suite.evidence.stats import LEVEL, Critical, critical
 from suite.records.completeness import Parts
+from suite.records.tables import Store
 from suite.sweep.frontier import KNOWN
 from suite.verdict.outcomes import DEAD
 
@@ -66,6 +68,12 @@ def died_healthy(row: dict[str, str], evals: Rows) -> bool:
         return False
     before = [line for line in evals if int(line["step"]) < int(row["crash_step"]) - BEFORE]
     return bool(before) and _well(row, before[-1])
+
+
+def healthy_deaths(folder: Path) -> set[str]:
+    """The run ids of a folder's healthy deaths."""
+    parts = Parts(folder)
+    return {row["run_id"] for row in Store(folder).runs() if row["status"] == "done" and died_healthy(row, parts.rows("evals", row))}
 
 
 def _well(row: dict[str, str], line: dict[str, str]) -> bool:

@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from suite.environment import ROOT
+from suite.evidence.deep import deep
+from suite.evidence.dying import dying
 from suite.evidence.edges import PRIMARY, Edge, edges, edges_beside, ratios, said
 from suite.evidence.findings import findings
 from suite.evidence.headline import standing
+from suite.evidence.markdown import table
 from suite.protocol import PROTOCOLS, SCHEMES
 from suite.records.tables import TABLES, Store, compare, format_table, read_rows
 from suite.verdict.crash import STUCK
@@ -51,20 +54,15 @@ def outcome_table(folder: Path, frontier: Path | None = None) -> str:
     columns = sorted({(float(r["lr"]), int(r["depth"])) for r in rows})
     order = {name: i for i, name in enumerate(SCHEMES)}
     names = sorted({r["scheme"] for r in rows}, key=lambda n: (order.get(n, len(order)), n))
-    table = []
+    lines = []
     for name in names:
         cells = []
         for lr, depth in columns:
             found = [r for r in rows if r["scheme"] == name and (float(r["lr"]), int(r["depth"])) == (lr, depth)]
             shown = "; ".join(_cell(r, scores) for r in sorted(found, key=lambda r: int(r["seed"]))) or "-"
             cells.append(shown + many.get((lr, name, depth), ""))
-        table.append([name, *cells])
-    return _markdown(["scheme", *(f"{depth} blocks, {lr:g}" for lr, depth in columns)], table)
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+        lines.append([name, *cells])
+    return table(["scheme", *(f"{depth} blocks, {lr:g}" for lr, depth in columns)], lines)
 
 
 def _scores(folder: Path) -> dict[str, str]:
@@ -121,16 +119,16 @@ def _by_depth(found: Sequence[Edge], text: Callable[[Edge], str]) -> str:
     depths = sorted({edge.depth for edge in found})
     cells = {(edge.label, edge.depth): text(edge) for edge in found}
     labels = list(dict.fromkeys(edge.label for edge in found))
-    return _markdown(["scheme", *(f"{depth} blocks" for depth in depths)],
+    return table(["scheme", *(f"{depth} blocks" for depth in depths)],
                      [[label, *(cells.get((label, depth), "-") for depth in depths)] for label in labels])  # fmt: skip
 
 
 def _ratio_table(rows: Sequence[dict[str, str]]) -> str:
-    table = []
+    lines = []
     sides = zip(ratios(rows, DEAD), ratios(rows, UNUSABLE), strict=True)
     for dead, unusable in sorted(sides, key=lambda pair: (pair[0]["kind"] != "primary", pair[0]["depth"])):
-        table.append([dead["scheme"], str(dead["depth"]), _ratio(dead), _ratio(unusable), dead["kind"]])
-    return _markdown(["scheme", "blocks", "LR50 over plain's", "LR50u over plain's", "comparison"], table)
+        lines.append([dead["scheme"], str(dead["depth"]), _ratio(dead), _ratio(unusable), dead["kind"]])
+    return table(["scheme", "blocks", "LR50 over plain's", "LR50u over plain's", "comparison"], lines)
 
 
 def _ratio(row: dict[str, object]) -> str:
@@ -162,14 +160,22 @@ def _frontier(results: Path) -> str:
 BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # by the folder that must be there: marker, and what stands below it
     "laptop": ("<!-- outcomes: made by `python -m suite report` -->", _laptop),
     "frontier": ("<!-- critical rates: made by `python -m suite report` -->", _frontier),
+    "anatomy": ("<!-- deaths: made by `python -m suite report` -->", dying),
+    "deep": ("<!-- the paper's depths: made by `python -m suite report` -->", deep),
 }
 FOUND = "<!-- findings: made by `python -m suite report` -->"  # of the committed results alone
 
 
+def _has(folder: Path) -> bool:
+    """Whether a folder has runs of the protocol's version of today."""
+    version = str(PROTOCOLS[folder.name].version)
+    return any(row["protocol_version"] == version for row in Store(folder).runs())
+
+
 def blocks(results: Path) -> dict[str, str]:
     """By its first line, each block of the README for which the results folder has the runs."""
-    made = {begin: make(results) for name, (begin, make) in BLOCKS.items() if (results / name / "runs.csv").exists()}
-    if results.resolve() == ROOT / "results" and made.keys() == {begin for begin, _ in BLOCKS.values()}:
+    made = {begin: make(results) for name, (begin, make) in BLOCKS.items() if _has(results / name)}
+    if results.resolve() == ROOT / "results" and all(_has(results / name) for name in ("laptop", "frontier")):
         made[FOUND] = findings(results)
     return {begin: f"{begin}\n\n{text}\n\n{END}" for begin, text in made.items()}
 

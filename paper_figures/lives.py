@@ -1,0 +1,63 @@
+"""Every run of the anatomy as a line from its first step to its death or its horizon: when it was healthy, and where it died."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.lines import Line2D
+
+from paper_figures.rows import caption, load_runs
+from paper_figures.style import NEUTRAL, legend, page, scheme_handles, scheme_look, skip
+from suite.evidence.hazard import HEALTHY, healthy_deaths
+from suite.records.tables import read
+from suite.verdict.outcomes import DEAD
+
+NAME = "lives"
+TITLE = "Which runs die below the edge, and when"
+INPUTS = ("runs", "evals")
+PROTOCOLS = ("anatomy", "anatomy64")
+WIDTH, ROW, GAP = 9.5, 0.09, 1.6  # inches, inches a run, rows between cells
+
+
+def draw(folder: Path, protocol: str):
+    runs = load_runs(folder)
+    runs = runs[runs["status"] == "done"]
+    evals = read(folder, "evals") if len(runs) else runs
+    if evals.empty:
+        return skip(folder, NAME, "no run has a held-out loss")
+    if runs["protocol_version"].iloc[0] < 4:
+        return skip(folder, NAME, "these runs are not of the rates below the edge")
+    healthy, cells = healthy_deaths(folder), list(runs.groupby(["depth", "order", "label", "lr"], sort=True))
+    figure, body = page(WIDTH, 1.5 + ROW * (len(runs) + GAP * len(cells)), TITLE, caption(
+        runs, f"A line is a run, seeds from top to bottom; thick where its held-out loss is below {HEALTHY:g} c (healthy), thin elsewhere. "
+        "It ends where the run died, or at the horizon. n: runs of the cell."))
+    ax, y, ticks = body.subplots(), 0.0, []
+    for (depth, _, label, lr), cell in cells:
+        first = y
+        for run in cell.sort_values("seed").itertuples():
+            _life(ax, y, run, evals[evals["run_id"] == run.run_id], run.run_id in healthy)
+            y += 1
+        ticks.append(((first + y - 1) / 2, f"{label}, {depth} blocks, {lr:g} (n = {len(cell)})"))
+        y += GAP
+    ax.set_yticks([at for at, _ in ticks], [text for _, text in ticks], fontsize=8.5)
+    ax.set(xlabel="step", xlim=(0, float(runs["horizon"].max())), ylim=(y - GAP, -1))
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False, axis="y")
+    marks = {"died healthy": {"marker": "X", "markersize": 7}, "died, not healthy": {"marker": "x", "markersize": 6}}
+    handles = [Line2D([], [], linestyle="", color=NEUTRAL, label=name, **look) for name, look in marks.items()]
+    legend(body, scheme_handles(runs, markers=False) + handles, WIDTH)
+    return figure
+
+
+def _life(ax, y: float, run, evals, died_well: bool) -> None:
+    """One run's line: thin, with a thick part after every healthy measurement until the next."""
+    colour, dead = scheme_look(run.scheme)[0], run.outcome in DEAD
+    end = float(run.crash_step if dead else run.horizon)
+    evals = evals.sort_values("step")
+    ax.plot([0, end], [y, y], color=colour, linewidth=0.7, alpha=0.6, solid_capstyle="butt")
+    stops = [*evals["step"].iloc[1:], end]
+    for step, loss, stop in zip(evals["step"], evals["heldout_loss"], stops, strict=True):
+        if loss < HEALTHY * run.constant_loss and step < end:
+            ax.plot([step, min(stop, end)], [y, y], color=colour, linewidth=3.0, solid_capstyle="butt")
+    if dead:
+        ax.plot(end, y, "X" if died_well else "x", color="black", markersize=5, zorder=3, clip_on=False)

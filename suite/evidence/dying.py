@@ -1,0 +1,95 @@
+"""README's "How it dies": hazards, critical rates of the longer horizon, and every healthy death, from the anatomy's tables."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from suite.evidence.deaths import CALM_UNTIL, deaths
+from suite.evidence.edges import said
+from suite.evidence.hazard import HEALTHY, PER, Risk, longer, risks
+from suite.evidence.markdown import table
+from suite.protocol import PROTOCOLS
+from suite.records.completeness import Parts
+from suite.records.tables import Store
+
+ANATOMY, FRONTIER = PROTOCOLS["anatomy"], PROTOCOLS["frontier"]
+SPECIAL = {item for cell in (*ANATOMY.cells, *PROTOCOLS["deep"].cells) for item in cell.params.split(",") if item} - {"beta=1"}
+
+
+def dying(results: Path) -> str:
+    """Markdown: the table of hazards, that of critical rates at two horizons, and that of healthy deaths."""
+    folder = results / ANATOMY.name
+    rows = [row for row in Store(folder).runs() if row["protocol_version"] == str(ANATOMY.version)]
+    known = risks(rows, Parts(folder))
+    healthy = [death for death in deaths(folder) if death["healthy"] and death["row"] in rows]
+    parts = [f"A run is healthy while its held-out loss is below {HEALTHY:g} *c*; intervals are 95 %, exact for a Poisson count.",
+             table(["scheme", "blocks", "rate", "runs", "died", "healthy then", "healthy steps", f"deaths in {PER} healthy steps"],
+                   [_hazard(risk) for risk in known]), _sum(known)]  # fmt: skip
+    if edges := _edges(Store(results / FRONTIER.name).runs(), rows):
+        parts += [f"Critical rates by step {FRONTIER.horizon} and by step {ANATOMY.horizon} (of the hotter rates at which all die early, "
+                  "the frontier's runs count for both):",
+                  table(["scheme", "blocks", f"LR50@{FRONTIER.horizon}", f"LR50@{ANATOMY.horizon}"], edges)]  # fmt: skip
+    if healthy:
+        parts += [f"Every healthy death ({len(healthy)} runs). Left first: what was the first to leave the range of its calm steps, more "
+                  f"than {CALM_UNTIL} steps before the crash, with the steps from the crash. From: the block where the trunk's "
+                  "similarity (1-TCS), and the one where the writers' centered gradient (g_ctr), left first.",
+                  table(["scheme", "blocks", "rate", "seed", "step", "loss before", "state", "MMS signature", "left first", "trunk from",
+                         "gradient from"], [_death(death) for death in healthy])]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def name(scheme: str, params: str) -> str:
+    """A scheme with what its parameters have of the plan's special ones."""
+    own = [item for item in params.split(",") if item in SPECIAL]
+    return " ".join([scheme, *own])
+
+
+def interval(risk: Risk) -> str:
+    middle, low, high = risk.hazard
+    return f"{middle:.3f} [{low:.3f}, {high:.3f}]" if risk.healthy_steps else "-"
+
+
+def _hazard(risk: Risk) -> list[str]:
+    return [name(risk.scheme, risk.params), str(risk.depth), f"{risk.lr:g}", str(risk.runs), str(risk.dead), str(risk.healthy_dead),
+            str(risk.healthy_steps), interval(risk)]  # fmt: skip
+
+
+def _sum(known: Sequence[Risk]) -> str:
+    """The hazards of each scheme over its cells, in words."""
+    by = defaultdict(list)
+    for risk in known:
+        by[name(risk.scheme, risk.params)].append(risk)
+    words = []
+    for scheme, own in by.items():
+        runs, dead, well, steps = (sum(getattr(risk, what) for risk in own) for what in ("runs", "dead", "healthy_dead", "healthy_steps"))
+        over = interval(Risk(scheme, "", 0, 0.0, runs, dead, well, steps))
+        words.append(f"{scheme} {well} healthy deaths in {steps} healthy steps of {runs} runs: {over} in {PER}")
+    return f"Over all rates: {'; '.join(words)}."
+
+
+def _edges(frontier: Sequence[dict[str, str]], rows: Sequence[dict[str, str]]) -> list[list[str]]:
+    return [[name(cell[0], cell[2]), cell[-1], said(short), said(long)] for cell, (short, long) in longer(frontier, rows).items()]
+
+
+def _death(death: dict) -> list[str]:
+    row, left = death["row"], death["left"]
+    first = min((step for step in left.values() if step == step), default=None)
+    what = f"{', '.join(death['first'])} ({first:+.0f})" if death["first"] else "nothing"
+    state = row["state"].replace("_", "-")
+    return [name(row["scheme"], row["params"]), row["depth"], row["lr"], row["seed"], row["crash_step"], f"{float(row['best_loss']):.2f}",
+            state, {"true": "yes", "false": "no"}.get(row["mms_signature"], "-"), what,
+            _block(death["block_forward"]), _block(death["block_backward"])]  # fmt: skip
+
+
+def _block(found: tuple[int, float] | None) -> str:
+    return f"block {found[0]} ({found[1]:+.0f})" if found else "-"
+
+
+def kinds(healthy: Sequence[dict]) -> dict[str, Counter]:
+    """Scheme -> how many of its healthy deaths ended in which state, with the MMS signature or without."""
+    out = defaultdict(Counter)
+    for death in healthy:
+        out[name(death["row"]["scheme"], death["row"]["params"])][death["row"]["state"], death["row"]["mms_signature"]] += 1
+    return out

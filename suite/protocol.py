@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 SCHEMES = ("plain", "layerscale", "rezero", "deepnorm", "mvsplit")  # the five the project began with
 NO_PARAMS = "-"  # in the column `params`: readers take an empty cell for a missing value, and pandas' groupby drops those
 
+COLDEST, STEP = 1e-3, 1.15  # of the lattice of learning rates; issue 14: 1e-3 x 1.15^k
+HOTTEST = 6e-2  # beyond it nothing is asked; LayerScale and ReZero live at 1.8e-2 (design, section 2)
+
 
 def short_hash(letter: str, data: bytes, length: int) -> str:
     """A letter and the first hex digits of the SHA-256 of data, `length` characters in all.
@@ -16,6 +19,15 @@ def short_hash(letter: str, data: bytes, length: int) -> str:
     Without the letter one in a hundred reads as a number: 513216857062 as an integer, 27e897249259 as infinity.
     """
     return letter + hashlib.sha256(data).hexdigest()[: length - 1]
+
+
+def rate(k: int) -> float:
+    """The k-th rate of the lattice, to three digits, as the tables and `--lrs` write it."""
+    return float(f"{COLDEST * STEP**k:.3g}")
+
+
+LAST = max(k for k in range(100) if rate(k) <= HOTTEST)
+KNOWN = {rate(k): k for k in range(LAST + 1)}
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from suite.evidence.edges import PRIMARY, cells, edges, judged
 from suite.evidence.stats import LEVEL, Critical, critical
+from suite.protocol import KNOWN
 from suite.records.completeness import Parts
 from suite.records.tables import Store
-from suite.sweep.frontier import KNOWN
 from suite.verdict.outcomes import DEAD
 
 HEALTHY = 0.45  # of c; issue 15: the digits' best is about 0.32

@@ -17,7 +17,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 from suite.evidence.edges import cells
-from suite.sweep.frontier import FIRST_SEEDS, KNOWN, rate
+from suite.protocol import KNOWN, rate
+from suite.sweep.frontier import FIRST_SEEDS
 from suite.verdict.outcomes import fate
 
 FIRST, CONFIRMING = range(8), range(8, 16)

@@ -12,21 +12,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-COLDEST, STEP = 1e-3, 1.15  # issue 14: 1e-3 x 1.15^k
-HOTTEST = 6e-2  # beyond it nothing is asked; LayerScale and ReZero live at 1.8e-2 (design, section 2)
+from suite.protocol import KNOWN, LAST
+
 FIRST_SEEDS, ALL_SEEDS = 3, 8  # the search; the edge (five more)
 STRIDE = 2
 WIDEST = 10  # points of an edge that are looked at closely; wider (MV-Split's dead: some hot runs are stuck instead) there is none
 START = 12  # the point of 5.35e-3: at 100 blocks near the edge of plain and MV-Split (design, section 2)
-
-
-def rate(k: int) -> float:
-    """The k-th rate, to three digits, as the tables and `--lrs` write it."""
-    return float(f"{COLDEST * STEP**k:.3g}")
-
-
-LAST = max(k for k in range(100) if rate(k) <= HOTTEST)
-KNOWN = {rate(k): k for k in range(LAST + 1)}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from suite.protocol import Run
+from suite.protocol import Run, rate
 from suite.sweep import frontier
 from suite.sweep.plan import Selection, SelectionError, make_plan, protocol_named
 from suite.verdict.outcomes import DEAD, UNUSABLE
@@ -36,7 +36,7 @@ def is_search(selection: Selection) -> bool:
 
 def cells(selection: Selection) -> list[Run]:
     """One run for each cell of the selection, at the search's first rate."""
-    return make_plan(replace(selection, lrs=(frontier.rate(frontier.START),), seeds=(0,)))
+    return make_plan(replace(selection, lrs=(rate(frontier.START),), seeds=(0,)))
 
 
 def next_runs(cells: Sequence[Run], rows: Iterable[Mapping[str, str]]) -> list[Run]:
@@ -51,7 +51,7 @@ def next_runs(cells: Sequence[Run], rows: Iterable[Mapping[str, str]]) -> list[R
         mine = [(lr, seed, outcome) for run_id, lr, seed, outcome in found if replace(cell, lr=lr, seed=seed).run_id == run_id]
         for bad in (DEAD, UNUSABLE):
             if pairs := frontier.wanted(frontier.points((lr, seed, outcome in bad) for lr, seed, outcome in mine)):
-                out += [replace(cell, lr=frontier.rate(k), seed=seed) for k, seed in pairs]
+                out += [replace(cell, lr=rate(k), seed=seed) for k, seed in pairs]
                 break
     return out
 

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from suite.evidence import edges, headline, report, stats
-from suite.protocol import SCHEMES
+from suite.protocol import KNOWN, SCHEMES, rate
 from suite.records.csvfile import write_package
 from suite.records.schema import TABLES
 from suite.records.tables import write_rows
-from suite.sweep.frontier import KNOWN, rate
 from suite.verdict.outcomes import UNUSABLE
 
 DEPTHS = (25, 50, 100)

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suite.evidence import stats
+from suite.protocol import HOTTEST, KNOWN, LAST, rate
 from suite.sweep import frontier
-from suite.sweep.frontier import ALL_SEEDS, FIRST_SEEDS, LAST, Point, edge, points, rate, wanted
+from suite.sweep.frontier import ALL_SEEDS, FIRST_SEEDS, Point, edge, points, wanted
 
 
 def search(dies, start=12, known=None):
@@ -33,8 +34,8 @@ def coin(at, width, salt=0):
 
 def test_the_lattice():
     assert [rate(k) for k in range(4)] == [1e-3, 1.15e-3, 1.32e-3, 1.52e-3]
-    assert rate(LAST) <= frontier.HOTTEST < rate(LAST + 1) and len(frontier.KNOWN) == LAST + 1
-    assert all(float(f"{lr:g}") == lr for lr in frontier.KNOWN)  # six digits hold it
+    assert rate(LAST) <= HOTTEST < rate(LAST + 1) and len(KNOWN) == LAST + 1
+    assert all(float(f"{lr:g}") == lr for lr in KNOWN)  # six digits hold it
     assert points([(1.15e-3, 0, True), (1.2e-3, 0, True)]) == {1: Point(dead=frozenset({0}))}
 
 

@@ -33,7 +33,7 @@ SETS = {  # what a plugin may do: afterwards all is as before
     "folder": "import os; os.chdir('/'); os.umask(0)",
     "path": "import sys; sys.path.insert(0, '/'); sys.meta_path = sys.meta_path[::-1]",
     "streams": "import sys; sys.stdout = sys.stderr = None",
-    "signals": "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)",
+    "signals": "import signal as s; s.signal(s.SIGINT, s.SIG_DFL if s.getsignal(s.SIGINT) is s.SIG_IGN else s.SIG_IGN)",  # nohup: ignored
     "warnings": "import warnings; warnings.simplefilter('error')",
     "numpy": "import numpy; numpy.seterr(all='raise')",
     "accelerate": "from accelerate import Accelerator; Accelerator(gradient_accumulation_steps=4)",

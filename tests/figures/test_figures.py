@@ -222,6 +222,7 @@ def small(tmp_path, monkeypatch):
     return tmp_path / "results", tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_pictures_that_tables_no_longer_give_are_found(small, capsys):
     """Every table behind a figure counts, to its sixth digit; a table that a figure does not read does not."""
     results, out = small

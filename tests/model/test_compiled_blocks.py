@@ -99,6 +99,7 @@ print(json.dumps({name: counters["inductor"][f"fxgraph_cache_{name}"] for name i
 """
 
 
+@pytest.mark.slow
 def test_another_process_and_depth_takes_the_machine_code_from_disk(tiny_model):
     """Tracing must give the same graph, byte for byte, or every worker and every depth would compile again."""
     result(tiny_model("plain", depth=3), compiled=True)

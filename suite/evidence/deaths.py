@@ -14,13 +14,13 @@ import pandas as pd
 from suite.evidence.hazard import died_healthy
 from suite.records.completeness import REPLAYED, Parts
 from suite.records.tables import Store
+from suite.verdict.crash import MAD_TO_SD
 from suite.verdict.signature import SIGNATURE_EARLY, SIGNATURE_LATE
 
 CALM_UNTIL = 30  # steps before the crash at which calm ends; the longest growth that we have seen took 25 (design, section 2)
 LEAVES = 4.0  # scatters from the calm median that count as leaving; a normal series does so once in 16,000 steps
 STAYS = 3  # steps in a row that it must be outside, so that a stray step or two is no precursor
 ENOUGH = 5  # calm steps that a range needs
-MAD_TO_SD = 1.4826
 QUANTITIES = {  # name -> site of the audit, column
     "g_mean": ("attn", "g_mean"), "g_ctr": ("attn", "g_ctr"), "A": ("attn", "amplification"), "1-TCS": ("attn", "tcs"),
     "rho": ("attn", "rho"), "r_tr": ("attn", "r_tr"), "mu_eff": ("attn", "mu_eff"), "Q gradient": ("attn", "q_grad"),

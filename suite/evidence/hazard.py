@@ -17,9 +17,9 @@ from suite.protocol import KNOWN
 from suite.records.completeness import Parts
 from suite.records.tables import Store
 from suite.verdict.outcomes import DEAD
+from suite.verdict.signature import SIGNATURE_EARLY
 
 HEALTHY = 0.45  # of c; issue 15: the digits' best is about 0.32
-BEFORE = 10  # steps before the crash step in which a measurement belongs to the event already (suite.verdict.signature)
 PER = 1000  # healthy steps to which a hazard is given
 
 Rows = Sequence[dict[str, str]]
@@ -66,7 +66,7 @@ def died_healthy(row: dict[str, str], evals: Rows) -> bool:
     """Whether a run is dead and was healthy at the last measurement that lies before the event."""
     if row["outcome"] not in DEAD:
         return False
-    before = [line for line in evals if int(line["step"]) < int(row["crash_step"]) - BEFORE]
+    before = [line for line in evals if int(line["step"]) < int(row["crash_step"]) - SIGNATURE_EARLY]
     return bool(before) and _well(row, before[-1])
 
 

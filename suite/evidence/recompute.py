@@ -22,7 +22,7 @@ def model_cells(run: Run) -> dict[str, str]:
         return {}
     data, p = _digits(), run.protocol
     sizes = _model(p, run.scheme, run.arm, run.params, run.depth, *data.images_NCHW.shape[1:3])
-    constant = format_value(data.constant_loss(p.patch), "number")
+    constant = format_value(_constant(p.patch), "number")
     return {name: str(size) for name, size in sizes.items()} | {"data_digest": data.digest, "constant_loss": constant}
 
 
@@ -41,6 +41,11 @@ def real_row_problems(rows: list[dict[str, str]], parts: Parts) -> list[str]:
     right = _floor(int(cells["fid_n"]), cells["features_digest"])
     return [f"{where}: {name} is {cells[name] or 'empty'}, the data give {text or 'none'}"
             for name, text in right.items() if not _near(cells[name], text, name)]
+
+
+@cache
+def _constant(patch: int) -> float:
+    return _digits().constant_loss(patch)
 
 
 @cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -107,6 +108,11 @@ def _lr50(rates, n, died) -> np.ndarray:
 
 def critical(lr: Sequence[float], seed: Sequence[int], dead: Sequence[bool], draws: int = DRAWS) -> Critical:
     """LR50 of the runs of one cell. Raises ValueError where there is no run."""
+    return _critical(tuple(lr), tuple(seed), tuple(dead), draws)
+
+
+@cache  # a report asks for a cell's rate in its own row and in each ratio
+def _critical(lr: tuple, seed: tuple, dead: tuple, draws: int) -> Critical:
     lr, seed, dead = np.asarray(lr, dtype=float), np.asarray(seed), np.asarray(dead, dtype=bool)
     if not len(lr):
         raise ValueError("no runs to fit a critical rate to")
@@ -166,15 +172,13 @@ def _resampled(times, seed, lr, dead) -> np.ndarray:
 
 def ratio(one, other, draws: int = DRAWS) -> tuple[float | None, float, float]:
     """(ratio, low, high) of LR50 of `one` over `other`, each (lr, seed, dead): of two fits with a paired interval, else bounds."""
-    a, b = critical(*one, draws=2), critical(*other, draws=2)
+    a, b = critical(*one, draws=draws), critical(*other, draws=draws)
     if a.kind == b.kind == "fit":
         cells = [tuple(np.asarray(part) for part in cell) for cell in (one, other)]
         samples = bootstrap(cells, draws)
         low, high = np.nanquantile(samples[0] / samples[1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        a, b = critical(*one, draws=draws), critical(*other, draws=draws)
         low = 0.0 if a.low == 0 or np.isinf(b.high) else float(low)  # where the rates tested do not reach an end
         return a.rate / b.rate, low, np.inf if np.isinf(a.high) or b.low == 0 else float(high)
-    a, b = critical(*one, draws=draws), critical(*other, draws=draws)
     return None, a.low / b.high if np.isfinite(b.high) else 0.0, a.high / b.low if b.low else np.inf
 
 

@@ -81,7 +81,7 @@ def seconds(rows, phases):
 def worker_start(benchmark, results, case):
     from suite.sweep.plan import Selection, make_plan
 
-    (run,) = make_plan(Selection("laptop", schemes=(case["scheme"],), depths=(case["depth"],)))
+    run, *_ = make_plan(Selection("laptop", schemes=(case["scheme"],), depths=(case["depth"],)))
     workers = []
 
     def fresh():

@@ -107,7 +107,7 @@ from suite.sweep.execute import load_data
 from suite.sweep.plan import Selection, make_plan
 from suite.training.trainer import Trainer
 
-(run,) = make_plan(Selection("laptop", schemes=("plain",), depths=(1,)))
+run, *_ = make_plan(Selection("laptop", schemes=("plain",), depths=(1,)))
 trainer = Trainer(run, load_data("digits"), Path("nowhere"))
 assert trainer.advance()
 print(trainer.state.curve[0])

@@ -335,7 +335,7 @@ def _report(args) -> int:
 
 
 def _detect(args) -> int:
-    from suite.verdict.crash import detect_runs
+    from suite.verdict.detect import detect_runs
 
     print("\n".join(json.dumps(found) for found in detect_runs(args.file, args.constant_loss, args.column)))
     return 0

@@ -14,8 +14,8 @@ import pandas as pd
 from suite.evidence.hazard import died_healthy
 from suite.records.completeness import REPLAYED, Parts
 from suite.records.tables import Store
-from suite.verdict.crash import MAD_TO_SD
 from suite.verdict.signature import SIGNATURE_EARLY, SIGNATURE_LATE
+from suite.verdict.smooth import MAD_TO_SD
 
 CALM_UNTIL = 30  # steps before the crash at which calm ends; the longest growth that we have seen took 25 (design, section 2)
 LEAVES = 4.0  # scatters from the calm median that count as leaving; a normal series does so once in 16,000 steps

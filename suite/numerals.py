@@ -1,10 +1,11 @@
-"""Numbers that people write, read strictly: what stands there is what is meant, or it is refused. Standard library only."""
+"""What people write on a command line, numbers above all, read strictly: it is what is meant, or it is refused. Standard library only."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import re
+from pathlib import Path
 
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
@@ -74,3 +75,18 @@ def positive(text: str) -> int:
 def rate(value: float) -> bool:
     """Whether a learning rate can be written into the tables as it is."""
     return value > 0 and value == float(f"{value:g}")  # the tables hold six digits
+
+
+def filled(word: str) -> str:
+    """An argparse type: anything but nothing."""
+    if not word.strip():
+        raise argparse.ArgumentTypeError("an empty value")
+    return word
+
+
+def directory(word: str) -> Path:
+    """An argparse type: a folder, there or not yet."""
+    path = Path(filled(word))
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{word} is a file, not a folder")
+    return path

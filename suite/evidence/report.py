@@ -7,6 +7,7 @@ from pathlib import Path
 
 from suite.environment import ROOT
 from suite.evidence.deep import deep
+from suite.evidence.detecting import detecting
 from suite.evidence.dying import dying
 from suite.evidence.edges import PRIMARY, Edge, edges, edges_beside, ratios, said
 from suite.evidence.findings import findings
@@ -163,6 +164,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # by the folder that m
     "anatomy": ("<!-- deaths: made by `python -m suite report` -->", dying),
     "deep": ("<!-- the paper's depths: made by `python -m suite report` -->", deep),
 }
+DETECT = "<!-- detect: made by `python -m suite report` -->"
 FOUND = "<!-- findings: made by `python -m suite report` -->"  # of the committed results alone
 
 
@@ -175,6 +177,8 @@ def _has(folder: Path) -> bool:
 def blocks(results: Path) -> dict[str, str]:
     """By its first line, each block of the README for which the results folder has the runs."""
     made = {begin: make(results) for name, (begin, make) in BLOCKS.items() if _has(results / name)}
+    if (results / "detect").is_dir():
+        made[DETECT] = detecting(results / "detect")
     if results.resolve() == ROOT / "results" and all(_has(results / name) for name in ("laptop", "frontier")):
         made[FOUND] = findings(results)
     return {begin: f"{begin}\n\n{text}\n\n{END}" for begin, text in made.items()}

@@ -274,7 +274,25 @@ ROUNDING = (
     *(column for column in RUNS if column.name in PROVENANCE),
 )
 
-OF_NO_RUN = ("bench", "rounding")  # tables that are not of a protocol's runs
+DETECTED = (
+    _text("truth", "what the logs are", required=True, enum=("dead", "alive")),
+    _text("family", "our runs (of the committed protocols), or how the logs were made", required=True),
+    _text("cut", "which part of each curve is judged", required=True),
+    _integer("every", "step", "one point of so many is kept", required=True),
+    _integer("logs", "1", "logs judged", required=True),
+    _integer("too_few", "1", "of these with under 8 points before the death or under 5 behind it: at best unknown", required=True),
+    _integer("dead", "1", "judged collapsed, degraded or nonfinite", required=True),
+    _integer("unknown", "1", "judged unknown: a rise, but too little to tell", required=True),
+    _integer("survived", "1", "judged survived", required=True),
+    _integer("too_short", "1", "judged too_short: no event, and too few points to call it alive", required=True),
+    _integer("within_1", "1", "of those judged dead, with a crash step at most one point off; empty where none is or none died"),
+    _integer("within_5", "1", "the same within five points"),
+    _integer("worst", "1", "points by which the worst of them is off"),
+    _text("rule_digest", "digests of the files of suite/verdict that made the verdicts", required=True),
+    *(column for column in RUNS if column.name in PROVENANCE),
+)
+
+OF_NO_RUN = ("bench", "rounding", "detect")  # tables that are not of a protocol's runs
 
 TABLES: dict[str, Table] = {table.name: table for table in (
     Table("runs", "runs.csv", "one row per attempted run, failures included", ("run_id",), RUNS,
@@ -294,4 +312,6 @@ TABLES: dict[str, Table] = {table.name: table for table in (
           ("phase", "setting", "device", "workers", "depth", "scheme", "variant")),
     Table("rounding", "rounding.csv", "the same runs under other roundings (tests/rounding/measure.py)",
           ("scheme", "depth", "lr", "seed", "isa", "compiled", "moved"), ROUNDING),
+    Table("detect", "detect.csv", "how well `detect` judges logs whose truth is known (tests/detect/judge_all.py)",
+          ("truth", "family", "cut", "every"), DETECTED),
 )}

@@ -27,6 +27,7 @@ ABOVE, BELOW = 0.8, 0.9  # of the points behind and just before that must lie on
 DOUBT = 2.0  # over sqrt(points): how far the correlation may be from what it looks like
 LARGEST_R = 0.95  # a correlation beyond it is drift, which the heights measure
 TREND, LEAST_TREND = 0.1, 9  # share of the differences whose median is the slope, and how many at least
+DIGITS = 8  # decimals; nobody prints a loss with more, and float32 has no more
 CLIP = 4.0  # robust sds at which differences count no further, so that the jump itself is no noise
 DIP = 4.0  # points above the line that make up for one below, where the first point behind the change is sought
 MEDIAN_OF_FIVE = 0.536  # sd of the median of five normal values
@@ -125,9 +126,12 @@ def _medians_to_the_end(s: np.ndarray) -> np.ndarray:
 
 
 def _last_digit(x: np.ndarray) -> float:
-    """The smallest gap between two values of a log: what it can resolve."""
-    values = np.unique(x)
-    return float(np.diff(values).min()) if len(values) > 1 else 0.0
+    """The last decimal that a log prints, as a number; 0 where it prints more than DIGITS."""
+    for digits in range(DIGITS + 1):
+        scaled = x * 10.0**digits
+        if np.allclose(scaled, np.round(scaled), rtol=1e-12, atol=1e-6):
+            return 10.0**-digits
+    return 0.0
 
 
 def _trend(d: np.ndarray) -> np.ndarray:

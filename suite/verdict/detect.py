@@ -17,7 +17,7 @@ from suite.verdict.foreign_log import Log, LogError, read_logs
 from suite.verdict.signature import foreign_signature
 from suite.verdict.smooth import robust_sd, short_median
 
-__all__ = ["LogError", "detect", "detect_runs", "judge_foreign"]
+__all__ = ["LogError", "detect", "detect_runs", "judge_foreign", "judge_logs"]
 
 WINDOW_STEPS = 50  # steps that confirm a crash, as in our protocols
 WINDOW_MIN_POINTS = 10  # the same in a thinned log: two medians of five that share no point
@@ -109,7 +109,12 @@ def detect_runs(path: str | Path, constant_loss: float | None = None, column: st
     see `suite.verdict.signature`) and `notes` (a list of sentences). Raises LogError where the log cannot be read, ValueError where
     `constant_loss` makes no sense.
     """
-    return [_detected(log, constant_loss) for log in read_logs(path, column)]
+    return [found for _, found in judge_logs(path, constant_loss, column)]
+
+
+def judge_logs(path: str | Path, constant_loss: float | None = None, column: str | None = None) -> list[tuple[Log, dict]]:
+    """`detect_runs`, each with its curve."""
+    return [(log, _detected(log, constant_loss)) for log in read_logs(path, column)]
 
 
 def detect(path: str | Path, constant_loss: float | None = None, column: str | None = None) -> dict:

@@ -33,7 +33,7 @@ VERBS = {
     "figures": ["--out DIR", "--results DIR"],
     "verify": ["--rerun K", "--seed N", "--plugin FILE", "--results DIR"],
     "report": ["--write", "--results DIR"],
-    "detect": ["file", "--column NAME", "--constant-loss X"],
+    "detect": ["file", "--column NAME", "--constant-loss X", "--plot FILE"],
     "bench": ["--quick", "--only EXPR", "--results DIR"],
 }
 
@@ -198,6 +198,15 @@ def test_detect_prints_one_json_object(capsys):
 def test_detect_refuses_what_is_no_log(capsys, text, words):
     Path("log.csv").write_text(text)
     assert words in refused(capsys, "detect", "log.csv")
+
+
+def test_detect_draws_what_it_found(capsys):
+    Path("log.csv").write_text(CURVE + "400,nan\n")
+    for name, start in (("seen.png", b"\x89PNG"), ("seen.pdf", b"%PDF")):
+        assert call(capsys, "detect", "log.csv", "--plot", name)[0] == 0 and Path(name).read_bytes().startswith(start)
+    for name, words in (("seen.txt", "ends in none of"), ("nowhere/seen.png", "cannot be written")):
+        status, out, err = call(capsys, "detect", "log.csv", "--plot", name)
+        assert status == 2 and len(out) == len(err) == 1 and words in err[0]  # the verdict is said all the same
 
 
 def test_detect_refuses_bad_arguments(capsys):

@@ -21,7 +21,7 @@ from suite.model.fused import use_kernels
 from suite.protocol import Run
 from suite.quality.features import QualityError, extractor
 from suite.quality.fid import check_floor, real_floor, sample_grid, scores
-from suite.records.tables import picture_path
+from suite.records.tables import REAL, picture_path
 from suite.sweep.groups import group_id
 from suite.sweep.record import failure, read_record, save_record, save_trace, work_folder
 from suite.training.data import DIGITS_DIGEST, Data, DataError, load
@@ -105,7 +105,11 @@ def _record(trainer: Trainer, group: Sequence[Run], results: Path, features: str
     """What a run that has ended leaves, measured on its model; the trainer may be left in an earlier state."""
     run, p = trainer.run, trainer.run.protocol
     verdict, last = trainer.judge(), trainer.state.step
-    quality_rows = _quality(trainer, results, features) if p.fid_samples else []
+    quality = [_unscored(q, verdict.crash_step) for q in trainer.state.log.get("quality", []) if q["step"] != last]
+    if p.fid_samples:
+        quality.append(_quality(trainer, results, features))
+    if any("fid" in q for q in quality):  # also where only an early score was taken, and the run then died
+        quality.append({"run_id": REAL, **_floor(trainer.data, features, p.fid_samples)})
     probe_rows = []
     if p.probe and verdict.crash_step is None:
         with trainer.clock.timed("probe"):
@@ -120,7 +124,7 @@ def _record(trainer: Trainer, group: Sequence[Run], results: Path, features: str
         "run": row,
         "curve": [{"step": s, "loss": loss, "grad_norm": norm} for s, loss, norm in trainer.state.curve],
         "evals": [{"step": s, "heldout_loss": loss} for s, loss in trainer.state.evals],
-        "quality": [_unscored(q, verdict.crash_step) for q in trainer.state.log.get("quality", []) if q["step"] != last] + quality_rows,
+        "quality": quality,
         "audit": trainer.state.log.get("audit", []),
         "spikes": recovered(trainer.state.log.get("spikes", []), verdict, p.window),
         "probe": probe_rows,
@@ -165,12 +169,11 @@ def identity(run: Run, group: Sequence[Run]) -> dict:
     }  # fmt: skip
 
 
-def _quality(trainer: Trainer, results: Path, features: str) -> list[dict]:
-    """The score row of the finished run and the real-against-real floor; a picture of samples even where it crashed."""
+def _quality(trainer: Trainer, results: Path, features: str) -> dict:
+    """The score row of the finished run; a picture of samples even where it crashed."""
     run, p, data = trainer.run, trainer.run.protocol, trainer.data
     crashed = trainer.judge().crash_step is not None
     row = {"step": trainer.state.step, "fid_status": "crashed", "nfe": p.nfe, "guidance": p.guidance}
-    floor = []
     # a crashed run gets its picture alone, and a run whose weights hold nan gets samples of nan, drawn as such
     n = min(p.fid_samples, GRID_ROWS * data.classes) if crashed else p.fid_samples
     with trainer.clock.timed("sample", n):
@@ -181,11 +184,7 @@ def _quality(trainer: Trainer, results: Path, features: str) -> list[dict]:
     for left in path.parent.glob(f"{path.name}.*.part"):  # by a worker that was killed while it drew
         left.unlink(missing_ok=True)
     sample_grid(grid, labels[: len(grid)], path)
-    if not crashed:
-        row |= _scores(trainer, samples, features)
-        if row["fid_status"] != "unavailable":
-            floor = [{"run_id": "real", **_floor(data, features, p.fid_samples)}]
-    return [row, *floor]
+    return row if crashed else row | _scores(trainer, samples, features)
 
 
 def quality_fault(data: Data, features: str, n: int) -> str:

@@ -146,6 +146,19 @@ def test_a_run_that_ends_at_a_quality_step_is_scored_once(tmp_path, inline, monk
     assert sorted(row["step"] for row in scored) == ["", "14", "6"] and check_parts(tmp_path / "smoke") == []
 
 
+def test_a_run_that_dies_after_a_score_lacks_nothing(tmp_path, inline, monkeypatch):
+    """Its last score is crossed out, the early one stands, and with it the real row that an FID is read against."""
+    loss = TrainStep.loss
+    monkeypatch.setattr(TrainStep, "loss", lambda self, batch: loss(self, batch) * (1 if self.state.step + 1 < 9 else float("nan")))
+    monkeypatch.setitem(PROTOCOLS, "smoke", replace(PROTOCOLS["smoke"], quality_at=(6,)))
+    (run,) = plan(("plain",), depths=(3,))
+    work([run], tmp_path)
+    assert rows(tmp_path)[run.run_id]["outcome"] == "nonfinite"
+    scored = read_rows(tmp_path / "smoke" / "quality.csv", TABLES["quality"])
+    assert sorted((row["run_id"] == "real", row["fid_status"]) for row in scored) == [(False, "crashed"), (False, "ok"), (True, "ok")]
+    assert check_parts(tmp_path / "smoke") == []
+
+
 def test_a_finished_record_is_used_not_trained_again(reference, tmp_path, inline):
     """The worker had finished; the parent was killed before it put the rows into the tables."""
     run = plan()[0]

@@ -149,8 +149,8 @@ def test_a_run_that_ends_at_a_quality_step_is_scored_once(tmp_path, inline, monk
 def test_a_run_that_dies_after_a_score_lacks_nothing(tmp_path, inline, monkeypatch):
     """Its last score is crossed out, the early one stands, and with it the real row that an FID is read against."""
     loss = TrainStep.loss
-    monkeypatch.setattr(TrainStep, "loss", lambda self, batch: loss(self, batch) * (1 if self.state.step + 1 < 9 else float("nan")))
-    monkeypatch.setitem(PROTOCOLS, "smoke", replace(PROTOCOLS["smoke"], quality_at=(6,)))
+    monkeypatch.setattr(TrainStep, "loss", lambda self, batch: loss(self, batch) * (1 if self.state.step + 1 < 7 else float("nan")))
+    monkeypatch.setitem(PROTOCOLS, "smoke", replace(PROTOCOLS["smoke"], quality_at=(4,)))
     (run,) = plan(("plain",), depths=(3,))
     work([run], tmp_path)
     assert rows(tmp_path)[run.run_id]["outcome"] == "nonfinite"

@@ -5,7 +5,7 @@ Shapes: B samples, T tokens; as in `suite.diagnosis.metrics`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from unittest import mock
 
@@ -21,12 +21,12 @@ class AuditError(ValueError):
 
 
 @contextmanager
-def _capture(weights: dict[int, str], seen: dict[str, tuple[Tensor, Tensor]]):
-    """Record input and output of every `F.linear` whose weight is one of `weights` (by id).
+def captured(weights: dict[int, str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Input and output, by name, of every `F.linear` inside whose weight is one of `weights` (by id).
 
     Patching the function, not hooking modules, also sees nn.MultiheadAttention, which never calls its out_proj module.
     """
-    original = F.linear
+    original, seen = F.linear, {}
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         out = original(x, weight, bias)
@@ -38,10 +38,29 @@ def _capture(weights: dict[int, str], seen: dict[str, tuple[Tensor, Tensor]]):
         return out
 
     with mock.patch.object(F, "linear", linear):
-        yield
+        yield seen
 
 
-def _by_sample(x: Tensor, batch: int, name: str, token_first: bool) -> Tensor:
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """A pass of the model, gradients on, that leaves random states and buffers (running statistics of a norm) as they were."""
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    try:
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def token_first(model: nn.Module) -> set[str]:
+    """Names of the writers whose rows come token by token: those of nn.MultiheadAttention."""
+    return {f"{name}.out_proj" for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
+
+
+def by_sample(x: Tensor, batch: int, name: str, token_first: bool) -> Tensor:
     """(B, T, width) from (B, T, width), or from rows as nn.MultiheadAttention lays them out: token by token, (T * B, width)."""
     if x.ndim == 3 and x.shape[0] == batch:
         return x
@@ -77,26 +96,18 @@ def audit(model: nn.Module, writers: Iterable[str], loss: Callable[[], Tensor], 
     for name in names:
         if not isinstance(modules.get(name), nn.Linear):
             raise AuditError(f"{name!r} is not an nn.Linear of this model")
-    attention = {f"{n}.out_proj" for n, m in modules.items() if isinstance(m, nn.MultiheadAttention)}
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    buffers = [(b, b.clone()) for b in model.buffers()]  # running statistics of a norm
-    try:
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
-            with _capture({id(modules[n].weight): n for n in names}, seen):
-                value = loss()
-            _check(value, names, seen)
-            deltas = torch.autograd.grad(value, [seen[n][1] for n in names], allow_unused=True)
-    finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+    attention = token_first(model)
+    with undisturbed(model):
+        with captured({id(modules[n].weight): n for n in names}) as seen:
+            value = loss()
+        _check(value, names, seen)
+        deltas = torch.autograd.grad(value, [seen[n][1] for n in names], allow_unused=True)
     if unused := [n for n, delta in zip(names, deltas, strict=True) if delta is None]:
         raise AuditError(f"the loss does not depend on writer {unused[0]}")
     rows = []
     for name, delta in zip(names, deltas, strict=True):
-        y, out = (_by_sample(t.detach(), batch, name, name in attention) for t in seen[name])
-        d_BTD = _by_sample(delta, batch, name, name in attention)
+        y, out = (by_sample(t.detach(), batch, name, name in attention) for t in seen[name])
+        d_BTD = by_sample(delta, batch, name, name in attention)
         metrics = writer_metrics(d_BTD, y)
         grad = torch.einsum("btd,btf->df", d_BTD.double(), y.double()).norm().item()
         rows.append({"writer": name, **metrics, "grad": grad, "tcs": tcs(out.double()).item(), "tokens": y.shape[1]})

@@ -96,7 +96,7 @@ class Watched:
     """Two hooks on the module that a loop calls, outside whatever is compiled in it; they keep what `due()` asks for."""
 
     def __init__(self, model: nn.Module, due: Callable[[], bool]) -> None:
-        self.due, self.calls, self._losses, self._open = due, [], [], None
+        self.due, self.calls, self._losses, self._shares, self._open = due, [], [], False, None
         self._hooks = [
             model.register_forward_pre_hook(torch.compiler.disable(self._before), with_kwargs=True),
             model.register_forward_hook(torch.compiler.disable(self._after), with_kwargs=True),
@@ -108,14 +108,17 @@ class Watched:
     def _after(self, module: nn.Module, args: tuple, kwargs: dict, outputs: object) -> None:
         if torch.is_grad_enabled() and module.training:
             self._losses += [t.detach() for t in tensors(outputs) if t.ndim == 0 and t.requires_grad][:1]
+            self._shares = kwargs.get("num_items_in_batch") is not None  # transformers: losses of accumulated forwards add up
         if self._open is not None:
             self._open.returned(outputs)
             self.calls = [self._open]
         self._open = None
 
     def loss(self) -> float:
-        """The mean of the scalars that the forwards of this step returned; nan where there was none."""
-        return float(torch.stack(self._losses).mean()) if self._losses else math.nan
+        """Of the scalars that the forwards of this step returned the mean, or the sum where they are shares; nan where there was none."""
+        if not self._losses:
+            return math.nan
+        return float(torch.stack(self._losses).sum()) / (1 if self._shares else len(self._losses))
 
     def forget(self) -> None:
         """Let go of inputs and outputs: they belong to the loop."""

@@ -1,18 +1,29 @@
-"""What `detect` saw in a log, as a picture for its reader: the loss, its short median, the step and the level that was crossed."""
+"""What `detect` sees in a log: of a reader's file, and of three of our own runs as somebody would have logged them."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from paper_figures.style import NEUTRAL, PALETTE, context, wrap
+from paper_figures.rows import caption, load_runs
+from paper_figures.style import NEUTRAL, PALETTE, context, page, skip, wrap
+from suite.records.tables import read
+from suite.verdict.detect import judge_foreign
 from suite.verdict.foreign_log import Log, LogError
 from suite.verdict.smooth import short_median
 
+NAME = "detected"
+TITLE = "What `detect` sees, knowing nothing but the loss at every tenth step"
+INPUTS = ("runs", "curves")
+PROTOCOLS = ("anatomy",)
+EVERY = 10  # steps between two points of a log, as trainers write by default
 KINDS = (".png", ".pdf", ".svg")
 POINTS = 5000  # drawn of a curve; the lowest and the highest of what lies between are kept
+WORDS = ("Grey: the loss as logged; blue: its median of five points. Red: the step from which it counts as broken, and the level that was "
+         "crossed; dotted where that is not confirmed.")  # fmt: skip
 MOST = 12  # runs of one file that are drawn
 
 
@@ -21,19 +32,40 @@ def draw_detected(path: Path, judged: list[tuple[Log, dict]]) -> None:
     if path.suffix.lower() not in KINDS:
         raise LogError(f"--plot {path}: ends in none of {', '.join(KINDS)}; name a picture")
     shown = judged[:MOST]
-    caption = ("Grey: the loss as logged; blue: its median of five points. Red: the step from which it counts as broken, and the level "
-               "that was crossed; dotted where that is not confirmed. Crosses at the foot: values that are no number.")  # fmt: skip
+    words = WORDS + " Crosses at the foot: values that are no number."
     if len(judged) > MOST:
-        caption += f" The first {MOST} of {len(judged)} runs."
+        words += f" The first {MOST} of {len(judged)} runs."
     with context():
         figure = Figure(figsize=(8, 1 + 2.2 * len(shown)), layout="constrained", facecolor="white")
         for axis, (log, found) in zip(np.ravel(figure.subplots(len(shown), 1, squeeze=False)), shown, strict=True):
             _panel(axis, log, found)
-        figure.supxlabel("\n".join(wrap(caption, 7.8, 8)), x=0.01, ha="left", fontsize=8, color=NEUTRAL)
+        figure.get_axes()[-1].set_xlabel("step")
+        figure.supxlabel("\n".join(wrap(words, 7.8, 8)), x=0.01, ha="left", fontsize=8, color=NEUTRAL)
         try:
             figure.savefig(path, dpi=150)
         except OSError as error:
             raise LogError(f"--plot {path}: cannot be written ({error.strerror})") from None
+
+
+def draw(folder: Path, protocol: str):
+    runs = load_runs(folder)
+    runs = runs[(runs["status"] == "done") & (runs["protocol_version"] >= 4)]
+    dead, living = runs[(runs["outcome"] == "collapsed") & (runs["crash_step"] < 0.9 * runs["horizon"])], runs[runs["outcome"] == "survived"]
+    if dead.empty or living.empty:
+        return skip(folder, NAME, "needs a run that collapsed and one that survived")
+    dead = dead.sort_values(["crash_step", "run_id"])
+    chosen = [dead.iloc[-1], dead.iloc[0], living.sort_values(["lr", "run_id"]).iloc[-1]]
+    figure, body = page(9.5, 7.4, TITLE, caption(runs, (
+        "The run that collapsed last, the one that collapsed first, and the hottest that survived. " + WORDS)))  # fmt: skip
+    for axis, run in zip(body.subplots(len(chosen), 1), chosen, strict=True):
+        curve = read(folder, "curves", run.scheme, run.depth)
+        curve = curve[curve["run_id"] == run.run_id].sort_values("step").iloc[EVERY - 1 :: EVERY]
+        steps, loss = curve["step"].to_numpy(), curve["loss"].to_numpy(float)
+        found = asdict(judge_foreign(steps, loss)[0])
+        truth = f"truth: {run.outcome}" + (f" at {run.crash_step:,.0f}" if run.outcome == "collapsed" else "")
+        axis.set_xlabel("step")
+        _panel(axis, Log(steps, loss, None, {}, True, f"{run.label}, {run.depth} blocks, {run.lr:g}, seed {run.seed} ({truth})"), found)
+    return figure
 
 
 def _panel(axis, log: Log, found: dict) -> None:
@@ -48,8 +80,9 @@ def _panel(axis, log: Log, found: dict) -> None:
         low, high = smooth.min(), smooth.max()
         room = 0.15 * (high - low) or 0.1 * abs(high) or 1.0
         axis.set_ylim(low - room, high + 2 * room)  # a spike of one point may leave the picture
-    at_the_foot = axis.get_xaxis_transform()
-    axis.plot(log.steps[~good], np.zeros((~good).sum()), "x", color=PALETTE[3], markersize=4, transform=at_the_foot, clip_on=False)
+    if not good.all():  # an empty line at the foot would spoil the layout
+        at_the_foot = axis.get_xaxis_transform()
+        axis.plot(log.steps[~good], np.zeros((~good).sum()), "x", color=PALETTE[3], markersize=4, transform=at_the_foot, clip_on=False)
     words = found["outcome"].replace("_", " ")
     if found["crash_step"] is not None:
         style = "-" if found["confirmed"] else ":"
@@ -58,7 +91,7 @@ def _panel(axis, log: Log, found: dict) -> None:
             axis.axhline(found["threshold"], color=PALETTE[3], linestyle=style, linewidth=0.8)
         words += f" at step {found['crash_step']:,}" + ("" if found["confirmed"] else ", not confirmed")
     axis.set_title(": ".join(part for part in (log.run, words) if part), loc="left", color=NEUTRAL)
-    axis.set(xlabel="step", ylabel="loss")
+    axis.set(ylabel="loss")
 
 
 def _kept(values: np.ndarray) -> np.ndarray:

@@ -78,11 +78,17 @@ def deaths(folder: Path) -> list[dict[str, object]]:
     return out
 
 
-def _window(lines: list[dict[str, str]]) -> pd.DataFrame:
-    """The dense rows over all tokens, with numbers as such."""
+def strided(lines: list[dict[str, str]], depth: int) -> dict[str, pd.Series]:
+    """Quantity -> deep median by step, at the steps that every run is audited at; empty where there is none."""
+    rows = _window(lines, dense="false")
+    return {} if rows.empty else {name: _positive(_deep(rows, depth, *where), name) for name, where in QUANTITIES.items()}
+
+
+def _window(lines: list[dict[str, str]], dense: str = "true") -> pd.DataFrame:
+    """The rows over all tokens of the steps around a crash (or of all others), with numbers as such."""
     wanted = sorted({column for _, column in QUANTITIES.values()})
     rows = [(int(line["step"]), int(line["layer"]), line["site"], *(float(line[name] or "nan") for name in wanted))
-            for line in lines if line["window"] == "true" and line["segment"] == "all"]  # fmt: skip
+            for line in lines if line["window"] == dense and line["segment"] == "all"]  # fmt: skip
     return pd.DataFrame(rows, columns=["step", "layer", "site", *wanted])
 
 

@@ -9,6 +9,7 @@ from suite.environment import ROOT
 from suite.evidence.deep import deep
 from suite.evidence.detecting import detecting
 from suite.evidence.dying import dying
+from suite.evidence.early_warning import early_warning
 from suite.evidence.edges import PRIMARY, Edge, edges, edges_beside, ratios, said
 from suite.evidence.findings import findings
 from suite.evidence.headline import standing
@@ -165,6 +166,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # by the folder that m
     "deep": ("<!-- the paper's depths: made by `python -m suite report` -->", deep),
 }
 DETECT = "<!-- detect: made by `python -m suite report` -->"
+WARNING = "<!-- early warning: made by `python -m suite report` -->"
 FOUND = "<!-- findings: made by `python -m suite report` -->"  # of the committed results alone
 
 
@@ -180,7 +182,7 @@ def blocks(results: Path) -> dict[str, str]:
     if (results / "detect").is_dir():
         made[DETECT] = detecting(results / "detect")
     if results.resolve() == ROOT / "results" and all(_has(results / name) for name in ("laptop", "frontier")):
-        made[FOUND] = findings(results)
+        made[FOUND], made[WARNING] = findings(results), early_warning(results)
     return {begin: f"{begin}\n\n{text}\n\n{END}" for begin, text in made.items()}
 
 

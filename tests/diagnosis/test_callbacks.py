@@ -15,7 +15,8 @@ def llama():
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=16))  # fmt: skip
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=16))  # fmt: skip
 
 
 def by_trainer(folder, callbacks):
@@ -76,8 +77,10 @@ def test_lightning(tmp_path, forward, capsys):
         torch.manual_seed(0)
         module = (Callable if forward else Module)()
         data = torch.utils.data.DataLoader(torch.randn(4 * STEPS, 5, 8), batch_size=4)
-        lightning.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                          enable_model_summary=False, gradient_clip_val=0.1, callbacks=callbacks, default_root_dir=tmp_path).fit(module, data)  # fmt: skip
+        silent = {f"enable_{name}": False for name in ("checkpointing", "progress_bar", "model_summary")}
+        trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", gradient_clip_val=0.1, callbacks=callbacks, logger=False,
+                                    default_root_dir=tmp_path, **silent)  # fmt: skip
+        trainer.fit(module, data)
         return [p.detach() for p in module.parameters()], module.seen
 
     weights, losses = train([])

@@ -50,13 +50,14 @@ def draw_detected(path: Path, judged: list[tuple[Log, dict]]) -> None:
 def draw(folder: Path, protocol: str):
     runs = load_runs(folder)
     runs = runs[(runs["status"] == "done") & (runs["protocol_version"] >= 4)]
-    dead, living = runs[(runs["outcome"] == "collapsed") & (runs["crash_step"] < 0.9 * runs["horizon"])], runs[runs["outcome"] == "survived"]
+    dead = runs[(runs["outcome"] == "collapsed") & (runs["crash_step"] < 0.9 * runs["horizon"])]
+    living = runs[runs["outcome"] == "survived"]
     if dead.empty or living.empty:
         return skip(folder, NAME, "needs a run that collapsed and one that survived")
     dead = dead.sort_values(["crash_step", "run_id"])
     chosen = [dead.iloc[-1], dead.iloc[0], living.sort_values(["lr", "run_id"]).iloc[-1]]
     figure, body = page(9.5, 7.4, TITLE, caption(runs, (
-        "The run that collapsed last, the one that collapsed first, and the hottest that survived. " + WORDS)))  # fmt: skip
+        "The run that collapsed last (in nine tenths of the horizon), the one that collapsed first, and the hottest that survived. " + WORDS)))  # fmt: skip
     for axis, run in zip(body.subplots(len(chosen), 1), chosen, strict=True):
         curve = read(folder, "curves", run.scheme, run.depth)
         curve = curve[curve["run_id"] == run.run_id].sort_values("step").iloc[EVERY - 1 :: EVERY]

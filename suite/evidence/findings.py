@@ -8,10 +8,14 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 
+from suite.evidence.deaths import deaths
+from suite.evidence.dying import SPECIAL, interval
 from suite.evidence.edges import PRIMARY, Edge, cells, edges, ratios
+from suite.evidence.hazard import PER, risks
 from suite.evidence.headline import standing
 from suite.evidence.stats import Critical
 from suite.protocol import PROTOCOLS, SCHEMES
+from suite.records.completeness import Parts
 from suite.records.tables import TABLES, Store, read_rows
 from suite.verdict.outcomes import DEAD, UNUSABLE
 
@@ -26,7 +30,7 @@ def findings(results: Path) -> str:
     found = {(edge.scheme, edge.depth): edge for edge in edges(rows) if edge.cell[1] == "controlled"}
     cool, hot = PROTOCOLS["laptop"].lrs
     said = [_plain(found), _primary(rows, found), _how(rows), _others(found), _cool(rows, cool), _hot(rows, hot), _healthy(rows)]
-    return "\n".join(f"- {sentence}" for sentence in [*said, *_roundings(results)])
+    return "\n".join(f"- {sentence}" for sentence in [*_below(results), *said, *_roundings(results)])
 
 
 def _holds(true: bool, words: str) -> None:
@@ -137,3 +141,25 @@ def _roundings(results: Path) -> list[str]:
     depths, rates = (", ".join(sorted({key[i] for key in by_cell})) for i in (1, 2))
     return [f"**Rounding.** Seed 0 at {depths} blocks and {rates}, again under other instruction sets, eager, and from weights "
             f"moved by one unit in the last place: {'; '.join(parts)}."]  # fmt: skip
+
+
+def _below(results: Path) -> list[str]:
+    """The anatomy's runs below the edge, where both schemes of the comparison were trained at the same rate and depth."""
+    folder = results / "anatomy"
+    mine = [row for row in Store(folder).runs() if row["protocol_version"] == str(PROTOCOLS["anatomy"].version)]
+    known = {(risk.depth, risk.lr, risk.scheme): risk for risk in risks(mine, Parts(folder)) if SPECIAL.isdisjoint(risk.params.split(","))}
+    shared = sorted({key[:2] for key in known if all((*key[:2], scheme) in known for scheme in PRIMARY)})
+    if not shared:
+        return []
+    healthy = [death["row"] for death in deaths(folder) if death["healthy"] and death["row"] in mine]
+    parts = []
+    for depth, lr in shared:
+        for scheme in reversed(PRIMARY):
+            risk = known[depth, lr, scheme]
+            gone = [row for row in healthy if (row["scheme"], int(row["depth"]), float(row["lr"])) == (scheme, depth, lr)]
+            as_paper = sum(row["mms_signature"] == "true" and row["state"] == "mean_dominated" for row in gone)
+            steps = f" (step{'s' * (len(gone) > 1)} {', '.join(str(step) for step in sorted(int(row['crash_step']) for row in gone))})"
+            parts.append(f"{scheme} at {depth} blocks and {lr:g}: {risk.dead} of {risk.runs} died, {len(gone)} of them "
+                         f"healthy{steps * bool(gone)}, {as_paper} of these {len(gone)} with equal tokens and the paper's gradient event; {interval(risk)} deaths in "
+                         f"{PER} healthy steps")  # fmt: skip
+    return [f"**Healthy for a thousand steps, then gone.** {mine[0]['horizon']} steps just below the edge: {'; '.join(parts)}."]

@@ -56,8 +56,8 @@ def draw(folder: Path, protocol: str):
         return skip(folder, NAME, "needs a run that collapsed and one that survived")
     dead = dead.sort_values(["crash_step", "run_id"])
     chosen = [dead.iloc[-1], dead.iloc[0], living.sort_values(["lr", "run_id"]).iloc[-1]]
-    figure, body = page(9.5, 7.4, TITLE, caption(runs, (
-        "The run that collapsed last (in nine tenths of the horizon), the one that collapsed first, and the hottest that survived. " + WORDS)))  # fmt: skip
+    words = "The run that collapsed last (in nine tenths of the horizon), the one that collapsed first, and the hottest that survived. "
+    figure, body = page(9.5, 7.4, TITLE, caption(runs, words + WORDS))
     for axis, run in zip(body.subplots(len(chosen), 1), chosen, strict=True):
         curve = read(folder, "curves", run.scheme, run.depth)
         curve = curve[curve["run_id"] == run.run_id].sort_values("step").iloc[EVERY - 1 :: EVERY]

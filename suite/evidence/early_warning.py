@@ -70,7 +70,7 @@ SIGNALS: dict[str, Signal] = {
 
 def lives(folders: list[Path]) -> Iterator[Life]:
     """Runs that lived or died with a finite loss, with the signals of loss and gradient norm."""
-    for folder, row, parts in _runs(folders):
+    for row, parts in _runs(folders):
         curve = parts.rows("curves", row)
         loss, norm = (np.array([float(point[name]) for point in curve]) for name in ("loss", "grad_norm"))
         steps = np.array([int(point["step"]) for point in curve])
@@ -79,7 +79,7 @@ def lives(folders: list[Path]) -> Iterator[Life]:
 
 def audited(folders: list[Path]) -> Iterator[Life]:
     """The same with what the audit measured at every so many steps, medians over the deep blocks."""
-    for folder, row, parts in _runs(folders):
+    for row, parts in _runs(folders):
         found = strided(parts.rows("audit", row), int(row["depth"]))
         if found:
             steps = np.array(sorted(set.union(*(set(series.index) for series in found.values()))))
@@ -93,7 +93,7 @@ def _runs(folders: list[Path]):
         for row in Store(folder).runs():
             lived = row["outcome"] == "survived" and not row["late_step"]
             if row["status"] == "done" and (lived or row["outcome"] in ("collapsed", "degraded")):
-                yield folder, row, parts
+                yield row, parts
 
 
 def _crash(row: dict[str, str]) -> int | None:

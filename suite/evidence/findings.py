@@ -159,7 +159,9 @@ def _below(results: Path) -> list[str]:
             gone = [row for row in healthy if (row["scheme"], int(row["depth"]), float(row["lr"])) == (scheme, depth, lr)]
             as_paper = sum(row["mms_signature"] == "true" and row["state"] == "mean_dominated" for row in gone)
             steps = f" (step{'s' * (len(gone) > 1)} {', '.join(str(step) for step in sorted(int(row['crash_step']) for row in gone))})"
-            parts.append(f"{scheme} at {depth} blocks and {lr:g}: {risk.dead} of {risk.runs} died, {len(gone)} of them "
-                         f"healthy{steps * bool(gone)}, {as_paper} of these {len(gone)} with equal tokens and the paper's gradient event; {interval(risk)} deaths in "
-                         f"{PER} healthy steps")  # fmt: skip
+            parts.append(
+                f"{scheme} at {depth} blocks and {lr:g}: {risk.dead} of {risk.runs} died, {len(gone)} of them healthy{steps * bool(gone)}, "
+                f"{as_paper} of these {len(gone)} with equal tokens and the paper's gradient event; "
+                f"{interval(risk)} deaths in {PER} healthy steps"
+            )
     return [f"**Healthy for a thousand steps, then gone.** {mine[0]['horizon']} steps just below the edge: {'; '.join(parts)}."]

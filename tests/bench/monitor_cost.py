@@ -35,8 +35,9 @@ def main() -> None:
         training.append(behind - begin + process_time() - watched)
         (measuring if "g_mean" in monitor.row else watching).append(watched - behind)
     step, watch, measure = map(median, (training, watching, measuring))
+    share = 100 * (watch + (measure - watch) / 50) / step
     print(f"step {1e3 * step:.1f} ms, watching {1e3 * watch:.2f} ms, a measurement {1e3 * measure:.1f} ms: "
-          f"{100 * (watch + (measure - watch) / 50) / step:.1f} % at every 50th step ({len(training)} steps, {len(measuring)} measurements)")  # fmt: skip
+          f"{share:.1f} % at every 50th step ({len(training)} steps, {len(measuring)} measurements)")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from suite.diagnosis.outputs import Call, Watched, unwrapped
 from suite.diagnosis.watch import LossWatch
 from suite.diagnosis.writers import guess_writers, query_key_gradients
 
-COLUMNS = ("step", "loss", "grad_norm", "g_mean", "g_ctr", "tcs", "rho", "q_grad", "k_grad", "update_rms")
+COLUMNS = ("step", "loss", "grad_norm", "norm_growth", "g_mean", "g_ctr", "tcs", "rho", "q_grad", "k_grad", "update_rms")
+NOW, BEFORE = 5, 20  # steps whose median gradient norm is compared with that of the steps before them, as in the README's early warnings
 EQUAL = 0.99  # TCS of the writers' outputs at which tokens are one vector; healthy networks of ours stay below .6 (design, section 2)
 
 
@@ -67,6 +69,7 @@ class Monitor:
         self.row: dict[str, float] = {}
         self.by_writer: list[dict[str, object]] = []
         self._loss_watch, self._equal, self._broken, self._weights = LossWatch(), False, False, {}
+        self._norms: deque[float] = deque(maxlen=NOW + BEFORE)
         self._token_first = token_first(self.inner)
         self._watched = Watched(model, self._due)
         self._file = open(csv, "a", newline="") if csv is not None else None  # noqa: SIM115 (closed by close)
@@ -87,6 +90,10 @@ class Monitor:
         self.row = {"step": self.at, "loss": self._watched.loss() if loss is None else _number(loss)}
         if (norm := self._norm() if grad_norm is None else _number(grad_norm)) is not None:
             self.row["grad_norm"] = norm
+            self._norms.append(norm)
+            if len(self._norms) == NOW + BEFORE:
+                late, early = list(self._norms)[-NOW:], list(self._norms)[:BEFORE]
+                self.row["norm_growth"] = _median(late) / _median(early)
         self._watch_weights()
         if due:
             try:

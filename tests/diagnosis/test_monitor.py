@@ -219,6 +219,15 @@ def test_alarms_go_to_a_callback_and_numbers_to_a_board():
     assert ("monitor/loss", 0.8, 1) in board
 
 
+def test_the_growth_of_the_gradient_norm_is_that_of_five_steps_over_twenty(tmp_path):
+    inner, _ = encoder(dtype=torch.float32)
+    with Monitor(inner, every=0, csv=tmp_path / "watch.csv") as monitor:
+        for i in range(40):
+            monitor.step(1.0, 2.0 if i < 30 else 6.0)
+    grown = [row["norm_growth"] for row in csv.DictReader(open(tmp_path / "watch.csv"))]
+    assert grown == [""] * 24 + ["1"] * 8 + ["3"] * 8  # the 33rd is the first whose last five are mostly new
+
+
 def test_equal_tokens_are_told():
     class Equal(nn.Module):
         def __init__(self):

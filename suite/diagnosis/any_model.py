@@ -5,10 +5,13 @@ Shapes: B samples, T tokens; as in `suite.diagnosis.metrics`.
 
 from __future__ import annotations
 
+import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,12 +31,12 @@ def captured(weights: dict[int, str]) -> Iterator[dict[str, tuple[Tensor, Tensor
     """
     original, seen = F.linear, {}
 
-    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        out = original(x, weight, bias)
+    def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002 (torch's own name)
+        out = original(input, weight, bias)
         if (name := weights.get(id(weight))) is not None:
             if name in seen:
                 raise AuditError(f"writer {name} is called twice in one forward; audit its calls apart")
-            seen[name] = (x, out)
+            seen[name] = (input, out)
             return out.clone()  # what the model does in place to its copy leaves ours as the writer wrote it
         return out
 
@@ -43,16 +46,40 @@ def captured(weights: dict[int, str]) -> Iterator[dict[str, tuple[Tensor, Tensor
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """A pass of the model, gradients on, that leaves random states and buffers (running statistics of a norm) as they were."""
+    """A pass of the model, gradients on, that leaves random states, buffers and what its modules count or collect as they were.
+
+    Buffers are exchanged for copies, not written back: a backward of the caller's may still need the originals. Containers of a module
+    get their contents back. A hook inside the network runs once more, and what it keeps elsewhere is its own.
+    """
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    buffers = [(b, b.clone()) for b in model.buffers()]
+    states = random.getstate(), np.random.get_state()
+    generators = [(g, g.get_state()) for m in model.modules() for g in m.__dict__.values() if isinstance(g, torch.Generator)]
+    kept = [(module, dict(module.__dict__), dict(module._buffers), _contents(module)) for module in model.modules()]
+    copies = {id(b): b.clone() for b in model.buffers()}
+    for module, _, buffers, _ in kept:
+        module._buffers.update({name: copies[id(b)] for name, b in buffers.items() if b is not None})
     try:
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
             yield
     finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+        for generator, state in generators:
+            generator.set_state(state)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        for module, attributes, buffers, contents in kept:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+            for container, was in contents:
+                container.clear()
+                (container.extend if isinstance(container, list | deque) else container.update)(was)
+
+
+def _contents(module: nn.Module) -> list[tuple]:
+    """A module's own lists, deques, sets and dictionaries, each with a copy; torch's own attributes begin with _ and are left out."""
+    return [(value, value.copy()) for name, value in module.__dict__.items()
+            if type(value) in (list, deque, set, dict) and not name.startswith("_")]  # fmt: skip
 
 
 def token_first(model: nn.Module) -> set[str]:
@@ -60,11 +87,11 @@ def token_first(model: nn.Module) -> set[str]:
     return {f"{name}.out_proj" for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
 
 
-def by_sample(x: Tensor, batch: int, name: str, token_first: bool) -> Tensor:
+def by_sample(x: Tensor, batch: int, name: str, token_first: bool, batch_dim: int = 0) -> Tensor:
     """(B, T, width) from (B, T, width), or from rows as nn.MultiheadAttention lays them out: token by token, (T * B, width)."""
-    if x.ndim == 3 and x.shape[0] == batch:
-        return x
-    if x.ndim == 2 and token_first and x.shape[0] % batch == 0:
+    if x.ndim == 3 and x.shape[batch_dim] == batch:
+        return x.transpose(0, batch_dim)
+    if x.ndim == 2 and token_first and batch and x.shape[0] % batch == 0:
         return x.unflatten(0, (-1, batch)).transpose(0, 1)
     raise AuditError(f"writer {name} sees {tuple(x.shape)}; expected ({batch}, tokens, width)")
 

@@ -15,6 +15,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -24,10 +25,13 @@ from suite.diagnosis.any_model import AuditError, by_sample, captured, token_fir
 from suite.diagnosis.metrics import rho, tcs, writer_gradient
 from suite.diagnosis.outputs import Call, Watched, unwrapped
 from suite.diagnosis.watch import LossWatch
-from suite.diagnosis.writers import guess_writers, query_key_gradients
+from suite.diagnosis.writers import guess_writers, is_writer, query_key_gradients
 
 COLUMNS = ("step", "loss", "grad_norm", "norm_growth", "g_mean", "g_ctr", "tcs", "rho", "q_grad", "k_grad", "update_rms")
 NOW, BEFORE = 5, 20  # steps whose median gradient norm is compared with that of the steps before them, as in the README's early warnings
+PATIENCE = 3  # measurements in a row that may fail before the writers are given up
+OVERFLOWS = 10  # steps in a row without a finite gradient that are no gradient scaler's search any more
+FLUSH = 20  # steps after which the csv is on the disk at the latest
 EQUAL = 0.99  # TCS of the writers' outputs at which tokens are one vector; healthy networks of ours stay below .6 (design, section 2)
 
 
@@ -47,13 +51,16 @@ class Monitor:
     in `audit`; guessed from their names, and printed, where none are given. every: steps between two measurements (0: none). csv: a file
     that `detect` reads, with the columns COLUMNS and medians over the writers; cells of what was not measured are empty. board: a
     `SummaryWriter`. told: called with (step, kind, sentence) for each alarm, in place of a `DyingWarning`. start: steps done before.
-    After each step `row` holds what was seen, and after a measurement `by_writer` one dictionary a writer. Where gradients are accumulated
-    the last forward counts; under a gradient scaler they have its factor. Raises AuditError where a writer is none.
+    batch_dim: 1 where inputs are (tokens, batch, width).
+    After each step `row` holds what was seen, and after a measurement `by_writer` one dictionary a writer. Of several forwards the
+    last with a gradient counts; under a gradient scaler gradients have its factor. A hook of yours inside the network runs once more.
+    A step that cannot be measured is passed over; three in a row, and the writers are given up with a warning. Raises AuditError where a
+    writer is none, or the csv cannot be opened.
     """
 
     def __init__(
         self, model: nn.Module, writers: Iterable[str] | None = None, *, every: int = 50, csv: str | Path | None = None, board=None,
-        told: Callable[[int, str, str], None] | None = None, start: int = 0,
+        told: Callable[[int, str, str], None] | None = None, start: int = 0, batch_dim: int = 0,
     ) -> None:  # fmt: skip
         self.model, self.inner = model, unwrapped(model)
         if writers is None:
@@ -62,19 +69,28 @@ class Monitor:
         self.writers = list(writers)
         modules = dict(self.inner.named_modules())
         for name in self.writers:
-            if not isinstance(modules.get(name), nn.Linear):
-                raise AuditError(f"{name!r} is not an nn.Linear of this model")
+            if not is_writer(modules.get(name)):
+                raise AuditError(f"{name!r} is not an nn.Linear with a weight of its own in this model")
+        if not batch_dim and any(isinstance(m, nn.MultiheadAttention) and not m.batch_first for m in modules.values()):
+            raise AuditError("a MultiheadAttention here has batch_first=False; give batch_dim=1 for inputs of (tokens, batch, width)")
+        self.batch_dim, self._failed = batch_dim, 0
         self.every, self.board, self.told, self.at = every, board, told, start
         self.alarms: list[tuple[int, str, str]] = []
         self.row: dict[str, float] = {}
         self.by_writer: list[dict[str, object]] = []
         self._loss_watch, self._equal, self._broken, self._weights = LossWatch(), False, False, {}
+        self._given, self._last, self._overflows = False, math.nan, 0
         self._norms: deque[float] = deque(maxlen=NOW + BEFORE)
         self._token_first = token_first(self.inner)
+        self._file = None
+        if csv is not None:
+            try:
+                self._file = open(csv, "a", newline="")  # noqa: SIM115 (closed by close)
+            except OSError as error:
+                raise AuditError(f"csv {csv}: cannot be written ({error.strerror})") from None
+            if not self._file.tell():
+                self._file.write(",".join(COLUMNS) + "\n")
         self._watched = Watched(model, self._due)
-        self._file = open(csv, "a", newline="") if csv is not None else None  # noqa: SIM115 (closed by close)
-        if self._file is not None and not self._file.tell():
-            self._file.write(",".join(COLUMNS) + "\n")
 
     def _due(self) -> bool:
         """Whether the step under way is one that is measured."""
@@ -86,7 +102,7 @@ class Monitor:
         loss: of this step; None takes the mean of the scalars that the model returned. grad_norm: the norm of all gradients; None
         computes it from them.
         """
-        due, self.at = self._due(), self.at + 1
+        due, self.at, self._given = self._due(), self.at + 1, loss is not None
         self.row = {"step": self.at, "loss": self._watched.loss() if loss is None else _number(loss)}
         if (norm := self._norm() if grad_norm is None else _number(grad_norm)) is not None:
             self.row["grad_norm"] = norm
@@ -98,10 +114,14 @@ class Monitor:
         if due:
             try:
                 self._measure()
-            except (AuditError, RuntimeError) as error:  # whatever is the matter with the side pass, the training goes on
-                self.writers = []
-                first = str(error).splitlines()[0] if str(error) else type(error).__name__
-                warnings.warn(f"Monitor: the writers cannot be measured and are watched no longer: {first}", stacklevel=2)
+                self._failed = 0
+            except Exception as error:  # whatever is the matter with the side pass, the training goes on
+                self._failed += 1
+                self._weights = {}
+                if self._failed == PATIENCE:
+                    self.writers = []
+                    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    warnings.warn(f"Monitor: the writers cannot be measured and are watched no longer: {first}", stacklevel=2)
         self._watched.forget()
         self._write()
         self._judge()
@@ -110,7 +130,8 @@ class Monitor:
         """Take the two hooks off the model and close the file; nothing else was ever attached."""
         self._watched.close()
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
             self._file = None
 
     def __enter__(self) -> Monitor:
@@ -120,61 +141,71 @@ class Monitor:
         self.close()
 
     def _norm(self) -> float | None:
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return float(nn.utils.get_total_norm(grads)) if grads else None
+        grads = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in self.model.parameters() if p.grad is not None]
+        return float(nn.utils.get_total_norm([g.float() if g.dtype is torch.float16 else g for g in grads])) if grads else None
+
+    def _weights_of(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Name -> weight, of the writers that are still there."""
+        modules = dict(self.inner.named_modules())
+        return {name: modules[name]._parameters["weight"] for name in names if is_writer(modules.get(name))}
 
     def _measure(self) -> None:
-        calls = self._watched.calls
-        if not calls:
-            raise AuditError("no forward of the model was seen; give Monitor the module that the loop calls")
-        modules = dict(self.inner.named_modules())
-        weights = {id(modules[name].weight): name for name in self.writers}
-        self.by_writer = self._side_pass(calls[-1], weights)
+        weights = self._weights_of(self.writers)
+        self.row |= query_key_gradients(self.inner)
+        self._watched.busy = True
+        try:
+            self.by_writer = self._side_pass(self._watched.last(), {id(weight): name for name, weight in weights.items()})
+        finally:
+            self._watched.busy = False
         for name in ("g_mean", "g_ctr", "tcs", "rho"):
             self.row[name] = _median([row[name] for row in self.by_writer])
-        self.row |= query_key_gradients(self.inner)
-        self._weights = {name: modules[name].weight.detach().clone() for name in self.writers}
+        self._weights = {name: weight.detach().clone() for name, weight in weights.items()}
 
     def _side_pass(self, call: Call, weights: dict[int, str]) -> list[dict[str, object]]:
         with undisturbed(self.inner), call.surroundings():
             with captured(weights) as seen:
                 outputs = call.again(self.inner)
-            missing = [name for name in self.writers if name not in seen]
-            if missing:
-                raise AuditError(f"writer {missing[0]} was not called in the forward")
             roots, grads = call.matched(outputs)
-            outs = [seen[name][1] for name in self.writers]
-            deltas = torch.autograd.grad(roots, outs, grads, allow_unused=True)
+            names = [name for name in self.writers if name in seen and seen[name][1].requires_grad]  # others were dropped or are frozen
+            if not names:
+                raise AuditError("no writer was called, or none carries a gradient")
+            deltas = torch.autograd.grad(roots, [seen[name][1] for name in names], grads, allow_unused=True)
+        batch = next((t.shape[self.batch_dim] for t in call.inputs if t.ndim > self.batch_dim), 0)
         rows = []
-        for name, delta in zip(self.writers, deltas, strict=True):
-            if delta is None:
-                raise AuditError(f"the loss does not depend on writer {name}")
-            rows.append({"writer": name} | _metrics(*(by_sample(t.detach(), call.batch, name, name in self._token_first)
-                                                      for t in (delta, *seen[name]))))  # fmt: skip
+        for name, delta in zip(names, deltas, strict=True):
+            if delta is not None:  # none: nothing of this loss comes from that writer
+                parts = [by_sample(t.detach(), batch, name, name in self._token_first, self.batch_dim) for t in (delta, *seen[name])]
+                rows.append({"writer": name} | _metrics(*parts))
         return rows
 
     def _watch_weights(self) -> None:
         """The step behind a measurement: how far the optimiser moved the writers."""
         if self._weights:
-            modules = dict(self.inner.named_modules())
-            moved = [float((modules[name].weight.detach() - old).square().mean().sqrt()) for name, old in self._weights.items()]
+            now = self._weights_of(self._weights)
+            moved = [float((now[name].detach().float() - old.float()).square().mean().sqrt())
+                     for name, old in self._weights.items() if name in now and now[name].shape == old.shape]  # fmt: skip
             self.row["update_rms"], self._weights = _median(moved), {}
 
     def _write(self) -> None:
         if self._file is not None:
-            csv.writer(self._file, lineterminator="\n").writerow([_text(self.row.get(name)) for name in COLUMNS])
-            if "g_mean" in self.row:
-                self._file.flush()
+            try:
+                csv.writer(self._file, lineterminator="\n").writerow([_text(self.row.get(name)) for name in COLUMNS])
+                if self.at % FLUSH == 0 or "g_mean" in self.row:
+                    self._file.flush()
+            except OSError as error:
+                self._file = None
+                warnings.warn(f"Monitor: the csv cannot be written and ends here ({error.strerror})", stacklevel=3)
         if self.board is not None:
             for name, value in self.row.items():
                 if name != "step":
                     self.board.add_scalar(f"monitor/{name}", value, self.at)
 
     def _judge(self) -> None:
-        broken = [f"{name} {self.row[name]:g}" for name in ("loss", "grad_norm") if not math.isfinite(self.row.get(name, 0.0))]
-        if broken and not self._broken:
-            self._tell("nonfinite", ", ".join(broken))
-        self._broken = bool(broken)
+        lost = not math.isfinite(self.row["loss"]) and (self._given or math.isfinite(self._last))
+        self._overflows = self._overflows + 1 if not math.isfinite(self.row.get("grad_norm", 0.0)) else 0
+        if (lost or self._overflows >= OVERFLOWS) and not self._broken:
+            self._tell("nonfinite", f"loss {self.row['loss']:g}, gradient norm {self.row.get('grad_norm', math.nan):g}")
+        self._broken, self._last = lost or self._overflows >= OVERFLOWS, self.row["loss"]
         if said := self._loss_watch.see(self.row["loss"]):
             self._tell("loss jumped", said)
         equal = self.row.get("tcs", 0.0) > EQUAL
@@ -201,7 +232,7 @@ def _metrics(d_BTD: Tensor, y_BTF: Tensor, out_BTD: Tensor) -> dict[str, float]:
 
 
 def _number(value: Tensor | float) -> float:
-    return float(value.detach()) if isinstance(value, Tensor) else float(value)
+    return float(value.detach().float().mean()) if isinstance(value, Tensor) else float(value)
 
 
 def _median(values: list[float]) -> float:

@@ -17,12 +17,12 @@ QUERY, KEY = (
     re.compile(rf"(^|\.)({names})(\.weight)?$")
     for names in ("q_proj|query|to_q|wq|q_lin|q_proj_weight", "k_proj|key|to_k|wk|k_lin|k_proj_weight")
 )
-BOTH = re.compile(r"(^|\.)(in_proj_weight|qkv(\.weight)?|qkv_proj(\.weight)?|c_attn(\.weight)?|query_key_value(\.weight)?)$")
+BOTH = re.compile(r"(^|\.)(in_proj_weight|qkv(\.weight)?|qkv_proj(\.weight)?|c_attn(\.weight)?)$")  # not where heads interleave
 
 
 def guess_writers(model: nn.Module) -> list[str]:
     """Names of nn.Linear modules that look like writers and have the most common output width, at most MOST of them."""
-    found = [(name, module.out_features) for name, module in model.named_modules() if isinstance(module, nn.Linear) and NAMES.search(name)]
+    found = [(name, module.out_features) for name, module in model.named_modules() if is_writer(module) and NAMES.search(name)]
     if not found:
         return []
     width, _ = Counter(out for _, out in found).most_common(1)[0]
@@ -31,23 +31,28 @@ def guess_writers(model: nn.Module) -> list[str]:
     return [names[round(i * step)] for i in range(min(len(names), MOST))]
 
 
+def is_writer(module: object) -> bool:
+    """Whether the audit can watch it: an nn.Linear whose weight is a plain parameter, not one made anew at each use."""
+    return isinstance(module, nn.Linear) and module._parameters.get("weight") is not None
+
+
 def query_key_gradients(model: nn.Module) -> dict[str, float]:
     """q_grad and k_grad: the median over layers of the gradient norms of query and key weights; nan where no name is known.
 
-    A matrix of queries, keys and values in one is cut in three along its rows.
+    A matrix of queries, keys and values in one is cut in three along the longer side, where that is three times the other.
     """
     queries, keys = [], []
     for name, weight in model.named_parameters():
         if weight.grad is None or weight.ndim != 2:
             continue
-        if BOTH.search(name) and len(weight) % 3 == 0:
-            third = len(weight) // 3
-            queries.append(weight.grad[:third].norm())
-            keys.append(weight.grad[third : 2 * third].norm())
+        if BOTH.search(name) and max(weight.shape) == 3 * min(weight.shape):
+            query, key, _ = weight.grad.float().chunk(3, int(weight.shape[1] > weight.shape[0]))
+            queries.append(query.norm())
+            keys.append(key.norm())
         elif QUERY.search(name):
-            queries.append(weight.grad.norm())
+            queries.append(weight.grad.float().norm())
         elif KEY.search(name):
-            keys.append(weight.grad.norm())
+            keys.append(weight.grad.float().norm())
     return {"q_grad": _median(queries), "k_grad": _median(keys)}
 
 

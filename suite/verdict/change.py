@@ -11,7 +11,7 @@ Curves of more than POINTS points are searched in blocks of medians. Everything 
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -51,8 +51,20 @@ class Change:
 
 
 def find_change(loss) -> Change | None:
-    """The rise of level in (N,) finite losses that stands out most, or None; one that is sure goes before all that are not."""
+    """The rise of level in (N,) finite losses that stands out most, or None; one that is sure goes before all that are not.
+
+    Of more than POINTS losses the last POINTS are searched on their own too, where a block would be too coarse for what has just begun.
+    """
     loss = np.asarray(loss, float)
+    found = _find(loss)
+    if len(loss) > POINTS and not (found and found.sure) and (late := _find(loss[-POINTS:])):
+        at = len(loss) - POINTS + late.at
+        if late.sure or not found:
+            return replace(late, at=at, low=float(short_median(loss[:at]).min()))
+    return found
+
+
+def _find(loss: np.ndarray) -> Change | None:
     size = -(-len(loss) // POINTS) if len(loss) else 1
     kept = len(loss) // size * size  # what does not fill a block is left out at the start, where least is decided
     x = np.median(loss[len(loss) - kept:].reshape(-1, size), axis=1) if size > 1 else loss

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,8 @@ def _log(sheet: Sheet, rows: list[_Row], taken: dict[str, int], run: str) -> Log
 def _training(rows: list[_Row], notes: list[str]) -> list[_Row]:
     """The rows of training: those with a loss, and those at the end that lack theirs (a loss of None is nan there)."""
     with_loss = [row for row in rows if row.loss is not None]
+    places = [i for i, row in enumerate(rows) if row.loss is not None]
+    usual = max((b - a for a, b in pairwise(places)), default=1)  # rows from one logged loss to the next
     steps, columns = {row.step for row in with_loss}, frozenset().union(*(row.others for row in with_loss))
     last = max((i for i, row in enumerate(rows) if row.loss is not None), default=-1)
     out, gone, evaluations = [], [], 0
@@ -208,7 +211,7 @@ def _training(rows: list[_Row], notes: list[str]) -> list[_Row]:
             out.append(row)
         elif row.step in steps or row.others - columns:
             evaluations += 1
-        elif i > last >= 0:
+        elif i > last >= 0 and len(rows) - last > usual:
             out.append(row)
             gone.append(row)
         else:

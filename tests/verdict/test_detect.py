@@ -46,6 +46,12 @@ def test_collapse_in_a_thinned_log(every, constant_loss):
     assert (verdict.outcome, verdict.crash_step, verdict.confirmed) == ("collapsed", 12_000, True)
 
 
+@pytest.mark.parametrize("behind", [60, 100, 300, 1000])
+def test_a_death_at_the_very_end_of_a_long_log(behind):
+    verdict = foreign(collapses(200_000, 200_000 - behind))
+    assert (verdict.outcome, verdict.crash_step, verdict.confirmed) == ("collapsed", 200_000 - behind, True)
+
+
 def test_gaps_in_the_steps():
     loss, keep = collapses(4000, 3000), np.random.default_rng(0).random(4000) < 0.3
     steps = np.flatnonzero(keep)

@@ -193,3 +193,9 @@ def test_a_large_file_is_read_at_once_as_it_is_row_by_row(log, monkeypatch, spoi
     assert found[0] == found[1]
     quick = log_file.plain_numbers(path, lambda names: {"step": 0, "loss": 2})
     assert (quick is not None) == (spoil is None)
+
+
+@pytest.mark.parametrize(("blank", "outcome"), [(9, "survived"), (10, "nonfinite")])
+def test_a_loss_that_is_logged_at_every_tenth_row_may_end_between_two(log, blank, outcome):
+    rows = [f"{i},{0.8 + 0.01 * (i % 7):.4f}" if i % 10 == 0 and i <= 400 else f"{i}," for i in range(401 + blank)]
+    assert detect(log("step,loss\n" + "\n".join(rows) + "\n"))["outcome"] == outcome

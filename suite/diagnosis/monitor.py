@@ -79,7 +79,7 @@ class Monitor:
         self.row: dict[str, float] = {}
         self.by_writer: list[dict[str, object]] = []
         self._loss_watch, self._equal, self._broken, self._weights = LossWatch(), False, False, {}
-        self._given, self._last, self._overflows = False, math.nan, 0
+        self._overflows = 0
         self._norms: deque[float] = deque(maxlen=NOW + BEFORE)
         self._token_first = token_first(self.inner)
         self._file = None
@@ -102,8 +102,10 @@ class Monitor:
         loss: of this step; None takes the mean of the scalars that the model returned. grad_norm: the norm of all gradients; None
         computes it from them.
         """
-        due, self.at, self._given = self._due(), self.at + 1, loss is not None
-        self.row = {"step": self.at, "loss": self._watched.loss() if loss is None else _number(loss)}
+        due, self.at = self._due(), self.at + 1
+        self.row = {"step": self.at}
+        if (loss := self._watched.loss() if loss is None else _number(loss)) is not None:
+            self.row["loss"] = loss
         if (norm := self._norm() if grad_norm is None else _number(grad_norm)) is not None:
             self.row["grad_norm"] = norm
             self._norms.append(norm)
@@ -201,12 +203,13 @@ class Monitor:
                     self.board.add_scalar(f"monitor/{name}", value, self.at)
 
     def _judge(self) -> None:
-        lost = not math.isfinite(self.row["loss"]) and (self._given or math.isfinite(self._last))
-        self._overflows = self._overflows + 1 if not math.isfinite(self.row.get("grad_norm", 0.0)) else 0
-        if (lost or self._overflows >= OVERFLOWS) and not self._broken:
-            self._tell("nonfinite", f"loss {self.row['loss']:g}, gradient norm {self.row.get('grad_norm', math.nan):g}")
-        self._broken, self._last = lost or self._overflows >= OVERFLOWS, self.row["loss"]
-        if said := self._loss_watch.see(self.row["loss"]):
+        loss, norm = (self.row.get(name, 0.0) for name in ("loss", "grad_norm"))  # what was not seen breaks nothing
+        self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
+        broken = not math.isfinite(loss) or self._overflows >= OVERFLOWS
+        if broken and not self._broken:
+            self._tell("nonfinite", f"loss {loss:g}, gradient norm {norm:g}")
+        self._broken = broken
+        if "loss" in self.row and (said := self._loss_watch.see(loss)):
             self._tell("loss jumped", said)
         equal = self.row.get("tcs", 0.0) > EQUAL
         if equal and not self._equal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -184,10 +183,10 @@ class Watched:
             raise AuditError("no forward of the model was seen; give Monitor the module that the loop calls")
         return next((call for call in reversed(self.calls) if call.grads), self.calls[-1])
 
-    def loss(self) -> float:
-        """Of the scalars that the forwards of this step returned the mean, or the sum where they are shares; nan where there was none."""
+    def loss(self) -> float | None:
+        """Of the scalars that the forwards of this step returned the mean, or the sum where they are shares; None where there was none."""
         if not self._losses:
-            return math.nan
+            return None
         return float(torch.stack(self._losses).sum()) / (1 if self._shares else len(self._losses))
 
     def forget(self) -> None:

@@ -15,7 +15,7 @@ from suite.evidence.hazard import died_healthy
 from suite.records.completeness import REPLAYED, Parts
 from suite.records.tables import Store
 from suite.verdict.signature import SIGNATURE_EARLY, SIGNATURE_LATE
-from suite.verdict.smooth import MAD_TO_SD
+from suite.verdict.smooth import robust_sd
 
 CALM_UNTIL = 30  # steps before the crash at which calm ends; the longest growth that we have seen took 25 (design, section 2)
 LEAVES = 4.0  # scatters from the calm median that count as leaving; a normal series does so once in 16,000 steps
@@ -41,7 +41,7 @@ def leaves(values: pd.Series, crash: int) -> float:
     late = series[(series.index >= crash - CALM_UNTIL) & (series.index < crash + SIGNATURE_EARLY + STAYS)]
     if len(calm) < ENOUGH:
         return float("nan")
-    scatter = MAD_TO_SD * (calm - calm.median()).abs().median()
+    scatter = robust_sd(calm)
     outside = (late - calm.median()).abs() > LEAVES * scatter
     for step in outside.index[outside & (outside.index <= crash + SIGNATURE_EARLY)]:
         if outside.loc[step : step + STAYS - 1].sum() == STAYS:

@@ -102,12 +102,11 @@ def _crash(row: dict[str, str]) -> int | None:
 
 @dataclass(frozen=True)
 class Score:
-    """How well one signal warns within one horizon: the area under its curve with an interval, of `dead` runs against living ones."""
+    """How well one signal warns within one horizon: the area under its curve with an interval, of dead runs against living ones."""
 
     area: float
     low: float
     high: float
-    dead: int
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def score(dead: list[Life], living: list[Life], name: str, horizon: int) -> Scor
     windows = [_windows(life, name, horizon) for life in living]
     if not len(before) or not any(len(w) for w in windows):
         return None
-    return Score(*area(before, windows), len(before))
+    return Score(*area(before, windows))
 
 
 def line(living: list[Life], name: str, passing: float) -> float:
@@ -157,8 +156,7 @@ def _windows(life: Life, name: str, horizon: int) -> np.ndarray:
     """Largest values of windows of the horizon's length, one behind the other."""
     values = life.signals[name][life.steps >= START]
     spacing = int(np.median(np.diff(life.steps))) if len(life.steps) > 1 else 1
-    size = max(1, horizon // max(1, spacing))
-    size = min(size, max(1, len(values)))
+    size = max(1, min(horizon // max(1, spacing), len(values)))
     tops = np.fmax.reduce(values[: len(values) // size * size].reshape(-1, size), axis=1)
     return tops[np.isfinite(tops)]
 

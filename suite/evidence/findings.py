@@ -8,10 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 
-from suite.evidence.deaths import deaths
 from suite.evidence.dying import SPECIAL, interval
 from suite.evidence.edges import PRIMARY, Edge, cells, edges, ratios
-from suite.evidence.hazard import PER, risks
+from suite.evidence.hazard import PER, healthy_deaths, risks
 from suite.evidence.headline import standing
 from suite.evidence.stats import Critical
 from suite.protocol import PROTOCOLS, SCHEMES
@@ -151,7 +150,8 @@ def _below(results: Path) -> list[str]:
     shared = sorted({key[:2] for key in known if all((*key[:2], scheme) in known for scheme in PRIMARY)})
     if not shared:
         return []
-    healthy = [death["row"] for death in deaths(folder) if death["healthy"] and death["row"] in mine]
+    well = healthy_deaths(folder)
+    healthy = [row for row in mine if row["run_id"] in well]
     parts = []
     for depth, lr in shared:
         for scheme in reversed(PRIMARY):

@@ -184,31 +184,39 @@ def test_whatever_the_second_pass_raises_the_training_goes_on(error):
     assert monitor.at == 3
 
 
-def test_frozen_dropped_and_remade_writers_are_left_out():
+def step(monitor, net):
+    """The writers that were measured in one step."""
+    monitor.by_writer = []
+    loss = net(torch.randn(4, 6, 16)).square().mean()
+    loss.backward()
+    monitor.step(loss)
+    return [row["writer"] for row in monitor.by_writer]
+
+
+def test_frozen_and_dropped_writers_are_left_out():
     net = build()
     net.blocks[0].requires_grad_(False)
+    assert step(Monitor(net, every=1), net) == ["blocks.1.fc2"]
+    net = build()
+    monitor = Monitor(net, every=1)
+    net.blocks = net.blocks[:1]
+    assert step(monitor, net) == ["blocks.0.fc2"]
+
+
+def test_a_writer_whose_weight_is_made_anew_at_each_use_is_refused():
+    net = build()
     nn.utils.parametrizations.spectral_norm(net.blocks[1].fc2)
     with pytest.raises(AuditError, match="weight of its own"):
         Monitor(net, ["blocks.1.fc2"])
+
+
+def test_a_loss_that_nobody_told_is_not_measured_and_no_alarm(tmp_path):
     net = build()
-    net.blocks[0].requires_grad_(False)
-    monitor = Monitor(net, every=1)
-    for i in range(2):
-        loss = net(torch.randn(4, 6, 16)).square().mean()
-        loss.backward()
-        monitor.step(loss)
-        assert [row["writer"] for row in monitor.by_writer] == ["blocks.1.fc2"]
-        if i == 0:
-            net.blocks[0].requires_grad_(True), monitor.close()
-            net.blocks = net.blocks[:1]
-            monitor = Monitor(net, ["blocks.0.fc2"], every=1)
-            monitor.writers.append("blocks.1.fc2")
-            monitor.by_writer = [{"writer": "blocks.1.fc2"}]
-            loss = net(torch.randn(4, 6, 16)).square().mean()
-            loss.backward()
-            monitor.step(loss)
-            assert [row["writer"] for row in monitor.by_writer] == ["blocks.0.fc2"]
-            break
+    with Monitor(net, every=1, csv=tmp_path / "watch.csv") as monitor:
+        net(torch.randn(4, 6, 16)).square().mean().backward()
+        monitor.step()
+    assert "loss" not in monitor.row and monitor.alarms == [] and len(monitor.by_writer) == 2
+    assert (tmp_path / "watch.csv").read_text().splitlines()[1].startswith("1,,")
 
 
 def test_inputs_changed_in_place_are_not_taken_for_those_of_the_forward():

@@ -24,11 +24,11 @@ def _features(trainer: Trainer) -> tuple[np.ndarray, np.ndarray, list[dict[str, 
     dit, data = trainer.state.dit, trainer.data
     rows = torch.cat([data.heldout, data.train[: len(data.heldout)]]).repeat(ROUNDS)
     batch = flow.make_batch(
-        data.images_NCHW[rows], data.labels_N[rows], data.classes, 0.0, flow.generator("probe")
+        data.x0(rows), data.caption(rows), data.empty, 0.0, flow.generator("probe")
     )
     z, image = batch.z_BCHW, dit.segments[0]
     inputs = torch.stack([z.mean((1, 2, 3)), z.std((1, 2, 3)), z.square().mean((1, 2, 3)).sqrt()], 1)
-    captions = trainer.train_step.captions[batch.caption_B.to(trainer.device)]
+    captions = trainer.train_step.captions(batch.caption_B)
     x = dit.enter(z.to(trainer.device), captions)
     wanted, layers = set(anchor_layers(trainer.run.depth, trainer.run.protocol.audit_layers)), []
     for layer, block in enumerate(dit.blocks):

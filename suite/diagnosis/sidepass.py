@@ -69,7 +69,7 @@ def side_pass(trainer: Trainer, layers: Sequence[int], step: int) -> tuple[list[
     dit, batch = trainer.state.dit, trainer.train_step.batch(step)
     wanted, sites = set(layers), []
     with torch.enable_grad():
-        x = dit.enter(batch.z_BCHW, trainer.train_step.captions[batch.caption_B])
+        x = dit.enter(batch.z_BCHW, trainer.train_step.captions(batch.caption_B))
         done = 0
         for layer in sorted(wanted):
             x = _pass_through(dit, x, done, layer)
@@ -146,8 +146,8 @@ def final_state(trainer: Trainer) -> str:
     """
     dit, data = trainer.state.dit, trainer.data
     rows = data.heldout[:16]
-    z_BCHW, label_B = data.images_NCHW[rows].to(trainer.device), data.labels_N[rows].to(trainer.device)
-    x = dit.enter(z_BCHW, trainer.train_step.captions[label_B])
+    z_BCHW = data.x0(rows).to(trainer.device)
+    x = dit.enter(z_BCHW, trainer.train_step.captions(data.caption(rows)))
     values = []
     for layer, block in enumerate(dit.blocks):
         x = block.forward(x, dit.rope, dit.segments, dit.step)

@@ -21,7 +21,7 @@ def model_cells(run: Run) -> dict[str, str]:
     if run.data != DIGITS:
         return {}
     data, p = _digits(), run.protocol
-    sizes = _model(p, run.scheme, run.arm, run.params, run.depth, *data.images_NCHW.shape[1:3])
+    sizes = _model(p, run.scheme, run.arm, run.params, run.depth, data.shape)
     constant = format_value(_constant(p.patch), "number")
     return {name: str(size) for name, size in sizes.items()} | {"data_digest": data.digest, "constant_loss": constant}
 
@@ -56,14 +56,14 @@ def _digits():
 
 
 @cache
-def _model(p: Protocol, scheme: str, arm: str, params: str, depth: int, channels: int, size: int) -> dict[str, int]:
+def _model(p: Protocol, scheme: str, arm: str, params: str, depth: int, shape: tuple[int, int, int]) -> dict[str, int]:
     import torch
 
     from suite.training.state import build_model
 
     run = Run(p, scheme, arm, params, "", depth, 0.0, 0, "", "", "", False)  # of these settings alone
     with torch.device("meta"):
-        dit = build_model(run, channels, size)
+        dit = build_model(run, shape)
     return {"image_tokens": dit.segments[0], "n_params": sum(parameter.numel() for parameter in dit.parameters())}
 
 

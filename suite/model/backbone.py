@@ -4,7 +4,7 @@ No AdaLN and no timestep input; image and caption tokens in one sequence; 2-D Ro
 attention; SwiGLU; non-affine RMSNorm; no biases in blocks; two merges a block.
 
 Shapes: B batch, C channels, H, W pixels, I image tokens, T all tokens, D width, N heads, K head dimension, F FFN width,
-E = C * patch * patch values of an image token.
+E = C * patch * patch values of an image token, G width of given captions.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """image (B, C, H, H) noisy pixels and caption (B, S, D) tokens -> velocity (B, C, H, H)."""
+    """image (B, C, H, H) noisy pixels and caption (B, S, D) tokens, or (B, S, G) of another width -> velocity (B, C, H, H)."""
 
     def __init__(
         self,
@@ -134,6 +134,7 @@ class DiT(nn.Module):
         image_size: int,
         caption_tokens: int,
         scheme: SiteFactory,
+        caption_width: int | None = None,
         checkpoint_blocks: bool = False,
     ) -> None:
         super().__init__()
@@ -143,6 +144,8 @@ class DiT(nn.Module):
         self.segments = (grid * grid, caption_tokens)
         token = channels * patch * patch
         self.embed = nn.Linear(token, width)
+        # as the official code, which leaves captions of the model's width as they are
+        self.context = nn.Linear(caption_width, width) if caption_width not in (None, width) else nn.Identity()
         self.blocks = nn.ModuleList(Block(width, heads, ffn, depth, i, scheme) for i in range(depth))
         self.final = nn.Linear(width, token)
         self.register_buffer("rope", rope_2d(grid, sum(self.segments), width // heads), persistent=False)
@@ -196,7 +199,7 @@ class DiT(nn.Module):
         b, c, h, w = image_BCHW.shape
         p = self.patch
         patches = image_BCHW.reshape(b, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * p * p)
-        return torch.cat([rms_norm(self.embed(patches)), rms_norm(caption_BSD)], dim=1)
+        return torch.cat([rms_norm(self.embed(patches)), rms_norm(self.context(caption_BSD))], dim=1)
 
     def pixels(self, token_BIE: Tensor, like_BCHW: Tensor) -> Tensor:
         """Image tokens back to pixels, the inverse of the patching in `tokens`."""

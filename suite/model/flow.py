@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     z_BCHW: Tensor
     target_BCHW: Tensor
     t_B: Tensor
-    caption_B: Tensor  # row of the caption table
+    caption_B: Tensor  # row of the caption table; or (B, S, D) embeddings, where the data bring some
 
 
 def generator(*key: object) -> torch.Generator:
@@ -61,35 +61,51 @@ def caption_table(classes: int, tokens: int, width: int) -> Tensor:
     return torch.randn(classes + 1, tokens, width, generator=generator("captions"))
 
 
-def make_batch(x0_BCHW: Tensor, labels_B: Tensor, empty: int, drop: float, noise: torch.Generator) -> Batch:
-    """Draw noise, t ~ U(0, 1) and dropped captions from `noise`, in this order."""
-    x1_BCHW = torch.randn(x0_BCHW.shape, generator=noise)
-    t_B = torch.rand(len(x0_BCHW), generator=noise)
-    dropped_B = torch.rand(len(x0_BCHW), generator=noise) < drop
+def make_batch(
+    x0_BCHW: Tensor, caption_B: Tensor, empty: int | Tensor, drop: float, noise: torch.Generator, share: tuple[int, int] = (0, 1)
+) -> Batch:
+    """Draw noise, t ~ U(0, 1) and dropped captions from `noise`, in this order.
+
+    caption_B, empty: as in `Batch`, and one of the same kind. share: (i, n) where the rows given are every n-th from the i-th of a
+    batch n times as long, of which each process makes its own; they are what the whole would hold.
+    """
+    (first, every), rows = share, len(x0_BCHW) * share[1]
+    x1_BCHW = torch.randn((rows, *x0_BCHW.shape[1:]), generator=noise)[first::every]
+    t_B = torch.rand(rows, generator=noise)[first::every]
+    dropped_B = (torch.rand(rows, generator=noise) < drop)[first::every]
     t_B111 = t_B[:, None, None, None]
     z_BCHW = (1 - t_B111) * x0_BCHW + t_B111 * x1_BCHW
-    return Batch(z_BCHW, x0_BCHW - x1_BCHW, t_B, torch.where(dropped_B, empty, labels_B))
+    dropped = dropped_B.reshape(-1, *(1,) * (caption_B.ndim - 1))
+    return Batch(z_BCHW, x0_BCHW - x1_BCHW, t_B, torch.where(dropped, empty, caption_B))
 
 
 class Batches:
     """The training stream: shuffled passes over the data, each batch a pure function of (seed, step)."""
 
-    def __init__(self, images_NCHW: Tensor, labels_N: Tensor, classes: int, batch: int, drop: float, seed: int) -> None:
-        self.images, self.labels, self.classes = images_NCHW, labels_N, classes
-        self.batch, self.drop, self.seed = batch, drop, seed
+    def __init__(
+        self, x0: Callable[[Tensor], Tensor], caption: Callable[[Tensor], Tensor], empty: int | Tensor, rows: Tensor,
+        *, batch: int, drop: float, seed: int, share: tuple[int, int] = (0, 1),
+    ) -> None:  # fmt: skip
+        """x0, caption: from row numbers of the data to images (B, C, H, W) and captions; rows: those to train on.
+
+        share: (i, n): every n-th row of each batch from the i-th; nothing else is read.
+        """
+        self.x0, self.caption, self.empty, self.rows = x0, caption, empty, rows
+        self.batch, self.drop, self.seed, self.share = batch, drop, seed, share
         self._pass: tuple[int, Tensor] | None = None  # the last permutation made, a cache
 
     def _permutation(self, epoch: int) -> Tensor:
         if self._pass is None or self._pass[0] != epoch:
-            order = torch.randperm(len(self.images), generator=generator(self.seed, "order", epoch))
+            order = torch.randperm(len(self.rows), generator=generator(self.seed, "order", epoch))
             self._pass = (epoch, order)
         return self._pass[1]
 
     def __call__(self, step: int) -> Batch:
-        """The batch of optimiser step `step`, counted from 1."""
-        start, n = (step - 1) * self.batch, len(self.images)
-        rows = torch.stack([self._permutation(i // n)[i % n] for i in range(start, start + self.batch)])
-        return make_batch(self.images[rows], self.labels[rows], self.classes, self.drop, generator(self.seed, "noise", step))
+        """The batch of optimiser step `step`, counted from 1; this process's share of it."""
+        start, n = (step - 1) * self.batch, len(self.rows)
+        mine = range(start + self.share[0], start + self.batch, self.share[1])
+        rows = self.rows[torch.stack([self._permutation(i // n)[i % n] for i in mine])]
+        return make_batch(self.x0(rows), self.caption(rows), self.empty, self.drop, generator(self.seed, "noise", step), self.share)
 
 
 @torch.inference_mode()

@@ -51,7 +51,7 @@ class Replicas:
         own = [name for name, _ in first.named_buffers() if name not in shared]
         self.buffers = {name: torch.stack([dit.get_buffer(name) for dit in dits]) for name in own}
         state = {f"dit.{name}": t for name, t in (*self.weights.items(), *self.buffers.items())}
-        reads = {"forward": ("",), "enter": ("embed.", "blocks.0.residuals."),
+        reads = {"forward": ("",), "enter": ("embed.", "context.", "blocks.0.residuals."),
                  "leave": ("final.", f"blocks.{len(first.blocks) - 1}.residuals.")}  # fmt: skip
         self.parts = {  # of a thousand blocks' weights, those that a method of the model reads
             method: (_Part(first, method), {name: t for name, t in state.items() if name.startswith(tuple(f"dit.{p}" for p in prefixes))})

@@ -155,7 +155,7 @@ def _digest(source: str, protocol: Protocol) -> str:
     from suite.sweep.execute import load_data
 
     data = load_data(source)
-    if (size := data.images_NCHW.shape[-1]) % protocol.patch:
+    if (size := data.shape[-1]) % protocol.patch:
         raise SelectionError(
             f"--data {source}: images of {size} x {size} do not divide into patches of {protocol.patch}; add ,size="
             f"{max(1, size // protocol.patch) * protocol.patch}"

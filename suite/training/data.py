@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from suite.model.flow import caption_table
 from suite.training import images, sources
+from suite.training.captions import Captions
 from suite.training.sources import DataError
 
 __all__ = ["Data", "DataError", "DIGITS_DIGEST", "digits_dataset", "load"]
@@ -35,6 +37,35 @@ class Data:
     std: Tensor
     classes: int
     digest: str
+
+    caption_shape = None  # (S, D) of captions that come with the data; here it is the protocol's, see `caption_table`
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return tuple(self.images_NCHW.shape[1:])
+
+    @property
+    def empty(self) -> int:
+        """The caption of a row whose caption is dropped: the last of the table."""
+        return self.classes
+
+    def x0(self, rows: Tensor) -> Tensor:
+        """(B, C, H, W) images of these rows."""
+        return self.images_NCHW[rows]
+
+    def caption(self, rows: Tensor) -> Tensor:
+        """(B) captions of these rows: of the table, one a class."""
+        return self.labels_N[rows]
+
+    def prompts(self, n: int) -> tuple[Tensor, Tensor]:
+        """Captions to sample from, and for each the row of the picture that its sample goes to: the classes in turn."""
+        labels = torch.arange(n) % self.classes
+        return labels, labels
+
+    def captions(self, tokens: int, width: int) -> Captions:
+        """What turns captions into tokens of the model."""
+        return Captions(caption_table(self.classes, tokens, width), self.empty)
 
     def pixels(self, images_NCHW: Tensor) -> Tensor:
         """Back to [0, 1] units; model samples may lie outside."""

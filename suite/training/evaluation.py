@@ -13,6 +13,7 @@ from torch import Tensor
 
 from suite.model import flow
 from suite.protocol import Protocol
+from suite.training.captions import Captions
 from suite.training.data import Data
 
 EVAL_ROWS = 64  # rows of every forward outside training: one shape, so that inference compiles once
@@ -20,17 +21,17 @@ DEVICE_ELEMENTS = 1 << 24  # of the trunk of one run in such a forward on a GPU,
 
 
 class Evaluation:
-    """velocity(z_*BCHW, captions_*BSD) is the model as it is when called; captions: the table, on the model's device, last row empty.
+    """velocity(z_*BCHW, captions_*BSD) is the model as it is when called; captions: on the model's device.
 
     runs: (R,) where velocity is that of a group of R runs.
     """
 
     def __init__(
-        self, velocity: Callable[[Tensor, Tensor], Tensor], captions: Tensor, data: Data, protocol: Protocol, runs: tuple[int, ...] = ()
+        self, velocity: Callable[[Tensor, Tensor], Tensor], captions: Captions, data: Data, protocol: Protocol, runs: tuple[int, ...] = ()
     ) -> None:
         self.velocity, self.captions, self.data, self.protocol, self.runs = velocity, captions, data, protocol, runs
-        pixels = data.images_NCHW[0, 0].numel()
-        trunk = (pixels // protocol.patch**2 + protocol.caption_tokens) * protocol.width
+        tokens = data.shape[1] * data.shape[2] // protocol.patch**2 + captions.empty.shape[0]
+        trunk = tokens * protocol.width
         self.rows = EVAL_ROWS if captions.device.type == "cpu" else max(EVAL_ROWS, DEVICE_ELEMENTS // trunk)
         self.drawn: tuple[Tensor, Tensor] | None = None  # what `sample` gives at this step, where a group has drawn it for all its runs
 
@@ -39,26 +40,26 @@ class Evaluation:
         """(*) float64 losses on the held-out images with fixed t and noise, captions never dropped; the same for every run."""
         index = self.data.heldout
         whole = flow.make_batch(
-            self.data.images_NCHW[index], self.data.labels_N[index], self.data.classes, 0.0, flow.generator("heldout")
+            self.data.x0(index), self.data.caption(index), self.data.empty, 0.0, flow.generator("heldout")
         )
         total, n = 0.0, len(index)
         rows = self.rows if self.rows <= EVAL_ROWS else min(self.rows, n)
         for i in range(0, n, rows):
             part = torch.arange(i, i + rows).clamp(max=n - 1)
             z, target, _, caption = (of[part].to(self.captions.device) for of in whole)
-            velocity = self.velocity(*(t.expand(*self.runs, *t.shape) for t in (z, self.captions[caption])))
+            velocity = self.velocity(*(t.expand(*self.runs, *t.shape) for t in (z, self.captions(caption))))
             error = (velocity.float() - target).square().mean((-3, -2, -1))
             total += error[..., : n - i].double().sum(-1)
         return total / n
 
     def sample(self, n: int) -> tuple[Tensor, Tensor]:
-        """(*, n, C, H, W) samples in pixel units on the CPU, and their labels 0, 1, 2, ... in turn; the same noise for every run."""
+        """(*, n, C, H, W) samples in pixel units on the CPU, and for each its row in a picture; the same noise for every run."""
         if self.drawn and len(self.drawn[1]) == n:
             return self.drawn
-        labels = torch.arange(n) % self.data.classes
+        prompts, labels = self.data.prompts(n)
         chunk = EVAL_ROWS // 2 if self.rows <= EVAL_ROWS else min(n, self.rows // 2)
         images = flow.sample(
-            self.velocity, self.captions[labels.to(self.captions.device)], self.captions[-1], tuple(self.data.images_NCHW.shape[1:]),
+            self.velocity, self.captions(prompts), self.captions.empty, self.data.shape,
             nfe=self.protocol.nfe, guidance=self.protocol.guidance, noise=flow.generator("samples"), chunk=chunk, runs=self.runs,
         )  # fmt: skip
         return self.data.pixels(images.cpu()), labels

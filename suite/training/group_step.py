@@ -51,7 +51,7 @@ class GroupStep:
     def gradients(self, z_RBCHW: Tensor, target_RBCHW: Tensor, t_RB: Tensor, caption_RB: Tensor) -> tuple[Tensor, Tensor]:
         """(R) losses and raw gradient norms of a batch; leaves clipped gradients in the runs' flat buffers."""
         self.grads_RP.zero_()
-        velocity_RBCHW = self._velocity(z_RBCHW, self.steps[0].captions[caption_RB])
+        velocity_RBCHW = self._velocity(z_RBCHW, self.steps[0].captions(caption_RB))
         loss_R = (velocity_RBCHW.float() - target_RBCHW).square().mean((1, 2, 3, 4))
         loss_R.sum().backward()  # a run's loss depends on its own row alone
         return loss_R.detach(), torch.stack([one.state.flat.clip(one.run.protocol.clip) for one in self.steps])

@@ -19,8 +19,11 @@ from suite.training.optim import FlatParameters
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")  # of torch.optim.AdamW
 
 
-def build_model(run: Run, channels: int, image_size: int) -> DiT:
-    """The run's model, weights not drawn. Works under `torch.device("meta")`."""
+def build_model(run: Run, shape: tuple[int, int, int], caption_shape: tuple[int, int] | None = None) -> DiT:
+    """The run's model for images of a shape (C, H, W), weights not drawn. Works under `torch.device("meta")`.
+
+    caption_shape: (S, D) of the captions, None for those that the protocol makes.
+    """
     p, entry = run.protocol, registry.get(run.scheme, run.arm)
     values = registry.parse_params(entry, run.params)
 
@@ -28,23 +31,27 @@ def build_model(run: Run, channels: int, image_size: int) -> DiT:
         with seeded(run.seed, site.block, site.site, run.scheme):  # so that a run does not depend on what was built before it
             return entry.cls(site, **values)
 
+    tokens, caption_width = caption_shape or (p.caption_tokens, p.width)
     with seeded(run.seed, "model"):  # PyTorch's layers draw weights as they are made, which `init_weights` draws again
         return DiT(
-            width=p.width, heads=p.heads, ffn=p.ffn, depth=run.depth, patch=p.patch, channels=channels,
-            image_size=image_size, caption_tokens=p.caption_tokens, checkpoint_blocks=p.checkpoint_blocks, scheme=scheme,
+            width=p.width, heads=p.heads, ffn=p.ffn, depth=run.depth, patch=p.patch, channels=shape[0], image_size=shape[1],
+            caption_tokens=tokens, caption_width=caption_width, checkpoint_blocks=p.checkpoint_blocks, scheme=scheme,
         )  # fmt: skip
 
 
 class RunState:
     """Weights and optimiser state after `step` updates, and what the run has recorded so far."""
 
-    def __init__(self, run: Run, channels: int, image_size: int, device: torch.device, prepare: Callable, group: str) -> None:
+    def __init__(
+        self, run: Run, shape: tuple[int, int, int], caption_shape: tuple[int, int] | None, device: torch.device, prepare: Callable,
+        group: str,
+    ) -> None:  # fmt: skip
         """Draw the weights on a CPU, move them to `device`. prepare: what Accelerate does to an optimiser.
 
         group: name of the group that the run is trained in, which rounds otherwise: a checkpoint is for one group's members alone.
         """
         p, self.owner = run.protocol, run.run_id + (f" of group {group}" if group else "")
-        self.dit = build_model(run, channels, image_size)
+        self.dit = build_model(run, shape, caption_shape)
         self.dit.init_weights(run.seed, init=p.init, writers=run.writers, final=p.final)
         self.dit.to(device)
         self.flat = FlatParameters(self.dit)

@@ -22,10 +22,11 @@ class TrainStep:
         """alone: False for a run that a `GroupStep` will make a row of its model."""
         p = run.protocol
         self.run, self.state, self.accelerator, self.device = run, state, accelerator, accelerator.device
-        self.captions = flow.caption_table(data.classes, p.caption_tokens, p.width).to(self.device)
+        self.captions = data.captions(p.caption_tokens, p.width).to(self.device)
         self.batches = flow.Batches(
-            data.images_NCHW[data.train], data.labels_N[data.train], data.classes, p.batch, p.caption_drop, run.seed
-        )
+            data.x0, data.caption, data.empty, data.train, batch=p.batch, drop=p.caption_drop, seed=run.seed,
+            share=(accelerator.process_index, accelerator.num_processes),
+        )  # fmt: skip
         self.row = None  # of a group, which then takes the steps
         self.graphs: StepGraphs | None = None
         if run.compiled and alone:
@@ -35,8 +36,7 @@ class TrainStep:
 
     def batch(self, step: int) -> flow.Batch:
         """This process's share of the global batch of a step, on the device."""
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        return flow.Batch(*(part[rank::world].to(self.device) for part in self.batches(step)))
+        return flow.Batch(*(part.to(self.device) for part in self.batches(step)))
 
     def velocity(self, z_BCHW: Tensor, captions_BSD: Tensor) -> Tensor:
         """The model's velocity under the run's precision."""
@@ -45,7 +45,7 @@ class TrainStep:
 
     def loss(self, batch: flow.Batch) -> Tensor:
         """Mean squared velocity error (Eq. 2), 0-dim."""
-        velocity = self.velocity(batch.z_BCHW, self.captions[batch.caption_B])
+        velocity = self.velocity(batch.z_BCHW, self.captions(batch.caption_B))
         return (velocity.float() - batch.target_BCHW).square().mean()
 
     def gradients(self, *batch: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,8 +38,7 @@ class Trainer:
             mixed_precision="bf16" if p.dtype == "bf16" else "no", dynamo_backend="no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )  # fmt: skip
-        channels, size = data.images_NCHW.shape[1:3]
-        self.state = RunState(run, channels, size, self.device, self.accelerator.prepare, group)
+        self.state = RunState(run, data.shape, data.caption_shape, self.device, self.accelerator.prepare, group)
         self.train_step = TrainStep(run, data, self.state, self.accelerator, alone=not group)
         velocity = Graphed(self.train_step.velocity) if self.train_step.graphs else self.train_step.velocity
         self.evaluation = Evaluation(velocity, self.train_step.captions, data, p)

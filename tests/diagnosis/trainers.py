@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
+from suite.training.captions import Captions
 from suite.verdict.crash import Verdict
 
 WIDTH, SEGMENTS = 16, (4, 3)
@@ -17,7 +18,7 @@ def advance(trainer, steps, observe=None):
 def stand_in(dit, captions, data, *, run=None, step=0):
     """What the probe and the final state read of a trainer, around a model made by hand."""
     return SimpleNamespace(
-        state=SimpleNamespace(dit=dit, step=step), train_step=SimpleNamespace(captions=captions), data=data, device="cpu", run=run
+        state=SimpleNamespace(dit=dit, step=step), train_step=SimpleNamespace(captions=Captions(captions, len(captions) - 1)), data=data, device="cpu", run=run
     )
 
 

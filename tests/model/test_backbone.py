@@ -267,7 +267,7 @@ def test_the_paper_preset_has_the_parameters_of_table_3(depth, billions):
     p = PROTOCOLS["paper"]
     run = Run(p, "mvsplit", "controlled", "", "zero", depth, p.lrs[0], 0, p.data, "", "", False)
     with torch.device("meta"):
-        model = build_model(run, channels=128, image_size=16)
+        model = build_model(run, (128, 16, 16))
     assert all(t.is_meta for t in model.parameters()) and model.segments[0] == 256
     blocks = depth * (4 * 1024**2 + 3 * 1024 * 3072)
     gates = depth * 2 * 2 * 1024  # alpha and beta at both merges

@@ -1,0 +1,31 @@
+"""Captions as the model reads them: rows of a frozen table, or embeddings that came with the data.
+
+Shapes: * any axes (B of a batch, or R, B of a group of runs), S caption tokens, D their width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Captions:
+    """captions(caption) -> (*, S, D) on `device`. caption: (*) rows of the table, or (*, S, D) embeddings as they are."""
+
+    def __init__(self, table: Tensor | None, empty: int | Tensor) -> None:
+        """table: (rows, S, D), None where the data bring embeddings; empty: a caption that says nothing, a row or (S, D)."""
+        self.table, self._empty, self.device = table, empty, torch.device("cpu")
+
+    def to(self, device: torch.device) -> Captions:
+        """Move the table there; captions come there from now on."""
+        self.device, self.table = device, None if self.table is None else self.table.to(device)
+        return self
+
+    def __call__(self, caption: Tensor) -> Tensor:
+        caption = caption.to(self.device)
+        return caption if self.table is None else self.table[caption]
+
+    @property
+    def empty(self) -> Tensor:
+        """(S, D): no caption, as the model learnt it from those that were dropped."""
+        return self(torch.as_tensor(self._empty))

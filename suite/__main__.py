@@ -49,8 +49,8 @@ def program() -> NoReturn:
         signal.signal(signal.SIGINT, leave)
     environment.forget(*environment.OF_TORCH)  # before torch is imported, which reads them; also for the workers
     status = main()
-    launched = sys.modules.get("suite.sweep.distributed")
-    if status == 130 or launched and launched.processes() > 1:
+    several = sys.modules.get("suite.sweep.distributed")
+    if status == 130 or several and several.launched():
         # Ctrl-C: do not let torch take its time to say goodbye. Several processes: a thread of gloo that lets go of a tensor while
         # Python shuts down aborts a process that has done its work (PyTorch issue 190489), also after destroy_process_group
         sys.stdout.flush()

@@ -173,12 +173,12 @@ def _run(args) -> int:
         print(note, file=sys.stderr)
     if runs and runs[0].protocol.compiled and not runs[0].compiled:
         print("no C++ compiler found: blocks run eager, about half as fast (and under run ids of their own)", file=sys.stderr)
-    from suite.sweep.distributed import launched_alone, processes, run_distributed
+    from suite.sweep.distributed import launched, launched_alone, run_distributed
 
     if launched_alone():
         print("accelerate started one process, not several (--cpu needs MPI): this is an ordinary run; for data parallelism say "
               "--multi_gpu instead of --cpu, which needs no GPU", file=sys.stderr)  # fmt: skip
-    if processes() > 1:
+    if launched():
         return run_distributed(runs, args.results.resolve(), args.features, args.kernels)
     if args.slurm and args.executor != "slurm":
         raise ValueError("--slurm goes with --executor slurm")

@@ -150,7 +150,7 @@ def final_state(trainer: Trainer) -> str:
     x = dit.enter(z_BCHW, trainer.train_step.captions(data.caption(rows)))
     values = []
     for layer, block in enumerate(dit.blocks):
-        x = block.forward(x, dit.rope, dit.segments, dit.step)
+        x = (block if dit.sharded else block.forward)(x, dit.rope, dit.segments, dit.step)  # a call gathers the shards
         if layer >= len(dit.blocks) // 2:
             values.append(metrics.tcs(x.double()).item())
     value = sum(values) / len(values)

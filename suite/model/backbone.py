@@ -10,7 +10,7 @@ E = C * patch * patch values of an image token, G width of given captions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -80,6 +80,8 @@ class Block(nn.Module):
         first = scheme(Site(width, depth, index, "attn"))
         second = first if first.shared else scheme(Site(width, depth, index, "ffn"))
         self.residuals = nn.ModuleList([first] if first.shared else [first, second])
+        self.recomputed = False  # whether the backward runs this block again rather than keep its activations
+        self.compiled_merges: Callable[..., Tensor] | None = None
 
     def weights(self, site: str) -> dict[str, Tensor]:
         """Views of the branch weights by the names schemes know them by."""
@@ -115,6 +117,13 @@ class Block(nn.Module):
         return F.linear(self.ffn_hidden(x_BTD), self.w2)
 
     def forward(self, x_BTD: Tensor, rope: Tensor, segments: tuple[int, ...], step: Tensor) -> Tensor:
+        merges = self.compiled_merges or self.merges
+        if self.recomputed and torch.is_grad_enabled():
+            return checkpoint(merges, x_BTD, rope, segments, step, use_reentrant=False, preserve_rng_state=False)
+        return merges(x_BTD, rope, segments, step)
+
+    def merges(self, x_BTD: Tensor, rope: Tensor, segments: tuple[int, ...], step: Tensor) -> Tensor:
+        """The trunk after both merges."""
         x_BTD = self.residuals[0](x_BTD, lambda x: self.attention(x, rope), Context(segments, "attn", step))
         return self.residuals[-1](x_BTD, self.ffn, Context(segments, "ffn", step))
 
@@ -151,12 +160,18 @@ class DiT(nn.Module):
         self.register_buffer("rope", rope_2d(grid, sum(self.segments), width // heads), persistent=False)
         self.register_buffer("step", torch.zeros(()), persistent=False)
         self.compiled_blocks: CompiledBlocks | None = None
+        self.sharded = False  # whether blocks hold parts of their weights, and only a call of the module gathers them
 
     def compile(self) -> None:
-        """Run the blocks as compiled code from now on: on a CPU as `CompiledBlocks`, elsewhere each by torch.compile.
+        """Run the blocks as compiled code from now on: on a CPU as `CompiledBlocks`, elsewhere and where sharded each by torch.compile.
 
         To be called when the parameters lie where they will stay. Raises aot.CompileError for a scheme that cannot be.
         """
+        if self.sharded:  # its own forward calls FSDP's hooks, which no graph may hold
+            for block in self.blocks:
+                block.compiled_merges = torch.compile(block.merges, fullgraph=True, dynamic=False)
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
+            return
         if self.rope.device.type == "cpu":
             from suite.model.compiled_blocks import CompiledBlocks
 
@@ -167,18 +182,29 @@ class DiT(nn.Module):
             block.compile(fullgraph=True, dynamic=False)
 
     @torch.no_grad()
-    def init_weights(self, seed: int, *, init: str, writers: str, final: str) -> None:
+    def init_weights(
+        self, seed: int, *, init: str, writers: str, final: str, drawn: Callable[[Block], object] = lambda block: None
+    ) -> None:
         """Draw every weight from a generator keyed by (seed, parameter name), so schemes share what they share.
 
         init: standard deviation of every weight as a number (N(0, 0.02^2), Table 3), or "fan_in": 0.64/sqrt(fan_in).
         writers, final: "zero" or "std" for W_O and W_2, and for the output projection. Biases: zero where init is a number, as in
         the usual code for such an init (the paper says "standard init" only): PyTorch's own U(-1, 1)/sqrt(fan_in) would be 25
         times the embedding's weights and make all tokens nearly equal at the start. With "fan_in" they are PyTorch's.
-        Schemes then rescale their block's weights.
+        Schemes then rescale their block's weights. drawn: told of each block when its weights are ready, before the next is begun.
         """
-        for name, weight in self.named_parameters():
-            if ".residuals." in name:
-                continue
+        ends = [(name, weight) for name, weight in self.named_parameters() if not name.startswith("blocks.")]
+        self._draw(ends, seed, init, writers, final)
+        for i, block in enumerate(self.blocks):
+            named = [(f"blocks.{i}.{name}", w) for name, w in block.named_parameters() if not name.startswith("residuals.")]
+            self._draw(named, seed, init, writers, final)
+            for site, residual in (("attn", block.residuals[0]), ("ffn", block.residuals[-1])):
+                with seeded(seed, i, site, "init_weights"):
+                    residual.init_weights(site, block.weights(site))
+            drawn(block)
+
+    def _draw(self, named: Iterable[tuple[str, nn.Parameter]], seed: int, init: str, writers: str, final: str) -> None:
+        for name, weight in named:
             kind = final if name.startswith("final") else writers if name.endswith((".wo", ".w2")) else "std"
             if kind == "zero" or weight.ndim == 1 and init != "fan_in":
                 weight.zero_()
@@ -189,10 +215,6 @@ class DiT(nn.Module):
                 weight.copy_((2 * torch.rand(weight.shape, generator=draw) - 1) * fan_in**-0.5)
             else:
                 weight.copy_(torch.randn(weight.shape, generator=draw) * init_std(init, weight.shape[1]))
-        for i, block in enumerate(self.blocks):
-            for site, residual in (("attn", block.residuals[0]), ("ffn", block.residuals[-1])):
-                with seeded(seed, i, site, "init_weights"):
-                    residual.init_weights(site, block.weights(site))
 
     def tokens(self, image_BCHW: Tensor, caption_BSD: Tensor) -> Tensor:
         """The first block's input (B, T, D)."""

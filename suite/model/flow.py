@@ -108,7 +108,7 @@ class Batches:
         return make_batch(self.x0(rows), self.caption(rows), self.empty, self.drop, generator(self.seed, "noise", step), self.share)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample(
     velocity: Callable[[Tensor, Tensor], Tensor],
     captions_BSD: Tensor,
@@ -120,14 +120,17 @@ def sample(
     noise: torch.Generator,
     chunk: int,
     runs: tuple[int, ...] = (),
+    rows: tuple[Tensor, int] | None = None,
 ) -> Tensor:
     """Euler from t = 1 (noise) to 0 with classifier-free guidance: v = v_empty + w (v_caption - v_empty).
 
     velocity(z, captions) is called with 2 * chunk rows, guided and unguided halves in one forward, behind the axis of `runs`, if
     it is that of several. Returns (*runs, B, C, H, W). Noise is drawn for all samples at once, and is the same for every run, so
-    results do not depend on `chunk`. Steps are uniform in t (no time shift).
+    results do not depend on `chunk`. rows: (numbers of the captions given among all, how many all are) where they are a part of
+    them. Steps are uniform in t (no time shift).
     """
-    z_all = torch.randn(len(captions_BSD), *shape, generator=noise).to(captions_BSD.device)
+    mine, n = rows or (slice(None), len(captions_BSD))
+    z_all = torch.randn(n, *shape, generator=noise)[mine].to(captions_BSD.device)
     done = []
     for z, cap in zip(z_all.split(chunk), captions_BSD.split(chunk), strict=True):
         rows = len(z)

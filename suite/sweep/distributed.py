@@ -1,12 +1,18 @@
-"""One run in data-parallel processes, under `accelerate launch`: every process trains, the first one writes."""
+"""One run in several processes, under `accelerate launch`: every process trains, the first one writes.
+
+Each holds the whole model (data parallel), or under Accelerate's settings for FSDP2 a part of it (sharded), then also where the
+launcher starts one process alone, so that a run can go on with another number of them.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
@@ -16,10 +22,13 @@ from suite.records.completeness import done_ids
 from suite.records.tables import Store
 from suite.sweep.claim import Claim
 from suite.sweep.execute import execute
+from suite.training import sharded
 
 MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # what Accelerate reads under `accelerate launch --cpu`
 
-SHARDERS = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM", "PARALLELISM_CONFIG": "a parallelism config"}
+PATIENCE = timedelta(hours=4)  # that the others wait for the first process while it scores or writes; torch's ten minutes are short
+
+SHARDERS = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM", "PARALLELISM_CONFIG": "a parallelism config"}
 
 
 def processes() -> int:
@@ -28,9 +37,14 @@ def processes() -> int:
     return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 1)
 
 
+def launched() -> bool:
+    """Whether this process is one of a run's: of several, or one that was launched to shard."""
+    return processes() > 1 or dist.is_initialized() or (sharded.wanted() and "RANK" in os.environ)
+
+
 def launched_alone() -> bool:
     """Whether `accelerate launch --cpu` was asked for several processes and started one: without MPI it does so, silently."""
-    return processes() == 1 and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    return not launched() and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 def run_distributed(runs: list[Run], results: Path, features: str, kernels: str = "auto") -> int:
@@ -43,16 +57,17 @@ def run_distributed(runs: list[Run], results: Path, features: str, kernels: str 
     """
     for name, word in SHARDERS.items():
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
-            raise ValueError(f"the training loop keeps all parameters in one flat buffer and cannot shard them: launch without {word}")
+            raise ValueError(f"the training loop shards by Accelerate's FSDP2 alone: launch without {word}")
     if len(runs) != 1:
         raise ValueError(f"under a launcher exactly one run is trained; this selection has {len(runs)}: narrow it with the flags of plan")
     run, world = runs[0], processes()
+    sharding = sharded.read(run.protocol) if sharded.wanted() else None
     if run.protocol.batch % world:
         raise ValueError(f"a batch of {run.protocol.batch} does not divide into {world} processes")
     if not torch.cuda.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # unsaid, Accelerate finds no backend: each process would train alone
     store, claim = Store(results / run.protocol.name), Claim(results, run.run_id)
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
     word = None
     if state.is_main_process:  # one process looks and holds for all, so that all do the same
         word = "hold" if not claim.take() else "done" if run.run_id in done_ids(store) else "train"
@@ -62,7 +77,7 @@ def run_distributed(runs: list[Run], results: Path, features: str, kernels: str 
             if state.is_main_process:
                 print(f"error: {run.label()}: another sweep or launcher holds this run; call again when it has ended", file=sys.stderr)
             return 2
-        if word == "train" and (record := execute(run, results, features, kernels=kernels)):
+        if word == "train" and (record := execute(run, results, features, kernels=kernels, sharding=sharding)):
             store.add(record)
         word = "done"
     finally:

@@ -27,6 +27,7 @@ from suite.sweep.record import failure, read_record, save_record, save_trace, wo
 from suite.training.data import DIGITS_DIGEST, Data, DataError, load
 from suite.training.group import Member
 from suite.training.group import train as train_group
+from suite.training.sharded import Sharding
 from suite.training.trainer import Report, Trainer
 from suite.verdict.signature import of_audit
 
@@ -35,20 +36,24 @@ GRID_ROWS = 8  # samples per class in the picture of a run
 load_data = cache(load)  # a worker takes many runs of the same data
 
 
-def execute(run: Run, results: Path, features: str, report: Report | None = None, kernels: str = "auto") -> dict:
+def execute(
+    run: Run, results: Path, features: str, report: Report | None = None, kernels: str = "auto", sharding: Sharding | None = None
+) -> dict:
     """Train and measure one run; returns its record for `tables.Store.add`. Resumes from the newest whole checkpoint.
 
-    kernels: "auto" or "off", as `fused.use_kernels` has it.
+    kernels: "auto" or "off", as `fused.use_kernels` has it. sharding: as `Trainer` has it.
     """
     environment.reset_peak_memory()
     with kept():
-        member = _member([run], results, features, run)
+        member = _member([run], results, features, run, sharding)
         trainer = member.trainer
         fused = use_kernels(kernels, trainer.state.dit, trainer.device)
         trainer.restore()
         with _nothing_drawn(run):
             trainer.train(report, member.before_update, member.after_update)
-        return _record(trainer, [run], results, features, fused) if trainer.accelerator.is_main_process else {}
+        first = trainer.accelerator.is_main_process
+        record = _record(trainer, [run], results, features, fused) if first or trainer.state.dit.sharded else {}
+        return record if first else {}
 
 
 @contextmanager
@@ -88,21 +93,24 @@ def execute_group(runs: Sequence[Run], results: Path, features: str, report: Rep
 
 
 @seeded("make")
-def _member(group: Sequence[Run], results: Path, features: str, run: Run) -> Member:
+def _member(group: Sequence[Run], results: Path, features: str, run: Run, sharding: Sharding | None = None) -> Member:
     """A run of a group in memory, with its observers, after a look at whether it is still what the plan says."""
     data = load_data(run.data)
     if data.digest != run.data_digest:
         raise DataError(f"--data {run.data}: its digest is now {data.digest}, the plan was made for {run.data_digest}")
     if registry.get(run.scheme, run.arm).code_digest != run.code_digest:
         raise registry.RegistryError(f"scheme {run.scheme}: its code has changed since the plan was made; plan again")
-    trainer = Trainer(run, data, work_folder(results, run.run_id), group_id(group))
+    trainer = Trainer(run, data, work_folder(results, run.run_id), group_id(group), sharding)
     before_update = Auditor(trainer).before_update if run.protocol.audit_every else None
     return Member(trainer, before_update, partial(_checkpoint_quality, trainer, features))
 
 
 @seeded("record")
 def _record(trainer: Trainer, group: Sequence[Run], results: Path, features: str, fused: str) -> dict:
-    """What a run that has ended leaves, measured on its model; the trainer may be left in an earlier state."""
+    """What a run that has ended leaves, measured on its model; the trainer may be left in an earlier state.
+
+    Of a sharded model all processes measure together, and what the first one returns is whole.
+    """
     run, p = trainer.run, trainer.run.protocol
     verdict, last = trainer.judge(), trainer.state.step
     quality = [_unscored(q, verdict.crash_step) for q in trainer.state.log.get("quality", []) if q["step"] != last]
@@ -178,6 +186,8 @@ def _quality(trainer: Trainer, results: Path, features: str) -> dict:
     n = min(p.fid_samples, GRID_ROWS * data.classes) if crashed else p.fid_samples
     with trainer.clock.timed("sample", n):
         samples, labels = trainer.evaluation.sample(n)
+    if not trainer.accelerator.is_main_process:
+        return row
     grid = samples[: GRID_ROWS * data.classes]
     path = picture_path(results / p.name, run.scheme, run.depth, run.run_id)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +232,8 @@ def _checkpoint_quality(trainer: Trainer, features: str, step: int) -> None:
     if step in p.quality_at:
         with trainer.clock.timed("sample", p.fid_samples):
             samples, _ = trainer.evaluation.sample(p.fid_samples)
-        row = {"step": step, "nfe": p.nfe, "guidance": p.guidance} | _scores(trainer, samples, features)
+        scored = _scores(trainer, samples, features) if trainer.accelerator.is_main_process else {}
+        row = {"step": step, "nfe": p.nfe, "guidance": p.guidance} | scored
         trainer.state.log.setdefault("quality", []).append(row)
 
 

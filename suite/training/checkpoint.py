@@ -16,7 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+MANIFEST = "manifest.json"
 KEEP = 5  # enough to replay a window of 60 steps before a crash that took 50 + 10 steps to confirm, at one every 50 steps
+
+
+class PlacementError(ValueError):
+    """What a sharded model, or one that lies whole, cannot do; the message is one line for the user."""
 
 
 class CheckpointWarning(UserWarning):
@@ -41,7 +46,7 @@ def save(
     """
     from safetensors.torch import save as to_bytes
 
-    target, aside = folder / f"step-{step:08d}", folder / f".step-{step:08d}.{os.getpid()}"
+    target, aside = folder / name_of(step), folder / f".{name_of(step)}.{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".step-*"):  # by a process that was killed while it wrote
         shutil.rmtree(left, ignore_errors=True)
@@ -51,7 +56,7 @@ def save(
     digests = {"sha256": hashlib.sha256(data).hexdigest(), "log_sha256": hashlib.sha256(notes).hexdigest()}
     manifest = json.dumps({"run_id": run_id, "step": step, "torch": torch.__version__} | digests).encode()
     try:
-        for name, content in (("state.safetensors", data), ("log.json", notes), ("manifest.json", manifest)):
+        for name, content in (("state.safetensors", data), ("log.json", notes), (MANIFEST, manifest)):
             with open(aside / name, "wb") as file:
                 file.write(content)
                 file.flush()
@@ -59,31 +64,44 @@ def save(
     except OSError:  # a full disk: give back what half a checkpoint takes
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    _remove(target)
+    remove(target)
     os.replace(aside, target)
     sync_folder(folder)
-    for newer in _complete(folder):
-        if _step(newer) > step:  # passed over by `load`; it must not crowd out the ones that are good
-            _remove(newer)
-    older = _complete(folder)[:-KEEP]
-    pinned = [path for path in older if keep_from is not None and _step(path) <= keep_from][-1:]
+    drop_newer(folder, step)
+    older = complete(folder)[:-KEEP]
+    pinned = [path for path in older if keep_from is not None and step_of(path) <= keep_from][-1:]
     for old in older:
         if old not in pinned:
-            _remove(old)
+            remove(old)
 
 
-def _remove(path: Path) -> None:
+def drop_newer(folder: Path, step: int) -> None:
+    """Remove what lies beyond a step that was just saved: `load` has passed it over, and it must not crowd out the good ones."""
+    for newer in complete(folder):
+        if step_of(newer) > step:
+            remove(newer)
+
+
+def remove(path: Path) -> None:
+    """Take away a checkpoint, or whatever bears its name."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:  # not ours, but it bears the name of a checkpoint
         path.unlink(missing_ok=True)
 
 
-def _step(path: Path) -> int:
+def name_of(step: int) -> str:
+    """The name of the folder of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's folder."""
     return int(path.name.removeprefix("step-"))
 
 
-def _complete(folder: Path) -> list[Path]:
+def complete(folder: Path) -> list[Path]:
+    """The checkpoints in a folder that were written to their end, oldest first."""
     return sorted(folder.glob("step-" + 8 * "[0-9]"))
 
 
@@ -96,15 +114,17 @@ def load(folder: Path, run_id: str, at_most: int | None = None) -> tuple[int, di
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
-    for path in reversed(_complete(folder)):
+    for path in reversed(complete(folder)):
         try:
-            manifest = json.loads((path / "manifest.json").read_text())
-            if path.name != f"step-{manifest['step']:08d}":
+            manifest = json.loads((path / MANIFEST).read_text())
+            if path.name != name_of(manifest["step"]):
                 raise ValueError(f"its manifest says step {manifest['step']}")
             if at_most is not None and manifest["step"] > at_most:
                 continue
             if manifest["run_id"] != run_id:
                 raise ValueError(f"belongs to run {manifest['run_id']}")
+            if "sharded" in manifest:  # passed over, it would be lost: the next one that is saved takes its place
+                raise PlacementError(f"{path} was made sharded: go on under accelerate launch with FSDP's settings, or remove it")
             if manifest["torch"] != torch.__version__:
                 raise ValueError(f"was made by torch {manifest['torch']}, this is {torch.__version__}")
             data, notes = (path / "state.safetensors").read_bytes(), (path / "log.json").read_bytes()
@@ -112,6 +132,8 @@ def load(folder: Path, run_id: str, at_most: int | None = None) -> tuple[int, di
             if found != [manifest["sha256"], manifest["log_sha256"]]:
                 raise ValueError("does not match its digest")
             return manifest["step"], from_bytes(data), json.loads(notes)
+        except PlacementError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             what = f"its manifest lacks {error}" if isinstance(error, KeyError) else error
             warnings.warn(f"checkpoint {path.name} of run {run_id} is passed over: {what}", CheckpointWarning, stacklevel=2)

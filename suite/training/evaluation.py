@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from suite.model import flow
@@ -23,19 +24,24 @@ DEVICE_ELEMENTS = 1 << 24  # of the trunk of one run in such a forward on a GPU,
 class Evaluation:
     """velocity(z_*BCHW, captions_*BSD) is the model as it is when called; captions: on the model's device.
 
-    runs: (R,) where velocity is that of a group of R runs.
+    runs: (R,) where velocity is that of a group of R runs. together: set where all processes of it evaluate one model, each a part;
+    every method must then be called by all, and gives all the whole.
     """
 
     def __init__(
-        self, velocity: Callable[[Tensor, Tensor], Tensor], captions: Captions, data: Data, protocol: Protocol, runs: tuple[int, ...] = ()
-    ) -> None:
+        self, velocity: Callable[[Tensor, Tensor], Tensor], captions: Captions, data: Data, protocol: Protocol, runs: tuple[int, ...] = (),
+        together: Accelerator | None = None,
+    ) -> None:  # fmt: skip
         self.velocity, self.captions, self.data, self.protocol, self.runs = velocity, captions, data, protocol, runs
         tokens = data.shape[1] * data.shape[2] // protocol.patch**2 + captions.empty.shape[0]
         trunk = tokens * protocol.width
         self.rows = EVAL_ROWS if captions.device.type == "cpu" else max(EVAL_ROWS, DEVICE_ELEMENTS // trunk)
+        self.together, self.rank, self.world = together, 0, 1
+        if together is not None:
+            self.rank, self.world = together.process_index, together.num_processes
         self.drawn: tuple[Tensor, Tensor] | None = None  # what `sample` gives at this step, where a group has drawn it for all its runs
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def heldout_loss(self) -> Tensor:
         """(*) float64 losses on the held-out images with fixed t and noise, captions never dropped; the same for every run."""
         index = self.data.heldout
@@ -44,13 +50,13 @@ class Evaluation:
         )
         total, n = 0.0, len(index)
         rows = self.rows if self.rows <= EVAL_ROWS else min(self.rows, n)
-        for i in range(0, n, rows):
+        for i in range(self.rank * rows, n + self.rank * rows, self.world * rows):  # as often on every process
             part = torch.arange(i, i + rows).clamp(max=n - 1)
             z, target, _, caption = (of[part].to(self.captions.device) for of in whole)
             velocity = self.velocity(*(t.expand(*self.runs, *t.shape) for t in (z, self.captions(caption))))
             error = (velocity.float() - target).square().mean((-3, -2, -1))
-            total += error[..., : n - i].double().sum(-1)
-        return total / n
+            total += error[..., : max(0, n - i)].double().sum(-1)
+        return (total if self.world == 1 else self.together.reduce(total, "sum")) / n
 
     def sample(self, n: int) -> tuple[Tensor, Tensor]:
         """(*, n, C, H, W) samples in pixel units on the CPU, and for each its row in a picture; the same noise for every run."""
@@ -58,8 +64,12 @@ class Evaluation:
             return self.drawn
         prompts, labels = self.data.prompts(n)
         chunk = EVAL_ROWS // 2 if self.rows <= EVAL_ROWS else min(n, self.rows // 2)
+        mine = torch.arange(self.rank, -(-n // self.world) * self.world, self.world) % n  # as many for every process
         images = flow.sample(
-            self.velocity, self.captions(prompts), self.captions.empty, self.data.shape,
+            self.velocity, self.captions(prompts[mine]), self.captions.empty, self.data.shape,
             nfe=self.protocol.nfe, guidance=self.protocol.guidance, noise=flow.generator("samples"), chunk=chunk, runs=self.runs,
+            rows=(mine, n),
         )  # fmt: skip
+        if self.world > 1:
+            images = self.together.gather(images).unflatten(0, (self.world, -1)).transpose(0, 1).flatten(0, 1)[:n]
         return self.data.pixels(images.cpu()), labels

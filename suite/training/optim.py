@@ -7,6 +7,8 @@ registers, such as ReZero's scalar: one rounding). Groups lie one after the othe
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,11 @@ def group_of(name: str, parameter: Tensor) -> str:
     return "decay" if parameter.ndim >= 2 else "nodecay"
 
 
+def decays(group: str) -> bool:
+    """Whether the weights of an optimiser group decay (Table 3)."""
+    return group == "decay"
+
+
 def as_rows(parts: list[FlatParameters]) -> tuple[Tensor, Tensor]:
     """Move the buffers of R models of one shape into rows of two (R, P) buffers, values and gradients; returns these."""
     values, grads = (torch.stack([getattr(part, name) for part in parts]) for name in ("values", "grads"))
@@ -32,8 +39,10 @@ def as_rows(parts: list[FlatParameters]) -> tuple[Tensor, Tensor]:
 class FlatParameters:
     """Moves a model's parameters and gradients into two flat buffers, in place; the model keeps its names."""
 
-    def __init__(self, model: nn.Module) -> None:
-        named = sorted(model.named_parameters(), key=lambda item: GROUPS.index(group_of(*item)))  # stable sort
+    def __init__(self, model: nn.Module, names: Collection[str] | None = None) -> None:
+        """names: of those of its parameters that are meant, if not all."""
+        chosen = [(name, p) for name, p in model.named_parameters() if names is None or name in names]
+        named = sorted(chosen, key=lambda item: GROUPS.index(group_of(*item)))  # stable sort
         self.slices: dict[str, slice] = {}
         bounds, end = {g: [0, 0] for g in GROUPS}, 0
         for name, p in named:
@@ -62,11 +71,19 @@ class FlatParameters:
 
     def adamw(self, *, betas: tuple[float, float], eps: float, weight_decay: float) -> torch.optim.AdamW:
         """Fused AdamW over the flat groups; the learning rate is set by the training loop at every step."""
-        groups = [
-            {"params": [leaf], "weight_decay": weight_decay if name == "decay" else 0.0}
-            for name, leaf in self.leaves.items()
-        ]
-        return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
+        return torch.optim.AdamW(self.param_groups(weight_decay), lr=0.0, betas=betas, eps=eps, fused=True)
+
+    def param_groups(self, weight_decay: float) -> list[dict]:
+        """What an optimiser is to be told of the leaves."""
+        return [{"params": [leaf], "weight_decay": weight_decay if decays(name) else 0.0} for name, leaf in self.leaves.items()]
+
+    def zero(self) -> None:
+        """Forget the gradients."""
+        self.grads.zero_()
+
+    def reduce(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """Average the gradients over the processes: one all-reduce over the flat buffer does what DDP's buckets would."""
+        self.grads.copy_(mean(self.grads))
 
     def second_moment(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
         """Adam's v over the whole buffer, or None before the first step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,8 +14,9 @@ from suite.model.backbone import DiT
 from suite.model.flow import seeded
 from suite.protocol import Run
 from suite.residual import Residual, Site
-from suite.training import checkpoint
+from suite.training import checkpoint, sharded_checkpoint
 from suite.training.optim import FlatParameters
+from suite.training.sharded import ShardedParameters, Sharding
 
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")  # of torch.optim.AdamW
 
@@ -44,22 +46,37 @@ class RunState:
 
     def __init__(
         self, run: Run, shape: tuple[int, int, int], caption_shape: tuple[int, int] | None, device: torch.device, prepare: Callable,
-        group: str,
+        group: str, sharding: Sharding | None = None,
     ) -> None:  # fmt: skip
         """Draw the weights on a CPU, move them to `device`. prepare: what Accelerate does to an optimiser.
 
         group: name of the group that the run is trained in, which rounds otherwise: a checkpoint is for one group's members alone.
+        sharding: set where all processes hold a part of the model each.
         """
         p, self.owner = run.protocol, run.run_id + (f" of group {group}" if group else "")
         self.dit = build_model(run, shape, caption_shape)
-        self.dit.init_weights(run.seed, init=p.init, writers=run.writers, final=p.final)
-        self.dit.to(device)
-        self.flat = FlatParameters(self.dit)
-        self.optimizer = prepare(self.flat.adamw(betas=(p.beta1, p.beta2), eps=p.adam_eps, weight_decay=p.weight_decay))
+        draw = partial(self.dit.init_weights, run.seed, init=p.init, writers=run.writers, final=p.final)
+        adam = {"betas": (p.beta1, p.beta2), "eps": p.adam_eps, "weight_decay": p.weight_decay}
+        if sharding is not None:
+            self.parameters = ShardedParameters(self.dit, p, sharding, device)
+            draw(drawn=self.parameters.shard)
+            self.parameters.finish(device)
+            self.optimizer = self.parameters.adamw(**adam)
+        else:
+            draw()
+            self.dit.to(device)
+            self.parameters = FlatParameters(self.dit)
+            self.optimizer = prepare(self.parameters.adamw(**adam))
         self.step = 0
         self.curve: list[tuple[int, float, float]] = []  # step, loss, grad_norm
         self.evals: list[tuple[int, float]] = []  # step, held-out loss
         self.log: dict[str, list[dict]] = {}  # rows of further tables, gathered by observers
+
+    @property
+    def flat(self) -> FlatParameters:
+        """The parameters of a model that lies whole in this process."""
+        assert isinstance(self.parameters, FlatParameters)
+        return self.parameters
 
     @property
     def second_moment(self) -> Tensor | None:
@@ -68,8 +85,12 @@ class RunState:
 
     def save(self, folder: Path, keep_from: int | None = None) -> None:
         """Write a checkpoint of this step. keep_from: one at or before that step stays too, for a replay."""
-        tensors = {"values": self.flat.values, "curve": torch.tensor(self.curve, dtype=torch.float64)}
-        tensors["evals"] = torch.tensor(self.evals, dtype=torch.float64).reshape(-1, 2)
+        history = {"curve": torch.tensor(self.curve, dtype=torch.float64).reshape(-1, 3)}
+        history["evals"] = torch.tensor(self.evals, dtype=torch.float64).reshape(-1, 2)
+        if self.dit.sharded:
+            shards = self.parameters.tensors(self.optimizer)
+            return sharded_checkpoint.save(folder, self.step, self.owner, shards, history, self.log)
+        tensors = history | {"values": self.flat.values}
         for group, leaf in self.flat.leaves.items():
             state = self.optimizer.state[leaf]
             tensors |= {f"{group}.{key}": state[key] for key in ADAM_STATE if state}
@@ -77,6 +98,13 @@ class RunState:
 
     def restore(self, folder: Path, at_most: int | None = None) -> bool:
         """Go back to the newest whole checkpoint (of step `at_most` or earlier); False if there is none."""
+        if self.dit.sharded:
+            found = sharded_checkpoint.load(folder, self.owner, self.parameters.tensors(self.optimizer))
+            if found is not None:
+                self.step, history, self.log = found
+                self._remember(history)
+            self.parameters.set_step(self.optimizer, self.step)
+            return found is not None
         found = checkpoint.load(folder, self.owner, at_most)
         if found is None:
             return False
@@ -87,6 +115,10 @@ class RunState:
             state.clear()
             if self.step:
                 state.update({key: tensors[f"{group}.{key}"].to(leaf.device) for key in ADAM_STATE})
+        self._remember(tensors)
+        return True
+
+    def _remember(self, tensors: dict[str, Tensor]) -> None:
+        """Take up the curve and the held-out losses of a checkpoint."""
         self.curve = [(int(s), loss, norm) for s, loss, norm in tensors["curve"].reshape(-1, 3).tolist()]
         self.evals = [(int(s), loss) for s, loss in tensors["evals"].tolist()]
-        return True

@@ -18,25 +18,36 @@ from suite.training.state import RunState
 class TrainStep:
     """Changes a `RunState`'s weights, and nothing else of it. Everything here is a pure function of (run, data, step, weights)."""
 
-    def __init__(self, run: Run, data: Data, state: RunState, accelerator: Accelerator, alone: bool = True) -> None:
-        """alone: False for a run that a `GroupStep` will make a row of its model."""
+    def __init__(
+        self, run: Run, data: Data, state: RunState, accelerator: Accelerator, alone: bool = True, micro: int | None = None
+    ) -> None:
+        """alone: False for a run that a `GroupStep` will make a row of its model.
+
+        micro: rows of this process's share that are in memory at a time, None for all. Rounds otherwise, and changes nothing else.
+        """
         p = run.protocol
         self.run, self.state, self.accelerator, self.device = run, state, accelerator, accelerator.device
+        self.micro = micro or p.batch
         self.captions = data.captions(p.caption_tokens, p.width).to(self.device)
         self.batches = flow.Batches(
             data.x0, data.caption, data.empty, data.train, batch=p.batch, drop=p.caption_drop, seed=run.seed,
             share=(accelerator.process_index, accelerator.num_processes),
         )  # fmt: skip
         self.row = None  # of a group, which then takes the steps
+        self._ahead: tuple[int, flow.Batch] | None = None
         self.graphs: StepGraphs | None = None
         if run.compiled and alone:
             state.dit.compile()
-            if self.device.type == "cuda" and accelerator.num_processes == 1:  # an all-reduce in a graph is not tried
+            one = accelerator.num_processes == 1 and not state.dit.sharded
+            if self.device.type == "cuda" and one:  # an all-reduce in a graph is not tried
                 self.graphs = StepGraphs(self.gradients, [state.optimizer], self.device)
 
     def batch(self, step: int) -> flow.Batch:
         """This process's share of the global batch of a step, on the device."""
-        return flow.Batch(*(part.to(self.device) for part in self.batches(step)))
+        return self._to_device(self.batches(step))
+
+    def _to_device(self, batch: flow.Batch) -> flow.Batch:
+        return flow.Batch(*(part.to(self.device) for part in batch))
 
     def velocity(self, z_BCHW: Tensor, captions_BSD: Tensor) -> Tensor:
         """The model's velocity under the run's precision."""
@@ -49,21 +60,42 @@ class TrainStep:
         return (velocity.float() - batch.target_BCHW).square().mean()
 
     def gradients(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        """(loss, raw gradient norm), 0-dim, of a batch's tensors; leaves clipped gradients in the flat buffer."""
-        flat = self.state.flat
-        flat.grads.zero_()
-        loss = self.loss(flow.Batch(*batch))
-        self.accelerator.backward(loss)
-        if self.accelerator.num_processes > 1:  # one all-reduce over the flat buffer does what DDP's buckets would
-            flat.grads.copy_(self.accelerator.reduce(flat.grads, "mean"))
-        return self.accelerator.reduce(loss.detach(), "mean"), flat.clip(self.run.protocol.clip)
+        """(loss, raw gradient norm), 0-dim, of a batch's tensors; leaves clipped gradients where the optimiser finds them."""
+        parameters = self.state.parameters
+        parameters.zero()
+        loss = self._accumulate(batch)
+        if self.accelerator.num_processes > 1:
+            parameters.reduce(self._mean)
+            loss = self._mean(loss)
+        return loss, parameters.clip(self.run.protocol.clip)
+
+    def _accumulate(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """The loss of a batch, 0-dim; a backward of each part that is in memory at a time adds to the gradients."""
+        rows = len(batch[0])
+        parts = [flow.Batch(*part) for part in zip(*(of.split(self.micro) for of in batch), strict=True)]
+        if len(parts) == 1:
+            loss = self.loss(parts[0])
+            self.accelerator.backward(loss)
+            return loss.detach()
+        total = 0.0
+        for part in parts:
+            loss = self.loss(part) * (len(part.t_B) / rows)
+            self.accelerator.backward(loss)
+            total = total + loss.detach()
+        return total
+
+    def _mean(self, of: Tensor) -> Tensor:
+        return self.accelerator.reduce(of, "mean")
 
     def forward_backward(self, step: int) -> tuple[float, float]:
-        """Gradients of a step, clipped, in the flat buffer; returns (loss, raw gradient norm)."""
+        """Gradients of a step, clipped, where the optimiser finds them; returns (loss, raw gradient norm)."""
         if self.row:
             return self.row.forward_backward(step)
         self.state.dit.step.fill_(step)
-        loss, norm = (self.graphs or self).gradients(*self.batch(step))
+        batch = self._ahead[1] if self._ahead and self._ahead[0] == step else self.batches(step)
+        loss, norm = (self.graphs or self).gradients(*self._to_device(batch))
+        if self.device.type != "cpu":
+            self._ahead = step + 1, self.batches(step + 1)  # by the host, while the device is at work
         return loss.item(), norm.item()
 
     def rate(self, step: int) -> float:

@@ -16,6 +16,7 @@ from suite.training.clock import Clock
 from suite.training.cuda_graph import Graphed
 from suite.training.data import Data
 from suite.training.evaluation import Evaluation
+from suite.training.sharded import Sharding
 from suite.training.state import RunState
 from suite.training.step import TrainStep
 from suite.verdict import crash
@@ -30,18 +31,22 @@ Observer = Callable[[int], None]  # called with the step; may read the trainer a
 class Trainer:
     """One run in memory. Every method that trains is a pure function of (run, data, step)."""
 
-    def __init__(self, run: Run, data: Data, folder: Path, group: str = "") -> None:
-        """group: name of the group that the run is trained in (suite.training.group); "" for one alone."""
+    def __init__(self, run: Run, data: Data, folder: Path, group: str = "", sharding: Sharding | None = None) -> None:
+        """group: name of the group that the run is trained in (suite.training.group); "" for one alone.
+
+        sharding: set where the processes of a launcher hold a part of the model each; all of them then call every method.
+        """
         self.run, self.data, self.folder, p = run, data, folder, run.protocol
         environment.forget(*environment.OF_ACCELERATE)  # for good: it reads more of them when it prepares
         self.accelerator = Accelerator(
             mixed_precision="bf16" if p.dtype == "bf16" else "no", dynamo_backend="no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )  # fmt: skip
-        self.state = RunState(run, data.shape, data.caption_shape, self.device, self.accelerator.prepare, group)
-        self.train_step = TrainStep(run, data, self.state, self.accelerator, alone=not group)
+        self.state = RunState(run, data.shape, data.caption_shape, self.device, self.accelerator.prepare, group, sharding)
+        self.train_step = TrainStep(run, data, self.state, self.accelerator, alone=not group, micro=sharding.micro if sharding else None)
         velocity = Graphed(self.train_step.velocity) if self.train_step.graphs else self.train_step.velocity
-        self.evaluation = Evaluation(velocity, self.train_step.captions, data, p)
+        shared = self.accelerator if self.state.dit.sharded else None
+        self.evaluation = Evaluation(velocity, self.train_step.captions, data, p, together=shared)
         self.clock = Clock()
         self.constant_loss = data.constant_loss(p.patch)
         self.keep_from: int | None = None  # a checkpoint at or before this step must stay, for a replay
@@ -74,8 +79,8 @@ class Trainer:
         return math.isfinite(loss) and math.isfinite(norm)
 
     def save(self) -> None:
-        """Checkpoint the state, by the first process for all."""
-        if self.accelerator.is_main_process:
+        """Checkpoint the state, by the first process for all; of a sharded model by all."""
+        if self.accelerator.is_main_process or self.state.dit.sharded:
             self.state.save(self.folder, self.keep_from)
 
     def restore(self, at_most: int | None = None) -> bool:

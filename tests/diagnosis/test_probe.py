@@ -68,7 +68,7 @@ def rows(data, monkeypatch):
     monkeypatch.setattr(module.flow, "make_batch", make_batch)
     dit = SimpleNamespace(
         blocks=[Says(place, known) for place in (*PLACES[1:], "nothing")], segments=(IMAGE, CAPTION), rope=None,
-        step=None, enter=lambda z, c: told(PLACES[0], known["t"]),
+        step=None, sharded=False, enter=lambda z, c: told(PLACES[0], known["t"]),
     )  # fmt: skip
     run = SimpleNamespace(depth=len(PLACES), protocol=SimpleNamespace(audit_layers=12))
     captions = torch.zeros(4, CAPTION, WIDTH)

@@ -69,7 +69,7 @@ class Replace(nn.Module):
 
 def state_from(data, *trunks):
     blocks = [Replace(x) for x in trunks]
-    dit = SimpleNamespace(blocks=blocks, rope=None, segments=SEGMENTS, step=None,
+    dit = SimpleNamespace(blocks=blocks, rope=None, segments=SEGMENTS, step=None, sharded=False,
                           enter=lambda z, c: torch.zeros(len(z), 7, 7))  # fmt: skip
     return final_state(stand_in(dit, torch.zeros(4, 3, 7), data))
 

@@ -18,8 +18,9 @@ def advance(trainer, steps, observe=None):
 def stand_in(dit, captions, data, *, run=None, step=0):
     """What the probe and the final state read of a trainer, around a model made by hand."""
     return SimpleNamespace(
-        state=SimpleNamespace(dit=dit, step=step), train_step=SimpleNamespace(captions=Captions(captions, len(captions) - 1)), data=data, device="cpu", run=run
-    )
+        state=SimpleNamespace(dit=dit, step=step), train_step=SimpleNamespace(captions=Captions(captions, -1)),
+        data=data, device="cpu", run=run,
+    )  # fmt: skip
 
 
 def crash_at(step):

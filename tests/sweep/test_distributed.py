@@ -90,10 +90,14 @@ def test_a_launched_process_ends_without_pythons_teardown(tmp_path, world, torn_
     assert ("torn down" in done.stdout) is torn_down
 
 
-def test_full_sharding_is_refused(tmp_path):
-    """Accelerate would leave the flat buffer whole on every process, and say nothing."""
-    done = launch(RUN, tmp_path / "sharded", WORLD_SIZE="2", RANK="0", ACCELERATE_USE_FSDP="true")
-    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].endswith("launch without FSDP")
+@pytest.mark.parametrize("env, ending", [
+    ({"ACCELERATE_USE_DEEPSPEED": "true"}, "shards by Accelerate's FSDP2 alone: launch without DeepSpeed"),
+    ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "set fsdp_version: 2, as in suite/training/fsdp2.yaml"),
+])  # fmt: skip
+def test_other_sharding_is_refused(tmp_path, env, ending):
+    """Accelerate would leave the model whole on every process, and say nothing."""
+    done = launch(RUN, tmp_path / "sharded", WORLD_SIZE="2", RANK="0", **env)
+    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].endswith(ending)
     assert not (tmp_path / "sharded").exists()
 
 

@@ -1,0 +1,140 @@
+"""The second placement of a model's parameters: every block's weights in equal shards over the processes (FSDP2), the rest on all.
+
+Accelerate starts the processes and reads its own settings file; the sharding is torch's `fully_shard`, a block a unit. What is
+small lies whole on every process, in one flat buffer: the embedding, the output projection and the schemes' gates. A gate
+that is sharded would be rounded with its block to bf16, and of one number nothing is left to shard.
+Under bf16 a block's weights are gathered in bf16; masters, gates, gradient sums and AdamW stay fp32.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from accelerate import FullyShardedDataParallelPlugin
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+
+from suite.model.backbone import Block, DiT
+from suite.protocol import Protocol
+from suite.training.checkpoint import PlacementError
+from suite.training.optim import FlatParameters, decays, group_of
+
+KEPT_EVERY = 4  # one block in so many keeps its activations, the others run again in the backward (Table 3: three of four)
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of torch.optim.AdamW
+
+
+def wanted() -> bool:
+    """Whether this process was launched to shard, by Accelerate's settings."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """reshard: whether a block's gathered weights are given back between forward and backward. micro: as `TrainStep` has it."""
+
+    reshard: bool = True
+    micro: int | None = None
+
+
+def read(p: Protocol) -> Sharding:
+    """What Accelerate was told, for a run of this protocol. Raises PlacementError for what cannot be done."""
+    plugin = FullyShardedDataParallelPlugin()
+    if plugin.fsdp_version != 2:
+        raise PlacementError("launched with FSDP version 1, and the training loop shards by version 2: set fsdp_version: 2, as in "
+                             "suite/training/fsdp2.yaml")  # fmt: skip
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise PlacementError("launched with fsdp_offload_params, which the training loop does not do: set it to false, as in "
+                             "suite/training/fsdp2.yaml")  # fmt: skip
+    if what := "audits its runs" if p.audit_every else "probes its runs" if p.probe else "":
+        raise PlacementError(f"protocol {p.name} {what}, for which a model must lie whole in one process: launch without FSDP")
+    return Sharding(bool(plugin.reshard_after_forward))
+
+
+class ShardedParameters:
+    """Shards a model block by block as its weights are drawn, and then stands where `FlatParameters` stands for a whole one."""
+
+    def __init__(self, dit: DiT, p: Protocol, sharding: Sharding, device: torch.device) -> None:
+        """Nothing is sharded yet: give `shard` to `DiT.init_weights`, then call `finish`."""
+        self.dit, self.reshard = dit, sharding.reshard
+        self.mesh = init_device_mesh(device.type, (dist.get_world_size() if dist.is_initialized() else 1,))
+        half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)  # RoPE and the step stay exact
+        self.policy = half if p.dtype == "bf16" else MixedPrecisionPolicy()
+        dit.sharded, dit.segment = True, 0
+        for i, block in enumerate(dit.blocks):
+            block.recomputed = p.checkpoint_blocks and i % KEPT_EVERY != KEPT_EVERY - 1
+
+    def shard(self, block: Block) -> None:
+        """Keep this process's part of a block whose weights are drawn, and give back the rest."""
+        fully_shard(block, mesh=self.mesh, reshard_after_forward=self.reshard, mp_policy=self.policy,
+                    ignored_params=set(block.residuals.parameters()))  # fmt: skip
+
+    def finish(self, device: torch.device) -> None:
+        """What is left of the model, to its device, into one buffer; after this the model trains."""
+        names = {name for name, p in self.dit.named_parameters() if not hasattr(p, "to_local")}
+        whole = {p for name, p in self.dit.named_parameters() if name in names}
+        fully_shard(self.dit, mesh=self.mesh, mp_policy=self.policy, ignored_params=whole)  # the root, of no parameters
+        self.dit.to(device)
+        self.whole = FlatParameters(self.dit, names)
+        self.parts = {name: p for name, p in self.dit.named_parameters() if name not in names}
+
+    def adamw(self, *, betas: tuple[float, float], eps: float, weight_decay: float) -> torch.optim.AdamW:
+        """As `FlatParameters.adamw`, over the shards and the flat rest; no group mixes the two, which torch refuses."""
+        groups = [
+            {"params": [p for name, p in self.parts.items() if decays(group_of(name, p)) == wants], "weight_decay": weight_decay * wants}
+            for wants in (True, False)
+        ]
+        groups = [group for group in groups if group["params"]] + self.whole.param_groups(weight_decay)
+        return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
+
+    def zero(self) -> None:
+        """Forget the gradients."""
+        for p in self.parts.values():
+            p.grad = None
+        self.whole.zero()
+
+    def reduce(self, mean) -> None:
+        """Average the gradients over the processes: FSDP has done so with the shards' in the backward."""
+        self.whole.reduce(mean)
+
+    def _grads(self) -> list[Tensor]:
+        """This process's part of every sharded gradient; none for a weight that the loss did not reach."""
+        return [p.grad.to_local() for p in self.parts.values() if p.grad is not None]
+
+    def clip(self, limit: float) -> Tensor:
+        """Scale all gradients to global norm `limit` at most; returns the raw norm (0-dim), the same on every process."""
+        grads = self._grads()
+        square = torch.stack(torch._foreach_norm(grads)).square().sum() if grads else self.whole.grads.new_zeros(())
+        dist.all_reduce(square)
+        norm = (square + self.whole.grads.square().sum()).sqrt()
+        scale = torch.clamp(limit / (norm + 1e-6), max=1.0)  # 1e-6 as torch.nn.utils.clip_grad_norm_
+        torch._foreach_mul_([*grads, self.whole.grads], scale)
+        return norm
+
+    def tensors(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """All that a checkpoint holds of weights and AdamW, by name, as they lie here: shards as DTensors, the rest whole.
+
+        Moments are those before the first update, zeros, where there are none yet.
+        """
+        found: dict[str, Tensor] = {}
+        leaves = {f"whole.{group}": leaf for group, leaf in self.whole.leaves.items()}
+        for name, p in (*self.parts.items(), *leaves.items()):
+            state = optimizer.state[p]
+            for moment in MOMENTS:
+                if moment not in state:
+                    state[moment] = torch.zeros_like(p.detach())
+                found[f"{moment}/{name}"] = state[moment]
+            found[f"value/{name}"] = p.detach()
+        return found
+
+    def set_step(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Make AdamW take the next update as its `step` + 1-st; its moments are in `tensors`."""
+        for p in (*self.parts.values(), *self.whole.leaves.values()):
+            state, device = optimizer.state[p], self.whole.values.device
+            if step == 0:
+                state.clear()
+            else:
+                state["step"] = torch.tensor(float(step), device=device)

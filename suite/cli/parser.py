@@ -1,0 +1,94 @@
+"""What the command line takes; frozen by a test."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from suite.environment import ROOT
+from suite.numerals import decimal, directory, filled, list_of, positive, rate, shard, whole
+
+RESULTS = Path("results/local")  # a user's own runs; the committed tables are made with --results results
+COMMITTED = ROOT / "results"
+
+
+class Parser(argparse.ArgumentParser):
+    """Whole flags only, and a mistake is one line."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs, allow_abbrev=False)
+
+    def error(self, message: str):
+        line = " ".join(message.split())
+        self.exit(2, f"error: {line} (see: {self.prog} --help)\n")
+
+
+def _selection_flags(parser: argparse.ArgumentParser) -> None:
+    names = list_of(str, "a name")
+    parser.add_argument("--protocol", default="laptop", metavar="NAME", help="what is fixed (default: laptop)")
+    parser.add_argument("--schemes", type=names, metavar="A,B", help="residual schemes (default: the protocol's)")
+    parser.add_argument("--params", type=filled, action="append", metavar="[SCHEME:]K=V,...",
+                        help="scheme parameters, writers=zero|std included; repeat for more cells")
+    parser.add_argument("--arms", type=names, metavar="A,B", help="controlled, native (default: the protocol's)")
+    parser.add_argument("--depths", type=list_of(whole, "a number of blocks, 1 to 100000", lambda v: 0 < v <= 100_000), metavar="N,N")
+    parser.add_argument("--lrs", type=list_of(decimal, "a positive learning rate of at most six digits", rate), metavar="X,X")
+    parser.add_argument("--seeds", type=list_of(whole, "a seed, 0 to 2147483647", lambda v: 0 <= v < 2**31), metavar="N,N")
+    parser.add_argument("--data", type=filled, metavar="SOURCE",
+                        help="digits, imagefolder:DIR, parquet:FILE or a hub name; options as "
+                             "SOURCE,size=32,colour=grey,label=COLUMN,image=COLUMN,split=NAME")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE",
+                        help="a Python file that registers schemes; it is executed")
+    parser.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="take every N-th run from the I-th")
+    _results_flag(parser)
+
+
+def _results_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results", type=directory, default=RESULTS, metavar="DIR", help=f"where tables live (default: {RESULTS})")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; frozen by a test."""
+    top = Parser(prog="python -m suite", description="ScreamBench: residual schemes in very deep transformers.")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    add = verbs.add_parser
+    add("list", help="protocols and schemes").add_argument("--plugin", action="append", default=[], metavar="FILE")
+    _selection_flags(add("plan", help="the runs of a selection, and which are done"))
+    run = add("run", help="train what is not done yet")
+    _selection_flags(run)
+    run.add_argument("--workers", type=positive, metavar="N", help="processes (default: one per GPU, or per usable core)")
+    run.add_argument("--replicas", type=positive, metavar="N",
+                     help="most runs, alike but for rate and seed, that are trained as one model (default: 1 on a CPU, by depth on CUDA)")
+    run.add_argument("--features", choices=("digits", "inception"), default="digits", help="network behind FID (default: digits)")
+    run.add_argument("--executor", choices=("local", "slurm"), default="local", help="this machine, or a Slurm cluster (default: local)")
+    run.add_argument("--slurm", type=filled, action="append", default=[], metavar="K=V,...",
+                     help="with --executor slurm: jobs=N,time=MINUTES and what submitit takes (partition, account, cpus_per_task, ...)")
+    run.add_argument("--kernels", choices=("auto", "off"), default="auto",
+                     help="fused kernels on CUDA, or never (default: auto); recorded, but no part of a run id: compare in two --results")
+    run.add_argument("--retry-failed", action="store_true", help="also repeat runs that ended in oom, timeout or error")
+    _results_flag(add("status", help="how many runs of each protocol are done, by outcome"))
+    collect = add("collect", help="your cells beside the committed ones; with --from, after gathering other folders into yours")
+    collect.add_argument("--from", dest="sources", type=directory, nargs="+", action="extend", default=[], metavar="DIR",
+                         help="results folders to gather into --results first")
+    collect.add_argument("--protocol", metavar="NAME", help="one protocol (default: all)")
+    _results_flag(collect)
+    figures = add("figures", help="draw every figure its tables allow")
+    figures.add_argument("--out", type=Path, metavar="DIR", help="default: paper_figures/out for results, DIR/figures otherwise")
+    _results_flag(figures)
+    verify = add("verify", help="recompute what can be recomputed from the tables; exit status 1 where something differs")
+    verify.add_argument("--rerun", type=positive, metavar="K", help="also train K randomly chosen committed runs again")
+    verify.add_argument("--seed", type=list_of(whole, "a seed"), default=(0,), metavar="N", help="which K (default: 0)")
+    verify.add_argument("--plugin", action="append", default=[], metavar="FILE", help="schemes of these runs that are not in baselines/")
+    verify.add_argument("--results", type=directory, default=COMMITTED, metavar="DIR", help="default: the committed tables")
+    report = add("report", help="the outcomes of `laptop` and the critical rates of `frontier`, in Markdown")
+    report.add_argument("--write", action="store_true", help="put them into README.md")
+    report.add_argument("--results", type=directory, default=COMMITTED, metavar="DIR", help="default: the committed tables")
+    detect = add("detect", help="what became of a run, from its log: CSV, JSON (lines), trainer_state.json, event files, gz; - for a pipe")
+    detect.add_argument("file", type=Path)
+    detect.add_argument("--column", metavar="NAME", help="the column of the loss, where it cannot be told")
+    detect.add_argument("--constant-loss", type=float, metavar="X", help="loss of the best constant predictor, if known")
+    detect.add_argument("--plot", type=Path, metavar="FILE", help="draw the loss and what was found: .png, .pdf or .svg")
+    bench = add("bench", help="what a step costs by scheme and depth, beside the project's targets; about 40 minutes on an idle machine")
+    bench.add_argument("--quick", action="store_true", help="two schemes and few depths, in about five minutes")
+    bench.add_argument("--only", default="", metavar="EXPR", help="rows whose name fits, as in: 'cuda and merge'")
+    _results_flag(bench)
+    return top

@@ -1,0 +1,148 @@
+"""The verbs that train nothing: what is known, what was seen, what it shows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from suite.cli.interrupt import interruptible
+from suite.cli.parser import COMMITTED
+
+
+def show(args) -> int:
+    from suite import registry
+    from suite.protocol import PROTOCOLS
+
+    for plugin in args.plugin:
+        registry.load_plugin(plugin)
+    print("protocols")
+    for p in PROTOCOLS.values():
+        print(f"  {p.name:10} v{p.version}  {p.purpose}")
+    print("schemes")
+    for name in registry.names():
+        for arm in registry.ARMS:
+            if name in registry.names(arm):
+                entry = registry.get(name, arm)
+                print(f"  {name:10} {arm:10}  {entry.paper:16}  {registry.format_params(entry, {})}")
+    return 0
+
+
+def _protocol_folders(results: Path) -> list[Path]:
+    return sorted(p.parent for p in results.glob("*/runs.csv"))
+
+
+def status(args) -> int:
+    from collections import Counter
+
+    from suite.records.tables import Store
+
+    folders = _protocol_folders(args.results)
+    if not folders:
+        print(f"{args.results}: no results yet; start with: python -m suite run")
+    for folder in folders:
+        counts = Counter(row["outcome"] or row["status"] for row in Store(folder).runs())
+        print(f"{folder.name:10} {sum(counts.values()):4} runs: " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
+    return 0
+
+
+def collect(args) -> int:
+    from suite.evidence.report import beside
+    from suite.protocol import PROTOCOLS
+    from suite.records.completeness import check_parts
+    from suite.records.tables import Store, check_folder
+
+    if args.protocol and args.protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {args.protocol!r}; known: {', '.join(PROTOCOLS)}")
+    if args.sources:
+        from suite.records.gather import gather
+
+        print(f"{gather(args.sources, args.results, args.protocol)} runs gathered into {args.results}", file=sys.stderr)
+    folders = [f for f in _protocol_folders(args.results) if args.protocol in (None, f.name)]
+    if not folders:
+        print(f"{args.results}: no results to collect; start with: python -m suite run", file=sys.stderr)
+        return 2
+    problems = []
+    for folder in folders:
+        print(f"{folder.name}: yours ({folder}) beside the committed runs ({COMMITTED.name}/{folder.name})")
+        print(beside(folder, COMMITTED / folder.name))
+        with Store(folder).still():
+            problems += check_folder(folder) + check_parts(folder)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def figures(args) -> int:
+    from paper_figures.draw import draw_all
+
+    return draw_all(args.results, args.out or _pictures(args.results))
+
+
+def _pictures(results: Path) -> Path:
+    """Where the figures of a results folder go."""
+    return COMMITTED.parent / "paper_figures" / "out" if results.resolve() == COMMITTED else results / "figures"
+
+
+def verify(args) -> int:
+    from suite import environment, registry
+    from suite.evidence.verify import rerun, verify
+    from suite.records.tables import format_table
+
+    for plugin in args.plugin:
+        registry.load_plugin(plugin)
+    pictures = _pictures(args.results)
+    drawn = pictures.is_dir() or args.results.resolve() == COMMITTED  # a user may not have drawn any yet
+    checked, problems = verify(args.results, pictures if drawn else None)
+    if not checked and not problems:
+        raise ValueError(f"{args.results}: no results to verify; start with: python -m suite run")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"{args.results}: {checked} runs{' and their pictures' if drawn else ''} checked, {len(problems)} problems")
+    if not args.rerun:
+        return 1 if problems or not checked else 0
+    rows = rerun(args.results, args.rerun, args.seed[0], environment.workers(None), args.plugin)
+    print(format_table(rows, ("run", "compared", "agrees", "why")))
+    return 0 if not problems and all(row["agrees"] for row in rows) else 1
+
+
+def report(args) -> int:
+    from suite.evidence.report import blocks, write_readme
+
+    if not (made := blocks(args.results)):
+        raise ValueError(f"{args.results}: no laptop or frontier results to report; start with: python -m suite run")
+    if args.write:
+        write_readme(args.results)
+    else:
+        print("\n\n".join(made.values()))
+    return 0
+
+
+def detect(args) -> int:
+    from suite.verdict.detect import judge_logs
+
+    judged = judge_logs(args.file, args.constant_loss, args.column)
+    print("\n".join(json.dumps(found) for _, found in judged))
+    if args.plot:
+        from paper_figures.detected import draw_detected
+
+        draw_detected(args.plot, judged)
+    return 0
+
+
+def bench(args) -> int:
+    from paper_figures.draw import draw_folder
+    from suite.evidence.bench import FOLDER, bench
+
+    try:
+        with interruptible():
+            failed = bench(args.results, "quick" if args.quick else "full", args.only)
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was written", file=sys.stderr)
+        return 130
+    drawn, broken = draw_folder(args.results / FOLDER, _pictures(args.results))
+    for row in drawn:
+        print(f"{row['figure']}: {row['file']}")
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if failed or broken else 0

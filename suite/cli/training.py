@@ -1,0 +1,124 @@
+"""`plan` and `run`: from a selection to runs, and from runs to tables."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from suite.cli.interrupt import interruptible
+from suite.cli.parser import COMMITTED
+
+
+def _selection(args):
+    from suite.sweep.plan import Selection
+
+    wanted = ("protocol", "schemes", "arms", "depths", "lrs", "seeds", "data", "shard")
+    params = tuple(args.params) if args.params else None
+    return Selection(plugins=tuple(args.plugin), params=params, **{k: getattr(args, k) for k in wanted})
+
+
+def _plan_of(selection, results: Path):
+    """(runs, cells of a search or None): what is to be trained; of a search its next round."""
+    from suite.records.completeness import done_ids
+    from suite.records.tables import Store
+    from suite.sweep.plan import make_plan
+    from suite.sweep.search import cells, is_search, next_runs
+
+    if not is_search(selection):
+        return make_plan(selection), None
+    wanted = cells(selection)
+    store = Store(results / selection.protocol)
+    done = done_ids(store)
+    return next_runs(wanted, [row for row in store.runs() if row["run_id"] in done]), wanted
+
+
+def plan(args) -> int:
+    from suite.records.completeness import done_ids
+    from suite.records.tables import Store
+    from suite.sweep import footprint
+
+    runs, cells = _plan_of(_selection(args), args.results)
+    store = Store(args.results / args.protocol)
+    done, failed = done_ids(store), store.failed_ids()
+    for run in runs:
+        state = "done" if run.run_id in done else "failed" if run.run_id in failed else "to do"
+        print(f"{run.run_id}  {state:6}  {run.label()}")
+    what = f", {sum(r.run_id in done for r in runs)} done"
+    if cells is not None:
+        what = f" in the next round of the search (none: the edges of all {len(cells)} cells are known)"
+    print(f"{len(runs)} runs{what}{footprint.said([run for run in runs if run.run_id not in done])}")
+    return 0
+
+
+def run(args) -> int:
+    from suite.evidence.report import beside
+    from suite.sweep.plan import check_quality
+    from suite.sweep.search import core_hours
+
+    selection = _selection(args)
+    runs, cells = _plan_of(selection, args.results)
+    if args.features == "inception":
+        from suite.quality.features import extractor
+
+        extractor(args.features)  # refused now rather than after the first training
+    if note := check_quality(runs, args.features):
+        print(note, file=sys.stderr)
+    if runs and runs[0].protocol.compiled and not runs[0].compiled:
+        print("no C++ compiler found: blocks run eager, about half as fast (and under run ids of their own)", file=sys.stderr)
+    from suite.sweep.distributed import launched, launched_alone, run_distributed
+
+    if launched_alone():
+        print("accelerate started one process, not several (--cpu needs MPI): this is an ordinary run; for data parallelism say "
+              "--multi_gpu instead of --cpu, which needs no GPU", file=sys.stderr)  # fmt: skip
+    if launched():
+        return run_distributed(runs, args.results.resolve(), args.features, args.kernels)
+    if args.slurm and args.executor != "slurm":
+        raise ValueError("--slurm goes with --executor slurm")
+    if cells is None:
+        return _sweep(args, runs)
+    print(f"a search for the edges of {len(cells)} cells: about {core_hours(cells):.1f} core-hours from nothing; it goes on from what "
+          f"{args.results / selection.protocol} holds", file=sys.stderr)  # fmt: skip
+    status = 0
+    while runs and not status:
+        status = _sweep(args, runs)
+        runs, _ = _plan_of(selection, args.results)
+    print(beside(args.results / selection.protocol, COMMITTED / selection.protocol))
+    return status
+
+
+def _sweep(args, runs) -> int:
+    """Train these runs, here or on a cluster; the exit status."""
+    from suite import environment
+
+    if args.executor == "slurm":
+        from suite.sweep.slurm import run_on_slurm
+
+        with interruptible():
+            return run_on_slurm(
+                runs, args.results.resolve(), settings=args.slurm, workers=args.workers, features=args.features, kernels=args.kernels,
+                replicas=args.replicas, plugins=args.plugin, retry=args.retry_failed,
+            )  # fmt: skip
+    if args.workers and args.workers > (cores := environment.usable_cores()):
+        print(f"--workers {args.workers}: only {cores} cores may be used, so {cores} workers", file=sys.stderr)
+    from suite.sweep.sweep import Sweep
+
+    sweep = Sweep(
+        runs, args.results.resolve(), workers=environment.workers(args.workers), features=args.features,
+        plugins=args.plugin, retry=args.retry_failed, kernels=args.kernels, replicas=args.replicas,
+    )  # fmt: skip
+    (args.results / ".work").mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused here
+    backlog = sweep.backlog
+    for run, lacks in backlog.partial:
+        print(f"{run.label()}: was done but lacks {lacks}; it is trained again", file=sys.stderr)
+    print(f"{len(runs)} runs: {backlog.skipped} done before, {backlog.total} to do", file=sys.stderr)
+    try:
+        with interruptible():
+            sweep.run()
+    except KeyboardInterrupt:
+        print("\nstopped; everything finished is kept, and the same command goes on from the last checkpoints", file=sys.stderr)
+        return 130
+    for run, reason in sweep.broken:
+        print(f"broken: {run.label()}: {reason}", file=sys.stderr)
+    if backlog.old_failures:
+        print(f"{backlog.old_failures} runs broke before; --retry-failed repeats them", file=sys.stderr)
+    return 1 if sweep.broken or backlog.old_failures else 0

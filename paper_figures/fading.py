@@ -1,4 +1,4 @@
-"""Not in the paper: gradients that fade on their way back while the tokens stay distinct, and the loss stands still."""
+"""Not in the paper: how far gradients fade on their way back in runs that survive, and what loss they end with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from paper_figures.rows import caption, load_runs
 from paper_figures.style import legend, line_of, page, scheme_handles, scheme_look, skip
 
 NAME = "fading_gradients"
-TITLE = "A second silent failure: gradients that fade on their way back"
+TITLE = "How far gradients fade on their way back, in runs that survive"
 INPUTS = ("runs", "audit")
 PROTOCOLS = ("anatomy", "anatomy64")
 WIDTH, HEIGHT = 11.0, 3.9

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.lines import Line2D
 
 from paper_figures.rows import caption, load_runs
-from paper_figures.style import NEUTRAL, legend, page, scheme_handles, scheme_look, skip
+from paper_figures.style import NEUTRAL, legend, line_of, page, scheme_handles, skip
 from suite.evidence.hazard import HEALTHY, healthy_deaths
 from suite.records.tables import read
 from suite.verdict.outcomes import DEAD
@@ -51,13 +51,13 @@ def draw(folder: Path, protocol: str):
 
 def _life(ax, y: float, run, evals, died_well: bool) -> None:
     """One run's line: thin, with a thick part after every healthy measurement until the next."""
-    colour, dead = scheme_look(run.scheme)[0], run.outcome in DEAD
+    line, dead = line_of(run), run.outcome in DEAD
     end = float(run.crash_step if dead else run.horizon)
     evals = evals.sort_values("step")
-    ax.plot([0, end], [y, y], color=colour, linewidth=0.7, alpha=0.6, solid_capstyle="butt")
+    ax.plot([0, end], [y, y], linewidth=0.7, alpha=0.6, **line)
     stops = [*evals["step"].iloc[1:], end]
     for step, loss, stop in zip(evals["step"], evals["heldout_loss"], stops, strict=True):
         if loss < HEALTHY * run.constant_loss and step < end:
-            ax.plot([step, min(stop, end)], [y, y], color=colour, linewidth=3.0, solid_capstyle="butt")
+            ax.plot([step, min(stop, end)], [y, y], linewidth=3.0, **line)
     if dead:
         ax.plot(end, y, "X" if died_well else "x", color="black", markersize=5, zorder=3, clip_on=False)

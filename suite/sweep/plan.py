@@ -135,9 +135,11 @@ def _check_cells(what: str, **cells: str) -> None:
 
 def check_quality(runs: list[Run], features: str) -> str:
     """A line for the user where these runs get no FID, "" where they do. Raises SelectionError if FID was asked for by --features."""
-    from suite.training.data import DIGITS_DIGEST
+    from suite.training.data import NAMED
 
-    if not runs or not (n := max(run.protocol.fid_samples for run in runs)) or (features, runs[0].data_digest) == ("digits", DIGITS_DIGEST):
+    if not runs or not (n := max(run.protocol.fid_samples for run in runs)):
+        return ""
+    if features == "digits" and runs[0].data_digest in NAMED.values():
         return ""
     from suite.sweep.execute import load_data, quality_fault
 
@@ -148,10 +150,10 @@ def check_quality(runs: list[Run], features: str) -> str:
 
 
 def _digest(source: str, protocol: Protocol) -> str:
-    if source == "digits":
-        from suite.training.data import DIGITS_DIGEST
+    from suite.training.data import named_digest
 
-        return DIGITS_DIGEST
+    if digest := named_digest(source):
+        return digest
     from suite.sweep.execute import load_data
 
     data = load_data(source)

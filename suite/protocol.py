@@ -193,7 +193,7 @@ def _presets() -> dict[str, Protocol]:
                 horizon=600, heldout_every=100,  # `deep`'s horizon and warm-up, by which its hot runs of 400 blocks had died
                 checkpoint_every=200,  # 4 GB each
                 fid_samples=512,  # twice the 256 of the CPU protocols: 25,600 forwards of an image, as many as 100 training steps take
-                dtype="bf16", checkpoint_blocks=True,  # without it the blocks alone keep over 78 GiB (suite/sweep/cost.py)
+                dtype="bf16", checkpoint_blocks=True,  # without it MV-Split's blocks would keep 88 GiB
                 group_blocks=0,  # a run alone: it fills the GPU, and a slice of ten minutes is then a few runs, not a part of many
                 depths=(400,),
                 # The paper's rule (App. G) is 1e-3 / (0.2 sqrt(width)): 3.125e-4 here. `deep` found plain's edge at width 32 to be 3.5

@@ -185,6 +185,22 @@ def _presets() -> dict[str, Protocol]:
                 final="std", horizon=690, after_crash=690, audit_every=10, audit_layers=16, lrs=(1e-3,), depths=(128,),
                 cells=(Cell("plain", writers="std"), Cell("mvsplit", writers="std")),
             ),
+            Protocol(  # no run of it exists: what is not Table 3's is chosen, not measured
+                "quarter", 1, "Table 3's 400 blocks at a quarter of its width, 28 x 28 digits: one H100, a rate in about ten minutes, "
+                "in slices that resume; no run of it exists yet",
+                width=256, heads=2, ffn=768,  # heads of 128 and an FFN of 3 x width, as Table 3
+                batch=64,  # 12,800 tokens of 14 x 14 + 4 fill an H100; Table 3's 1024 would see all 4,174 images in four steps
+                horizon=600, heldout_every=100,  # `deep`'s horizon and warm-up, by which its hot runs of 400 blocks had died
+                checkpoint_every=200,  # 4 GB each
+                fid_samples=512,  # twice the 256 of the CPU protocols: 25,600 forwards of an image, as many as 100 training steps take
+                dtype="bf16", checkpoint_blocks=True,  # without it MV-Split's blocks would keep 88 GiB
+                group_blocks=0,  # a run alone: it fills the GPU, and a slice of ten minutes is then a few runs, not a part of many
+                depths=(400,),
+                # The paper's rule (App. G) is 1e-3 / (0.2 sqrt(width)): 3.125e-4 here. `deep` found plain's edge at width 32 to be 3.5
+                # times the rule's rate, and a horizon of 600 steps asks for hotter than one of 100,000: so once, twice and four times.
+                lrs=(3.125e-4, 6.25e-4, 1.25e-3), data="mnist",
+                cells=(Cell("plain"), Cell("mvsplit", params="beta=1"), Cell("layerscale", writers="std")),  # as `paper`
+            ),
             Protocol(
                 "paper", 3, "Table 3 of arXiv:2605.06169 exactly, for 8 to 16 H100", width=1024, heads=8, ffn=3072,
                 patch=1, caption_tokens=256, batch=1024, warmup=1000, horizon=100_000, window=1000, heldout_every=5000,

@@ -1,4 +1,4 @@
-"""Feature networks behind FID, KID and the score: the shipped digit network and, on request, Inception v3.
+"""Feature networks behind FID, KID and the score: the shipped ones, for digits of 8 and of 28 pixels, and, on request, Inception v3.
 
 Shapes: B images, C channels, H rows, W columns, F features, K classes.
 Images are floats in pixel units [0, 1]. Distances from different networks are not comparable, so every network carries
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 DIGITS_WEIGHTS = Path(__file__).parent / "digit_features.safetensors"
 # Printed by suite/quality/train_digit_features.py. Other weights change every FID in the tables, so they are an error.
 DIGITS_SHA256 = "94c9c008d903269a2ba4ceae12b1f97a420dce6c88e4d024f907cfbdbd297b6f"
+MNIST_WEIGHTS = Path(__file__).parent / "mnist_features.safetensors"
+MNIST_SHA256 = "c9f333d4a1f8bdd242fc91bc5348a684910061cfdfecda116c2e0b041821d490"  # printed by suite/quality/train_mnist_features.py
 INCEPTION_ENV = "INCEPTION_WEIGHTS"  # environment variable holding the path of the Inception v3 weights file
 
 
@@ -55,36 +58,55 @@ class DigitFeatures(FeatureNet):
     """
 
     name = "digits16"
+    side = 8  # pixels
     num_features = 16  # far below the 256 images scored: the bias of FID grows with F/N (arXiv:1911.07023)
 
     def __init__(self) -> None:
         super().__init__()
+        *convolutions, values = self.layers()
         self.body = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.SiLU(),
-            nn.Conv2d(16, 24, 3, stride=2, padding=1), nn.SiLU(),
-            nn.Conv2d(24, 32, 3, stride=2, padding=1), nn.SiLU(),
+            *(layer for convolution in convolutions for layer in (convolution, nn.SiLU())),
             nn.Flatten(),
-            nn.Linear(32 * 2 * 2, self.num_features),
+            nn.Linear(values, self.num_features),
             nn.LayerNorm(self.num_features, elementwise_affine=False),
         )
         self.head = nn.Linear(self.num_features, 10)
 
+    @staticmethod
+    def layers() -> tuple[nn.Conv2d | int, ...]:
+        """The convolutions, and the number of values that come out of the last."""
+        down = partial(nn.Conv2d, kernel_size=3, stride=2, padding=1)
+        return nn.Conv2d(1, 16, 3, padding=1), down(16, 24), down(24, 32), 32 * 2 * 2
+
     def check_shape(self, x_BCHW: Tensor) -> None:
-        """Raise QualityError unless the images are (B, 1, 8, 8)."""
-        if tuple(x_BCHW.shape[1:]) != (1, 8, 8):
+        """Raise QualityError unless the images are (B, 1, side, side)."""
+        if tuple(x_BCHW.shape[1:]) != (1, self.side, self.side):
             raise QualityError(
-                f"the digit features read images of shape (B, 1, 8, 8), not {tuple(x_BCHW.shape)}; "
+                f"the {self.name} features read images of shape (B, 1, {self.side}, {self.side}), not {tuple(x_BCHW.shape)}; "
                 "quality on other data needs --features inception"
             )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B, 1, 8, 8) images in [0, 1] -> (B, 16) features, in the dtype of the weights (float64 once loaded)."""
+        """(B, 1, side, side) images in [0, 1] -> (B, 16) features, in the dtype of the weights (float64 once loaded)."""
         self.check_shape(x_BCHW)
         return self.body(x_BCHW.to(self.head.weight.dtype))
 
     def classify(self, features_BF: Tensor) -> Tensor:
         """(B, 16) features -> (B, 10) digit logits."""
         return self.head(features_BF)
+
+
+class MnistFeatures(DigitFeatures):
+    """The same for the 28 x 28 digits of `--data mnist`: one halving more."""
+
+    name = "mnist16"
+    side = 28
+
+    @staticmethod
+    def layers() -> tuple[nn.Conv2d | int, ...]:
+        """The convolutions, and the number of values that come out of the last."""
+        down = partial(nn.Conv2d, kernel_size=3, stride=2, padding=1)
+        return nn.Conv2d(1, 8, 3, padding=1), down(8, 16), down(16, 24), down(24, 24), 24 * 4 * 4
 
 
 class InceptionFeatures(FeatureNet):
@@ -120,28 +142,30 @@ class InceptionFeatures(FeatureNet):
 def extractor(kind: str = "digits", weights: str | Path | None = None) -> FeatureNet:
     """The frozen feature network of this kind, in eval mode on the CPU. Takes no random numbers.
 
-    kind: "digits" (shipped, the default) or "inception"; weights: Inception v3 weights file, else $INCEPTION_WEIGHTS.
+    kind: "digits" (the default) or "mnist", both shipped, or "inception"; weights: Inception v3 weights file, else $INCEPTION_WEIGHTS.
     Raises QualityError for an unknown kind, a missing or changed weights file, or a missing torch-fidelity.
     """
-    if kind == "digits":
+    if kind in ("digits", "mnist"):
+        digits, mnist = (DigitFeatures, DIGITS_WEIGHTS, DIGITS_SHA256), (MnistFeatures, MNIST_WEIGHTS, MNIST_SHA256)
+        net, path, sha256 = digits if kind == "digits" else mnist
         if weights is not None:
-            raise QualityError(f"the digit features are fixed ({DIGITS_WEIGHTS.name}); weights go with inception only")
-        return _digits().requires_grad_(False).eval()
+            raise QualityError(f"the {kind} features are fixed ({path.name}); weights go with inception only")
+        return _shipped(net, path, sha256).requires_grad_(False).eval()
     if kind == "inception":
         return _inception(weights).requires_grad_(False).eval()
-    raise QualityError(f"unknown features {kind!r}; there are: digits, inception")
+    raise QualityError(f"unknown features {kind!r}; there are: digits, mnist, inception")
 
 
-def _digits() -> DigitFeatures:
-    """DigitFeatures from the shipped file, in float64; QualityError where the file is not the recorded one."""
+def _shipped(kind: type[DigitFeatures], path: Path, sha256: str) -> DigitFeatures:
+    """The network from its shipped file, in float64; QualityError where the file is not the recorded one."""
     from safetensors.torch import load
 
-    data = DIGITS_WEIGHTS.read_bytes()
+    data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
-    if digest != DIGITS_SHA256:
-        raise QualityError(f"{DIGITS_WEIGHTS} has sha256 {digest[:9]}..., not {DIGITS_SHA256[:9]}...; restore it")
+    if digest != sha256:
+        raise QualityError(f"{path} has sha256 {digest[:9]}..., not {sha256[:9]}...; restore it")
     with torch.device("meta"):  # the usual initialisation would draw from the global generator
-        net = DigitFeatures()
+        net = kind()
     net.load_state_dict(load(data), assign=True)
     net.digest = digest
     # float32 would round FID's digits away; torchmetrics casts its result back to the dtype of the features.

@@ -1,6 +1,6 @@
 """Train the digit feature network (`suite.quality.features.DigitFeatures`) and print its accuracy and sha256; 5 s on one core.
 
-    OMP_NUM_THREADS=1 python -m suite.quality.fid.train_digit_features [OUT.safetensors]
+    OMP_NUM_THREADS=1 python -m suite.quality.train_digit_features [OUT.safetensors]
 
 Data: the 1,500 training digits of the project's own split; the 297 held-out digits are only tested on. Every draw is
 from one seeded generator, so the bytes repeat on one CPU model and torch version; elsewhere the accuracy agrees but
@@ -44,20 +44,26 @@ def split_digits() -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
 
 def train() -> tuple[DigitFeatures, float, float]:
     """-> the trained network (float32), its training accuracy and its held-out accuracy, as fractions."""
-    x_NCHW, y_N, train_ids, held_out_ids = split_digits()
+    return fit(DigitFeatures, *split_digits(), EPOCHS)
+
+
+def fit(
+    kind: type[DigitFeatures], x_NCHW: Tensor, y_N: Tensor, train_ids: np.ndarray, held_out_ids: np.ndarray, epochs: int
+) -> tuple[DigitFeatures, float, float]:
+    """A network of this kind (float32) trained on the training rows, its accuracy on them and on the held-out ones, as fractions."""
     rng = torch.Generator().manual_seed(SEED)
     with torch.device("meta"):
-        net = DigitFeatures()
+        net = kind()
     net.to_empty(device="cpu")
     for param in net.parameters():  # U(+-1/sqrt(fan_in)), torch's default, zero biases, but from our generator
         bound = 1 / math.sqrt(param[0].numel()) if param.ndim > 1 else 0.0
         torch.nn.init.uniform_(param, -bound, bound, generator=rng)
 
     x_NCHW_train, y_N_train = x_NCHW[train_ids], y_N[train_ids]
-    steps = EPOCHS * len(train_ids) // BATCH
+    steps = epochs * -(-len(train_ids) // BATCH)
     optimiser = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LR, total_steps=steps)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for ids in torch.randperm(len(train_ids), generator=rng).split(BATCH):
             loss = cross_entropy(net.logits(x_NCHW_train[ids]), y_N_train[ids])
             optimiser.zero_grad()
@@ -70,9 +76,9 @@ def train() -> tuple[DigitFeatures, float, float]:
     return net, hit_N[train_ids].double().mean().item(), hit_N[held_out_ids].double().mean().item()
 
 
-def main() -> None:
+def main(train=train, description: str = __doc__) -> None:
     """Train, print, and write the file if asked; a new file also needs its sha256 in suite/quality/features.py."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("out", nargs="?", type=Path, help="where to write the weights (default: nowhere)")
     out = parser.parse_args().out
     torch.set_num_threads(1)  # the number of threads changes bits

@@ -19,12 +19,12 @@ from suite.globalstate import kept
 from suite.model.flow import random_state, seeded
 from suite.model.fused import use_kernels
 from suite.protocol import Run
-from suite.quality.features import QualityError, extractor
+from suite.quality.features import FeatureNet, QualityError, extractor
 from suite.quality.fid import check_floor, real_floor, sample_grid, scores
 from suite.records.tables import REAL, picture_path
 from suite.sweep.groups import group_id
 from suite.sweep.record import failure, read_record, save_record, save_trace, work_folder
-from suite.training.data import DIGITS_DIGEST, Data, DataError, load
+from suite.training.data import NAMED, Data, DataError, load
 from suite.training.group import Member
 from suite.training.group import train as train_group
 from suite.training.sharded import Sharding
@@ -199,13 +199,19 @@ def _quality(trainer: Trainer, results: Path, features: str) -> dict:
 
 def quality_fault(data: Data, features: str, n: int) -> str:
     """Why n samples cannot be scored against these data with these features, or ""; the plan and every run ask here."""
-    if features == "digits" and data.digest != DIGITS_DIGEST:  # other 8 x 8 images would get numbers that mean nothing
-        return "the digit features judge the shipped digits alone; other images need --features inception"
+    if features == "digits" and data.digest not in NAMED.values():  # other 8 x 8 images would get numbers that mean nothing
+        return "the digit features judge the shipped digits alone (--data digits, mnist); other images need --features inception"
     try:
         check_floor(len(data.train), n)
     except QualityError as error:
         return str(error)
     return ""
+
+
+def network(data: Data, features: str) -> FeatureNet:
+    """The feature network that judges these data: of the shipped ones (`digits`) that of the same name."""
+    shipped = {digest: name for name, digest in NAMED.items()}
+    return extractor(shipped.get(data.digest, features) if features == "digits" else features)
 
 
 def _scores(trainer: Trainer, samples, features: str) -> dict:
@@ -215,7 +221,7 @@ def _scores(trainer: Trainer, samples, features: str) -> dict:
         return {"fid_status": "unavailable"}  # the picture stands alone
     real = data.pixels(data.images_NCHW[data.train]).clamp(0, 1)
     with trainer.clock.timed("score"):
-        return scores(samples, real, extractor(features))
+        return scores(samples, real, network(data, features))
 
 
 def _unscored(row: dict, crash_step: int | None) -> dict:
@@ -244,5 +250,5 @@ def _floor(data: Data, features: str, n: int) -> dict:
     key = (data.digest, features, n)
     if key not in _floors:
         real = data.pixels(data.images_NCHW[data.train]).clamp(0, 1)
-        _floors[key] = real_floor(real, n, extractor(features), labels=data.labels_N[data.train])
+        _floors[key] = real_floor(real, n, network(data, features), labels=data.labels_N[data.train])
     return _floors[key]

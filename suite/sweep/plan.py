@@ -38,8 +38,12 @@ def protocol_named(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def make_plan(selection: Selection) -> list[Run]:
-    """The runs of a selection, in a fixed order; shard i/n takes every n-th from the i-th. Raises one-line errors."""
+def make_plan(selection: Selection, for_costs: bool = False) -> list[Run]:
+    """The runs of a selection, in a fixed order; shard i/n takes every n-th from the i-th. Raises one-line errors.
+
+    for_costs: where the protocol's own data cannot be read and their shape is known, the runs are planned without them; such runs
+    cannot be trained, and their ids mean nothing (suite/sweep/cost.py).
+    """
     protocol = protocol_named(selection.protocol)
     if selection.plugins:
         import suite.sweep.execute  # noqa: F401  with all that trains, so that a plugin that replaces a part of it is found out
@@ -55,7 +59,7 @@ def make_plan(selection: Selection) -> list[Run]:
 
     source = protocol.data if selection.data is None else selection.data
     _check_cells("--data", data=source)
-    digest = _digest(source, protocol)
+    digest = _digest(source, protocol, for_costs)
     compiled = protocol.compiled and bool(environment.compiler())
     from suite.sweep.tryout import SchemeError, try_out
 
@@ -135,9 +139,11 @@ def _check_cells(what: str, **cells: str) -> None:
 
 def check_quality(runs: list[Run], features: str) -> str:
     """A line for the user where these runs get no FID, "" where they do. Raises SelectionError if FID was asked for by --features."""
-    from suite.training.data import DIGITS_DIGEST
+    from suite.training.data import NAMED
 
-    if not runs or not (n := max(run.protocol.fid_samples for run in runs)) or (features, runs[0].data_digest) == ("digits", DIGITS_DIGEST):
+    if not runs or not (n := max(run.protocol.fid_samples for run in runs)):
+        return ""
+    if features == "digits" and runs[0].data_digest in NAMED.values():
         return ""
     from suite.sweep.execute import load_data, quality_fault
 
@@ -147,11 +153,23 @@ def check_quality(runs: list[Run], features: str) -> str:
     return f"no FID, KID or score on these data: {fault}" if fault else ""
 
 
-def _digest(source: str, protocol: Protocol) -> str:
-    if source == "digits":
-        from suite.training.data import DIGITS_DIGEST
+def _digest(source: str, protocol: Protocol, for_costs: bool) -> str:
+    from suite.sweep import cost
+    from suite.training.data import DataError
 
-        return DIGITS_DIGEST
+    try:
+        return _read_digest(source, protocol)
+    except DataError:
+        if for_costs and source == protocol.data and protocol.name in cost.SHAPES:
+            return cost.UNREAD
+        raise
+
+
+def _read_digest(source: str, protocol: Protocol) -> str:
+    from suite.training.data import named_digest
+
+    if digest := named_digest(source):
+        return digest
     from suite.sweep.execute import load_data
 
     data = load_data(source)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OPTIONS = ("size", "colour", "label", "image", "split")
+OWN = ("digits", "mnist")  # names that suite.training.data keeps for itself
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as `datasets` has them
 # What may lie beside pictures and is none. Everything else in a class folder must be one: a .heic that is passed over is a lost image.
 TEXTS = {".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".yaml", ".yml", ".toml", ".ini", ".db", ".py"}
@@ -78,7 +79,7 @@ def parse(text: str) -> Source:
         raise Source(text, kind, "", {}).error(f"both {real[0][0]} and {real[-1][0]} exist; {mend}")
     source = Source(text, kind, name, _options(text, words))
     if not name:
-        raise DataError(f"--data {text!r} names no source; try digits or imagefolder:DIR")
+        raise DataError(f"--data {text!r} names no source; try digits, mnist or imagefolder:DIR")
     if kind != "hub" and not real:
         missing = f"no {'folder' if kind == 'imagefolder' else 'file'} {name}"
         raise source.error(_stray(name) + missing if "," in name else missing)
@@ -118,8 +119,8 @@ def _check_hub_name(source: Source) -> None:
     name = source.name
     if "," in name:
         raise source.error(f"{_stray(name)}a hub name has no comma")
-    if name == "digits":
-        raise source.error("digits takes no options; try digits or imagefolder:DIR")
+    if name in OWN:
+        raise source.error(f"{name} takes no options; try {name} or imagefolder:DIR")
     if os.path.lexists(name):
         kind = "imagefolder" if os.path.isdir(name) else "parquet"
         raise source.error(f"{name} lies here; write {kind}:{name}, or call from another folder to take the hub's")

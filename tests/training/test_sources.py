@@ -72,8 +72,8 @@ def test_texts_that_name_nothing(source, words):
 
 def test_a_hub_name_that_lies_here_is_asked_about(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    fill(tmp_path / "mnist", classes("a", "b"))
-    assert "imagefolder:mnist" in refusal("mnist")
+    fill(tmp_path / "flowers", classes("a", "b"))
+    assert "imagefolder:flowers" in refusal("flowers")
 
 
 # ---- names choose nothing

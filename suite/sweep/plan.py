@@ -156,6 +156,10 @@ def _digest(source: str, protocol: Protocol) -> str:
 
     data = load_data(source)
     if (size := data.shape[-1]) % protocol.patch:
+        if source.startswith("latents:"):
+            raise SelectionError(
+                f"--data {source}: latents of {size} x {size} do not divide into patches of {protocol.patch}; take a protocol of patch 1"
+            )
         raise SelectionError(
             f"--data {source}: images of {size} x {size} do not divide into patches of {protocol.patch}; add ,size="
             f"{max(1, size // protocol.patch) * protocol.patch}"

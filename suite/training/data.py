@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from suite.model.flow import caption_table
 from suite.training import images, sources
 from suite.training.captions import Captions
 from suite.training.sources import DataError
+
+if TYPE_CHECKING:
+    from suite.training.latents import Latents
 
 __all__ = ["Data", "DataError", "DIGITS_DIGEST", "digits_dataset", "load"]
 
@@ -101,13 +105,13 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     return bunch.images.astype(np.uint8), bunch.target.astype(np.int64)
 
 
-def load(source: str = "digits") -> Data:
+def load(source: str = "digits") -> Data | Latents:
     """`digits`, `imagefolder:DIR`, `parquet:FILE` or a hub name, with options: `SOURCE,size=32,colour=grey,label=NAME`.
 
     size: images are cropped square and resized (default: the shorter side, which must then be the same for all). colour: grey or
     rgb (default: as they are, all grey or all in colour). label, image: columns (default: `label` or the only ClassLabel; the
     only image column). split: of a hub name (default train), or the folder in DIR that holds the class folders; no name chooses
-    one by itself. Raises DataError.
+    one by itself. `latents:DIR` is a folder that `encode` made (suite/training/latents.py). Raises DataError.
     """
     if source == "digits":
         if importlib.util.find_spec("datasets"):
@@ -118,6 +122,10 @@ def load(source: str = "digits") -> Data:
             pixels, labels = _digits()
         return _standardise("digits", pixels[:, None].astype(np.float32) / 16, labels, 10)
     where = sources.parse(source)
+    if where.kind == "latents":
+        from suite.training import latents  # which stands on this module
+
+        return latents.load(where)
     pictures = sources.read(where)
     pixels = images.decode(where, pictures)
     rank = {label: n for n, label in enumerate(sorted(set(pictures.labels)))}

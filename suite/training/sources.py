@@ -29,15 +29,19 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """text: as the user wrote it; kind: imagefolder, parquet or hub; name: the path, or the hub's name."""
+    """text: as the user wrote it; kind: imagefolder, latents, parquet or hub; name: the path, or the hub's name.
+
+    said: how a message begins, before the text.
+    """
 
     text: str
     kind: str
     name: str
     options: dict[str, str]
+    said: str = "--data"
 
     def error(self, what: str) -> DataError:
-        return DataError(one_line(f"--data {self.text}: {what}"))
+        return DataError(one_line(f"{self.said} {self.text}: {what}"))
 
 
 @dataclass(frozen=True)
@@ -62,15 +66,15 @@ def first_line(error: Exception) -> str:
 # ---- the text
 
 def parse(text: str) -> Source:
-    """`imagefolder:DIR`, `parquet:FILE` or a hub name, with `,option=value` at the end. Raises DataError.
+    """`imagefolder:DIR`, `latents:DIR`, `parquet:FILE` or a hub name, with `,option=value` at the end. Raises DataError.
 
     Commas in a path are the path's: an option is a known word, and what exists wins; a / ends the path.
     """
-    found = re.match(r"(imagefolder|parquet):", text)
+    found = re.match(r"(imagefolder|latents|parquet):", text)
     kind, rest = (found[1], text[found.end() :]) if found else ("hub", text)
     parts = rest.split(",")
     ways = [(",".join(parts[:n]), parts[n:]) for n in range(1, len(parts) + 1) if all(map(_known, parts[n:]))]
-    exists = {"imagefolder": os.path.isdir, "parquet": os.path.isfile, "hub": lambda name: False}[kind]
+    exists = {"imagefolder": os.path.isdir, "latents": os.path.isdir, "parquet": os.path.isfile, "hub": lambda name: False}[kind]
     real = [way for way in ways if way[0] and exists(way[0])]
     name, words = (real or ways)[0]
     if len(real) > 1:
@@ -80,10 +84,12 @@ def parse(text: str) -> Source:
     if not name:
         raise DataError(f"--data {text!r} names no source; try digits or imagefolder:DIR")
     if kind != "hub" and not real:
-        missing = f"no {'folder' if kind == 'imagefolder' else 'file'} {name}"
+        missing = f"no {'file' if kind == 'parquet' else 'folder'} {name}"
         raise source.error(_stray(name) + missing if "," in name else missing)
     if kind == "hub":
         _check_hub_name(source)
+    if kind == "latents" and words:
+        raise source.error("latents take no options; size and colour were chosen as they were encoded")
     return source
 
 
@@ -124,7 +130,7 @@ def _check_hub_name(source: Source) -> None:
         kind = "imagefolder" if os.path.isdir(name) else "parquet"
         raise source.error(f"{name} lies here; write {kind}:{name}, or call from another folder to take the hub's")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name, re.ASCII):
-        raise source.error("not a hub name (OWNER/NAME); local data are imagefolder:DIR or parquet:FILE")
+        raise source.error("not a hub name (OWNER/NAME); local data are imagefolder:DIR, latents:DIR or parquet:FILE")
 
 
 # ---- the files

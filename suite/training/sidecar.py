@@ -98,11 +98,14 @@ def read(source: Source, folder: Path, files: list[Path]) -> Sidecar | None:
     return Sidecar(notes, tensors["mean_CHW"], tensors["square_CHW"], tensors.get("empty_SD"))
 
 
-def make(source: Source, folder: Path, shards: Shards, *, encoder: dict | None = None, empty_SD: Tensor | None = None) -> Sidecar:
+def make(
+    source: Source, folder: Path, shards: Shards, *, encoder: dict | None = None, empty_SD: Tensor | None = None,
+    digests: dict[str, str] | None = None,
+) -> Sidecar:  # fmt: skip
     """Read all rows once, write both files, return what they hold. Raises DataError for what cannot be trained on.
 
     encoder: how the latents were made. empty_SD: embedding of the empty caption; else that of a latents.safetensors which lies
-    there, else zeros.
+    there, else zeros. digests: what the shards' sha256 must be, by name.
     """
     from safetensors.torch import save
 
@@ -118,10 +121,13 @@ def make(source: Source, folder: Path, shards: Shards, *, encoder: dict | None =
         found = _empty_there(folder, shape) if empty_SD is None else empty_SD
         tensors["empty_SD"] = (torch.zeros(shape) if found is None else found).double()
     data = save(tensors)
+    sha = {file.name: sha256_of(file) for file in shards.files}
+    if other := [name for name in digests or {} if sha.get(name) != digests[name]]:
+        raise source.error(f"{folder / other[0]} is not what was written; delete it and encode again, which makes it anew")
     notes = {
         "version": VERSION, "rows": sum(shards.rows), "shape": list(shards.latents.shape), "caption_shape": shape,
         "classes": None if shards.labels is None else len(np.unique(shards.labels)),
-        "shards": [{"name": file.name, "rows": rows, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        "shards": [{"name": file.name, "rows": rows, "bytes": file.stat().st_size, "sha256": sha[file.name]}
                    for file, rows in zip(shards.files, shards.rows)],
         "empty": None if not shape else "given" if tensors["empty_SD"].any() else "zeros",
         "encoder": encoder, "tensors": hashlib.sha256(data).hexdigest(),

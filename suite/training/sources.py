@@ -197,7 +197,7 @@ def _entries(folder: Path) -> list[Path]:
 def _listed(source: Source, root: Path, table: Path) -> Pictures:
     """The pictures that a metadata table lists by file_name, with a class column; all below ROOT must be in it."""
     try:
-        rows = _rows(table)
+        rows = table_rows(table)
     except Exception as error:  # decoding, JSON, CSV, Parquet: each has errors of its own
         raise source.error(f"{table} cannot be read: {first_line(error)}") from error
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -214,7 +214,8 @@ def _listed(source: Source, root: Path, table: Path) -> Pictures:
     return Pictures([str(file) for file in files], files, _labels(source, label, [row.get(label) for row in rows]))
 
 
-def _rows(table: Path) -> list[dict]:
+def table_rows(table: Path) -> list[dict]:
+    """The rows of a CSV, JSON lines or Parquet file. Raises what its reader raises."""
     if table.suffix == ".parquet":
         import pyarrow.parquet
 

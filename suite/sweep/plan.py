@@ -143,7 +143,8 @@ def check_quality(runs: list[Run], features: str) -> str:
 
     fault = quality_fault(load_data(runs[0].data), features, n)
     if fault and features != "digits":
-        raise SelectionError(f"--data {runs[0].data}: {fault}; FID of {n} samples needs more images, or leave out --features {features}")
+        more = "" if runs[0].data.startswith("latents:") else f"FID of {n} samples needs more images, or "
+        raise SelectionError(f"--data {runs[0].data}: {fault}; {more}leave out --features {features}")
     return f"no FID, KID or score on these data: {fault}" if fault else ""
 
 

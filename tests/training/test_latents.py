@@ -115,7 +115,8 @@ def test_the_sidecar_is_made_once_and_digest_knows_no_path(tmp_path, capsys):
     notes = json.loads((tmp_path / "d/latents.json").read_text())
     assert (notes["rows"], notes["shape"], notes["caption_shape"], notes["classes"]) == (24, [*SHAPE], [*CAPTION], None)
     assert [shard["rows"] for shard in notes["shards"]] == [12, 12] and notes["empty"] == "zeros" and notes["encoder"] is None
-    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["latents.json", "latents.safetensors", "part-0.arrow", "part-1.arrow"]
+    names = ["latents.json", "latents.safetensors", "part-0.arrow", "part-1.arrow"]
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == names
     tensors, x = load_file(tmp_path / "d/latents.safetensors"), arrays()["latent"].astype(np.float64)
     np.testing.assert_allclose(tensors["mean_CHW"], x.mean(0), rtol=1e-12)
     np.testing.assert_allclose(tensors["square_CHW"], (x**2).mean(0), rtol=1e-12)
@@ -184,7 +185,8 @@ def test_columns_and_shapes_that_will_not_do(tmp_path):
     assert "3 x 4 are not square" in said(latent=np.ones((24, 2, 3, 4), np.float16))
     assert "(C, H, W) of float16 or float32" in said(latent=np.ones((24, 3, 4), np.float16))
     assert "(C, H, W) of float16 or float32" in said(latent=np.ones((24, 3, 4, 4)))
-    assert "channel 1 of the latents is the same everywhere" in said(latent=np.stack([arrays()["latent"][:, 0], np.full((24, 4, 4), 0.3, "f2")], 1))
+    flat = np.stack([arrays()["latent"][:, 0], np.full((24, 4, 4), 0.3, np.float16)], 1)
+    assert "channel 1 of the latents is the same everywhere" in said(latent=flat)
     assert "rows have no class (-1)" in said(caption=None, label=np.arange(24) % 3 - 1)
     assert "24 latents of 24 classes are too few" in said(caption=None, label=np.arange(24))
     spoilt = arrays()["latent"]

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import models
@@ -156,6 +159,25 @@ def test_a_killed_call_goes_on_to_the_same_bytes(made, tmp_path, monkeypatch, at
     assert models.contents(tmp_path / "out") == models.contents(made["root"] / "captions")
     assert all((tmp_path / "out" / name).stat().st_mtime_ns == time for name, time in before.items())
     assert not list((tmp_path / "out").glob("*.part")) + list((tmp_path / "out").glob(".*.part"))
+
+
+@pytest.mark.slow  # two more interpreters
+def test_a_call_that_is_killed_from_outside_goes_on(made, tmp_path):
+    root, words = made["root"], made["words"] | {"shard_rows": 1}
+    lines = (
+        "import time; from pathlib import Path; from suite.encoding import encode as m",
+        f"m.encode(Path({str(root / 'images')!r}), Path({str(root / 'captions.jsonl')!r}), Path({str(tmp_path / 'out')!r}),"
+        f" say=lambda line: time.sleep(0.2), **{words!r})",
+    )
+    process = subprocess.Popen([sys.executable, "-c", "\n".join(lines)])
+    while len(list((tmp_path / "out").glob("*.arrow"))) < 3 and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    assert process.wait() == -9
+    assert 3 <= len(list((tmp_path / "out").glob("*.arrow"))) < 14
+    again(made, tmp_path / "out", shard_rows=1)
+    again(made, tmp_path / "whole", shard_rows=1)
+    assert models.contents(tmp_path / "out") == models.contents(tmp_path / "whole")
 
 
 def test_a_finished_folder_is_left_as_it_is(made, monkeypatch):

@@ -48,7 +48,8 @@ def listing(images: Path, captions: Path | None) -> Listing:
         raise source.error(f"{captions} lists {twice} twice")
     if lost := next((file for file in files if not file.is_file()), None):
         raise source.error(f"{captions} lists {lost}, which is no file")
-    below = {Path(os.path.normpath(Path(folder) / name)) for folder, _, names in os.walk(images) for name in names if not name.startswith(".")}
+    walked = ((folder, name) for folder, _, names in os.walk(images) for name in names if not name.startswith("."))
+    below = {Path(os.path.normpath(Path(folder) / name)) for folder, name in walked}
     if bare := sorted(file for file in below - set(files) if file.suffix.lower() in PICTURES):
         raise source.error(f"{len(bare)} images have no caption in {captions} ({bare[0]})")
     return Listing(source, files, _names(images, files), [row["caption"] for row in rows], None)

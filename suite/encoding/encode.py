@@ -5,32 +5,28 @@ sidecar (suite/training/sidecar.py), and `reference.safetensors` where FID can b
 
 A call that goes on makes the bytes that an uninterrupted one makes, on one machine with one batch size. Another batch size changes at most
 how sums are rounded: nothing in a row is computed from another row, and captions are padded to one length for the folder.
-Shapes: B images of a batch, K their channels, S = S pixels; C, H, W of a latent.
+Shapes: S caption tokens, D their width.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from suite.encoding import frozen, reference
 from suite.encoding.autoencoder import Autoencoder
 from suite.encoding.listing import Listing, listing
 from suite.encoding.text import LONGEST, TextEncoder
-from suite.encoding.writer import ShardWriter, clear
-from suite.training import images as pictures
+from suite.encoding.work import Work
+from suite.encoding.writer import clear
 from suite.training import sidecar
 from suite.training.shards import files_of, open_shards
-from suite.training.sources import DataError, Source, first_line
+from suite.training.sources import DataError, Source
 
 NOTES = "encoding.json"
 VAE = "black-forest-labs/FLUX.2-klein-4B"  # holds the paper's autoencoder, under Apache 2.0 and ungated, unlike FLUX.2-dev
@@ -39,7 +35,6 @@ SIZE = 256  # pixels; the paper's
 SHARD_ROWS = 4096  # 0.8 GiB a shard at the paper's shapes and 64 tokens; ImageNet is then 313 files
 CPU_BATCH = 4  # measured: the FLUX.2 autoencoder takes 0.17 GiB a 256-pixel image, and 5 to 6 s on one core at 2, 4 and 8 of them
 CUDA_BATCH = 256  # to begin with; halved wherever it does not fit
-THREADS = 8  # that decode pictures; Pillow lets go of the interpreter as it does
 
 
 def encode(
@@ -67,7 +62,7 @@ def encode(
     names = {"vae": coder.name, "text": reader and reader.name}
     with _alone(target, out):
         done = _begin(target, out, settings, shard_rows)
-        work = _Work(found, coder, reader, size, tokens, batch or (CUDA_BATCH if device.type == "cuda" else CPU_BATCH))
+        work = Work(found, coder, reader, size, tokens, batch or (CUDA_BATCH if device.type == "cuda" else CPU_BATCH))
         count = -(-len(found.files) // shard_rows)
         for shard in range(count):
             path = out / _name(shard)
@@ -81,80 +76,6 @@ def encode(
             _finish(target, out, settings, names, done, work.embed([""])[0] if reader else None)
         reference.write(found, size, coder.image_channels, out, say)
     return out
-
-
-class _Work:
-    """Rows of the listing as columns of a shard; `batch` only ever shrinks."""
-
-    def __init__(
-        self, found: Listing, coder: Autoencoder, reader: TextEncoder | None, size: int, tokens: int | None, batch: int
-    ) -> None:
-        self.found, self.coder, self.reader, self.size, self.tokens, self.batch = found, coder, reader, size, tokens, batch
-
-    def shard(self, path: Path, rows: range) -> dict:
-        """Encode these rows into a file; returns {name, rows, bytes, sha256}."""
-        writer, images = ShardWriter(path), _Images(self.found, rows, self.size, self.coder.image_channels)
-        try:
-            at = rows.start
-            while at < rows.stop:
-                part = range(at, min(at + self.batch, rows.stop))
-                pixels = images.take(part, ahead=self.batch)
-                try:
-                    columns = self._columns(pixels, part)
-                except torch.OutOfMemoryError as error:
-                    if self.batch == 1:
-                        raise self.found.source.error("not enough memory on the GPU to encode a single image") from error
-                    self.batch //= 2
-                    torch.cuda.empty_cache()
-                    continue
-                writer.add(columns)
-                images.drop(part)
-                at = part.stop
-            return writer.close()
-        except OSError as error:
-            raise self.found.source.error(f"{path} cannot be written ({first_line(error)})") from error
-        finally:
-            images.close()
-            writer.part.unlink(missing_ok=True)
-
-    def embed(self, captions: list[str]) -> Tensor:
-        """(B, S, D) float16 on the CPU."""
-        return self.reader.embed(captions, self.tokens).half().cpu()
-
-    def _columns(self, pixels_BKSS: np.ndarray, rows: range) -> dict[str, np.ndarray]:
-        whole = torch.from_numpy(pixels_BKSS).to(self.coder.device).float() / 255
-        columns = {"latent": self.coder.encode(whole).half().cpu().numpy()}
-        if self.reader:
-            columns["caption"] = self.embed([self.found.captions[row] for row in rows]).numpy()
-        for name, values in columns.items():
-            if (bad := ~np.isfinite(values).reshape(len(values), -1).all(1)).any():
-                raise self.found.source.error(f"the {name} of {self.found.names[rows[int(bad.argmax())]]} does not fit float16")
-        if not self.reader:
-            columns["label"] = np.array([self.found.labels[row] for row in rows], np.int64)
-        return columns
-
-
-class _Images:
-    """Pictures of these rows, decoded by threads a batch ahead of their use."""
-
-    def __init__(self, found: Listing, rows: range, size: int, channels: int) -> None:
-        self.found, self.rows, self.size, self.channels = found, rows, size, channels
-        self.pool, self.queue, self.next = ThreadPoolExecutor(THREADS), deque[Future](), rows.start
-
-    def take(self, rows: range, ahead: int) -> np.ndarray:
-        """(B, K, S, S) uint8 of the next rows; the same again until they are dropped."""
-        while self.next < min(rows.stop + ahead, self.rows.stop):
-            file, name = self.found.files[self.next], self.found.names[self.next]
-            self.queue.append(self.pool.submit(pictures.square, self.found.source, name, file, self.size, self.channels))
-            self.next += 1
-        return np.stack([self.queue[i].result() for i in range(len(rows))])
-
-    def drop(self, rows: range) -> None:
-        for _ in rows:
-            self.queue.popleft()
-
-    def close(self) -> None:
-        self.pool.shutdown(cancel_futures=True)
 
 
 def _name(shard: int) -> str:

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from suite.encoding import encode as module
 from suite.encoding.decode import picture, pixels
 from suite.encoding.encode import encode
+from suite.encoding.work import Work
 from suite.encoding.writer import ShardWriter
 from suite.training.data import load
 from suite.training.sources import DataError
@@ -196,7 +197,7 @@ def test_another_batch_gives_the_same_within_rounding_and_the_same_shards(made, 
 
 
 def test_memory_that_runs_out_halves_the_batch(made, tmp_path, monkeypatch):
-    asked, columns = [], module._Work._columns
+    asked, columns = [], Work._columns
 
     def small(self, pixels, rows):
         asked.append(len(rows))
@@ -204,12 +205,12 @@ def test_memory_that_runs_out_halves_the_batch(made, tmp_path, monkeypatch):
             raise torch.OutOfMemoryError("no")
         return columns(self, pixels, rows)
 
-    monkeypatch.setattr(module._Work, "_columns", small)
+    monkeypatch.setattr(Work, "_columns", small)
     again(made, tmp_path / "out", batch=8)
     assert asked == [5, 4, 2, 2, 1, 2, 2, 1, 2, 2]
     halved, every = load(f"latents:{tmp_path}/out"), torch.arange(14)
     torch.testing.assert_close(halved.x0(every), load(f"latents:{made['root']}/captions").x0(every), atol=5e-3, rtol=1e-3)
-    monkeypatch.setattr(module._Work, "_columns", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    monkeypatch.setattr(Work, "_columns", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     assert "not enough memory on the GPU to encode a single image" in refused(again, made, tmp_path / "none")
 
 

@@ -55,7 +55,7 @@ def scores(samples_BCHW: Tensor, real_BCHW: Tensor, extractor: FeatureNet, *, se
         "fid_status": "ok" if finite_BCHW.all() else "nonfinite",
     }
     if row["fid_status"] == "ok":
-        row |= _measure(_features(samples_BCHW, extractor), _features(real_BCHW, extractor), extractor, seed)
+        row |= _measure(features_of(samples_BCHW, extractor), features_of(real_BCHW, extractor), extractor, seed)
     return row
 
 
@@ -91,7 +91,7 @@ def _check(x_BCHW: Tensor, which: str, extractor: FeatureNet) -> None:
 
 
 @torch.no_grad()
-def _features(x_BCHW: Tensor, extractor: FeatureNet) -> Tensor:
+def features_of(x_BCHW: Tensor, extractor: FeatureNet) -> Tensor:
     """(B, C, H, W) finite images -> (B, F) float64 features on the CPU; pixels are clamped to [0, 1]."""
     device = next(extractor.parameters()).device
     return torch.cat([extractor(x_bCHW.to(device).clamp(0, 1)).cpu() for x_bCHW in x_BCHW.split(BATCH)])
@@ -121,7 +121,7 @@ def _measure(fake_BF: Tensor, real_BF: Tensor, extractor: FeatureNet, seed: int)
             metric.update(real_BF, real=True)
             metric.update(fake_BF, real=False)
         inception.update(extractor.classify(fake_BF.to(next(extractor.parameters()).device)).cpu())
-        with _own_rng(seed):
+        with own_rng(seed):
             kid_mean, kid_std = kid.compute()
             score, _ = inception.compute()
         return {
@@ -131,7 +131,7 @@ def _measure(fake_BF: Tensor, real_BF: Tensor, extractor: FeatureNet, seed: int)
 
 
 @contextmanager
-def _own_rng(seed: int) -> Iterator[None]:
+def own_rng(seed: int) -> Iterator[None]:
     """Run with torch's CPU generator at `seed`, then put its state back: KID and the score draw from the global one."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPUs, which stay unforked

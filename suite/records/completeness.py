@@ -13,6 +13,7 @@ from suite.protocol import PROTOCOLS, Protocol
 from suite.records.tables import REAL, TABLES, Store, TableError, picture_path, rows_of, table_path
 
 PNG = b"\x89PNG\r\n\x1a\n"
+LATENTS = "latents:"  # how a source begins whose images are gone: no real row, and a picture only where something decodes them
 REPLAYED = ("collapsed", "degraded", "nonfinite")  # outcomes whose crash an audited run goes over at every step
 
 
@@ -68,7 +69,7 @@ def _lacks(row: dict[str, str], parts: Parts) -> list[str]:
     for name, steps in (("evals", _evals(p, updates)), ("quality", _scored(p, updates)), ("audit", _audited(p, last))):
         if steps and (gone := steps - {int(line["step"] or -1) for line in parts.rows(name, row)}):
             lacks.append(f"{name} of step{'s' * (len(gone) > 1)} {', '.join(map(str, sorted(gone)[:3]))}{', ...' * (len(gone) > 3)}")
-    if p.fid_samples:
+    if p.fid_samples and not row["data"].startswith(LATENTS):
         if any(line["fid"] for line in parts.rows("quality", row)) and not parts.of_all("quality", row)[REAL]:
             lacks.append("the real row of quality")
         picture = picture_path(parts.folder, row["scheme"], row["depth"], row["run_id"])

@@ -10,6 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from suite import environment, registry
 from suite.diagnosis.auditor import Auditor, recovered
@@ -27,6 +28,7 @@ from suite.sweep.record import failure, read_record, save_record, save_trace, wo
 from suite.training.data import NAMED, Data, DataError, load
 from suite.training.group import Member
 from suite.training.group import train as train_group
+from suite.training.latents import PICTURE_ROWS, Latents
 from suite.training.sharded import Sharding
 from suite.training.trainer import Report, Trainer
 from suite.verdict.signature import of_audit
@@ -116,7 +118,7 @@ def _record(trainer: Trainer, group: Sequence[Run], results: Path, features: str
     quality = [_unscored(q, verdict.crash_step) for q in trainer.state.log.get("quality", []) if q["step"] != last]
     if p.fid_samples:
         quality.append(_quality(trainer, results, features))
-    if any("fid" in q for q in quality):  # also where only an early score was taken, and the run then died
+    if any("fid" in q for q in quality) and not isinstance(trainer.data, Latents):  # also where only an early score was taken
         quality.append({"run_id": REAL, **_floor(trainer.data, features, p.fid_samples)})
     probe_rows = []
     if p.probe and verdict.crash_step is None:
@@ -183,12 +185,15 @@ def _quality(trainer: Trainer, results: Path, features: str) -> dict:
     crashed = trainer.judge().crash_step is not None
     row = {"step": trainer.state.step, "fid_status": "crashed", "nfe": p.nfe, "guidance": p.guidance}
     # a crashed run gets its picture alone, and a run whose weights hold nan gets samples of nan, drawn as such
-    n = min(p.fid_samples, GRID_ROWS * data.classes) if crashed else p.fid_samples
+    shown = GRID_ROWS * (data.classes or PICTURE_ROWS)
+    n = min(p.fid_samples, shown) if crashed else p.fid_samples
     with trainer.clock.timed("sample", n):
         samples, labels = trainer.evaluation.sample(n)
     if not trainer.accelerator.is_main_process:
         return row
-    grid = samples[: GRID_ROWS * data.classes]
+    grid = _images(data, samples[:shown])
+    if grid is None:
+        return row if crashed else row | _scores(trainer, samples, features)
     path = picture_path(results / p.name, run.scheme, run.depth, run.run_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f"{path.name}.*.part"):  # by a worker that was killed while it drew
@@ -197,8 +202,21 @@ def _quality(trainer: Trainer, results: Path, features: str) -> dict:
     return row if crashed else row | _scores(trainer, samples, features)
 
 
-def quality_fault(data: Data, features: str, n: int) -> str:
+def _images(data: Data | Latents, samples: Tensor) -> Tensor | None:
+    """Samples as images; None for latents that nothing decodes, which get no picture."""
+    if not isinstance(data, Latents):
+        return samples
+    from suite.encoding.decode import picture
+
+    return picture(data, samples)
+
+
+def quality_fault(data: Data | Latents, features: str, n: int) -> str:
     """Why n samples cannot be scored against these data with these features, or ""; the plan and every run ask here."""
+    if isinstance(data, Latents):
+        from suite.encoding.decode import fault
+
+        return fault(data, features, n)
     if features == "digits" and data.digest not in NAMED.values():  # other 8 x 8 images would get numbers that mean nothing
         return "the digit features judge the shipped digits alone (--data digits, mnist); other images need --features inception"
     try:
@@ -219,6 +237,11 @@ def _scores(trainer: Trainer, samples, features: str) -> dict:
     data = trainer.data
     if quality_fault(data, features, len(samples)):
         return {"fid_status": "unavailable"}  # the picture stands alone
+    if isinstance(data, Latents):
+        from suite.encoding import decode
+
+        with trainer.clock.timed("score"):
+            return decode.scores(data, samples, features)
     real = data.pixels(data.images_NCHW[data.train]).clamp(0, 1)
     with trainer.clock.timed("score"):
         return scores(samples, real, network(data, features))

@@ -149,7 +149,8 @@ def check_quality(runs: list[Run], features: str) -> str:
 
     fault = quality_fault(load_data(runs[0].data), features, n)
     if fault and features != "digits":
-        raise SelectionError(f"--data {runs[0].data}: {fault}; FID of {n} samples needs more images, or leave out --features {features}")
+        more = "" if runs[0].data.startswith("latents:") else f"FID of {n} samples needs more images, or "
+        raise SelectionError(f"--data {runs[0].data}: {fault}; {more}leave out --features {features}")
     return f"no FID, KID or score on these data: {fault}" if fault else ""
 
 
@@ -174,6 +175,10 @@ def _read_digest(source: str, protocol: Protocol) -> str:
 
     data = load_data(source)
     if (size := data.shape[-1]) % protocol.patch:
+        if source.startswith("latents:"):
+            raise SelectionError(
+                f"--data {source}: latents of {size} x {size} do not divide into patches of {protocol.patch}; take a protocol of patch 1"
+            )
         raise SelectionError(
             f"--data {source}: images of {size} x {size} do not divide into patches of {protocol.patch}; add ,size="
             f"{max(1, size // protocol.patch) * protocol.patch}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from suite.model.flow import caption_table
 from suite.training import images, sources
 from suite.training.captions import Captions
 from suite.training.sources import DataError
+
+if TYPE_CHECKING:
+    from suite.training.latents import Latents
 
 __all__ = ["DIGITS_DIGEST", "MNIST_DIGEST", "NAMED", "Data", "DataError", "digits_dataset", "load", "named_digest"]
 
@@ -126,13 +130,13 @@ def named_digest(source: str) -> str | None:
     return NAMED.get(source)
 
 
-def load(source: str = "digits") -> Data:
-    """`digits`, `mnist`, `imagefolder:DIR`, `parquet:FILE` or a hub name, with options: `SOURCE,size=32,colour=grey,label=NAME`.
+def load(source: str = "digits") -> Data | Latents:
+    """`digits`, `mnist`, `latents:DIR`, `imagefolder:DIR`, `parquet:FILE` or a hub name, with options: `SOURCE,size=32,colour=grey,label=NAME`.
 
     size: images are cropped square and resized (default: the shorter side, which must then be the same for all). colour: grey or
     rgb (default: as they are, all grey or all in colour). label, image: columns (default: `label` or the only ClassLabel; the
     only image column). split: of a hub name (default train), or the folder in DIR that holds the class folders; no name chooses
-    one by itself. Raises DataError.
+    one by itself. `latents:DIR` is a folder that `encode` made (suite/training/latents.py). Raises DataError.
     """
     if source == "digits":
         if importlib.util.find_spec("datasets"):
@@ -146,6 +150,10 @@ def load(source: str = "digits") -> Data:
         pixels, labels = _mnist()
         return _standardise("mnist", pixels[:, None].astype(np.float32) / 255, labels, 10)
     where = sources.parse(source)
+    if where.kind == "latents":
+        from suite.training import latents  # which stands on this module
+
+        return latents.load(where)
     pictures = sources.read(where)
     pixels = images.decode(where, pictures)
     rank = {label: n for n, label in enumerate(sorted(set(pictures.labels)))}

@@ -30,9 +30,14 @@ def decode(source: Source, pictures: Pictures) -> np.ndarray:
     _check_memory(source, len(looks), channels, size)
     pixels = np.empty((len(looks), channels, size, size), np.float32)
     for row, (where, file) in enumerate(zip(pictures.where, pictures.files)):
-        with _named(source, where), _open(file) as image:
-            pixels[row] = _fit(image, size, channels) / 255
+        pixels[row] = square(source, where, file, size, channels) / 255
     return pixels
+
+
+def square(source: Source, where: str, file: Path | bytes | None, size: int, channels: int) -> np.ndarray:
+    """(C, S, S) uint8 of one picture. where: what a message calls it. Raises DataError."""
+    with _named(source, where), _open(file) as image:
+        return _fit(image, size, channels)
 
 
 def _size(source: Source, looks: list[tuple[int, bool]]) -> int:

@@ -30,15 +30,19 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """text: as the user wrote it; kind: imagefolder, parquet or hub; name: the path, or the hub's name."""
+    """text: as the user wrote it; kind: imagefolder, latents, parquet or hub; name: the path, or the hub's name.
+
+    said: how a message begins, before the text.
+    """
 
     text: str
     kind: str
     name: str
     options: dict[str, str]
+    said: str = "--data"
 
     def error(self, what: str) -> DataError:
-        return DataError(one_line(f"--data {self.text}: {what}"))
+        return DataError(one_line(f"{self.said} {self.text}: {what}"))
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,15 @@ def first_line(error: Exception) -> str:
 # ---- the text
 
 def parse(text: str) -> Source:
-    """`imagefolder:DIR`, `parquet:FILE` or a hub name, with `,option=value` at the end. Raises DataError.
+    """`imagefolder:DIR`, `latents:DIR`, `parquet:FILE` or a hub name, with `,option=value` at the end. Raises DataError.
 
     Commas in a path are the path's: an option is a known word, and what exists wins; a / ends the path.
     """
-    found = re.match(r"(imagefolder|parquet):", text)
+    found = re.match(r"(imagefolder|latents|parquet):", text)
     kind, rest = (found[1], text[found.end() :]) if found else ("hub", text)
     parts = rest.split(",")
     ways = [(",".join(parts[:n]), parts[n:]) for n in range(1, len(parts) + 1) if all(map(_known, parts[n:]))]
-    exists = {"imagefolder": os.path.isdir, "parquet": os.path.isfile, "hub": lambda name: False}[kind]
+    exists = {"imagefolder": os.path.isdir, "latents": os.path.isdir, "parquet": os.path.isfile, "hub": lambda name: False}[kind]
     real = [way for way in ways if way[0] and exists(way[0])]
     name, words = (real or ways)[0]
     if len(real) > 1:
@@ -81,10 +85,12 @@ def parse(text: str) -> Source:
     if not name:
         raise DataError(f"--data {text!r} names no source; try digits, mnist or imagefolder:DIR")
     if kind != "hub" and not real:
-        missing = f"no {'folder' if kind == 'imagefolder' else 'file'} {name}"
+        missing = f"no {'file' if kind == 'parquet' else 'folder'} {name}"
         raise source.error(_stray(name) + missing if "," in name else missing)
     if kind == "hub":
         _check_hub_name(source)
+    if kind == "latents" and words:
+        raise source.error("latents take no options; size and colour were chosen as they were encoded")
     return source
 
 
@@ -125,7 +131,7 @@ def _check_hub_name(source: Source) -> None:
         kind = "imagefolder" if os.path.isdir(name) else "parquet"
         raise source.error(f"{name} lies here; write {kind}:{name}, or call from another folder to take the hub's")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name, re.ASCII):
-        raise source.error("not a hub name (OWNER/NAME); local data are imagefolder:DIR or parquet:FILE")
+        raise source.error("not a hub name (OWNER/NAME); local data are imagefolder:DIR, latents:DIR or parquet:FILE")
 
 
 # ---- the files
@@ -192,7 +198,7 @@ def _entries(folder: Path) -> list[Path]:
 def _listed(source: Source, root: Path, table: Path) -> Pictures:
     """The pictures that a metadata table lists by file_name, with a class column; all below ROOT must be in it."""
     try:
-        rows = _rows(table)
+        rows = table_rows(table)
     except Exception as error:  # decoding, JSON, CSV, Parquet: each has errors of its own
         raise source.error(f"{table} cannot be read: {first_line(error)}") from error
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -209,7 +215,8 @@ def _listed(source: Source, root: Path, table: Path) -> Pictures:
     return Pictures([str(file) for file in files], files, _labels(source, label, [row.get(label) for row in rows]))
 
 
-def _rows(table: Path) -> list[dict]:
+def table_rows(table: Path) -> list[dict]:
+    """The rows of a CSV, JSON lines or Parquet file. Raises what its reader raises."""
     if table.suffix == ".parquet":
         import pyarrow.parquet
 

@@ -1,0 +1,137 @@
+"""`--data latents:DIR`: images that an autoencoder has encoded, with captions or classes, read row by row from memory-mapped shards.
+
+Stands where `suite.training.data.Data` does. Shards: suite/training/shards.py; what lies beside them: suite/training/sidecar.py.
+Shapes: N rows, B of a batch, C channels, H = W positions, S caption tokens, D their width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from suite.model.flow import caption_table, generator
+from suite.training import sidecar
+from suite.training.captions import Captions
+from suite.training.data import HELDOUT
+from suite.training.shards import Shards, files_of, open_shards
+from suite.training.sources import Source
+
+HELDOUT_ROWS = 1024  # at most: what a held-out loss reads at every evaluation
+PICTURE_ROWS, PICTURE_COLUMNS = 10, 8  # of `suite.quality.fid.sample_grid`
+
+
+@dataclass(frozen=True)
+class Latents:
+    """x0 gives standardised latents: (latent - mean) / std, mean and std (C, 1, 1) over all rows and positions."""
+
+    name: str
+    folder: Path
+    shards: Shards
+    sidecar: sidecar.Sidecar
+    train: Tensor  # row numbers
+    heldout: Tensor
+    mean: Tensor
+    std: Tensor
+    classes: int | None  # None: captions are embeddings that lie beside the latents
+    labels_N: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a latent."""
+        return tuple(self.shards.latents.shape)
+
+    @property
+    def caption_shape(self) -> tuple[int, int] | None:
+        """(S, D) of the captions; None where the protocol makes one for each class."""
+        return None if self.shards.captions is None else tuple(self.shards.captions.shape)
+
+    @property
+    def digest(self) -> str:
+        """d and 15 hex digits over contents; the same wherever the folder lies."""
+        return self.sidecar.digest
+
+    @cached_property
+    def empty(self) -> int | Tensor:
+        """The caption of a row whose caption is dropped: the last of the table, or (S, D)."""
+        return self.classes if self.classes is not None else self.sidecar.empty_SD.float()
+
+    def x0(self, rows: Tensor) -> Tensor:
+        """(B, C, H, W) standardised latents of these rows, float32; any order, some of them twice."""
+        return self.shards.latents.take(rows).sub_(self.mean).div_(self.std)  # in place: a fresh 16 MiB costs more than the sums
+
+    def caption(self, rows: Tensor) -> Tensor:
+        """Captions of these rows: (B) int64 of the table, or (B, S, D) float32 embeddings."""
+        return self.labels_N[rows] if self.classes is not None else self.shards.captions.take(rows)
+
+    def prompts(self, n: int) -> tuple[Tensor, Tensor]:
+        """Captions to sample from, and for each the row of the picture that its sample goes to.
+
+        The classes in turn; or held-out captions in turn, of which the first 80 fill the picture.
+        """
+        turn = torch.arange(n)
+        if self.classes is not None:
+            return turn % self.classes, turn % self.classes
+        return self.caption(self.heldout[turn % len(self.heldout)]), turn // PICTURE_COLUMNS
+
+    def captions(self, tokens: int, width: int) -> Captions:
+        """What turns captions into tokens of the model. tokens, width: of a table's, where there are classes."""
+        if self.classes is None:
+            return Captions(None, self.empty)
+        return Captions(caption_table(self.classes, tokens, width), self.empty)
+
+    def pixels(self, latents_BCHW: Tensor) -> Tensor:
+        """Back to the autoencoder's units; `suite.encoding.decode` makes images of them."""
+        return latents_BCHW * self.std + self.mean
+
+    def constant_loss(self, patch: int) -> float:
+        """The loss of the best token-constant output: 1 + the mean over patch offset and channel of the latents' variance.
+
+        As `Data.constant_loss` has it, from the moments at every position; over all rows, held-out ones too.
+        """
+        mean, std = self.mean.double(), self.std.double()
+        first = (self.sidecar.mean_CHW - mean) / std
+        second = (self.sidecar.square_CHW - 2 * mean * self.sidecar.mean_CHW + mean.square()) / std.square()
+        c, h, w = first.shape
+        first, second = (m.reshape(c, h // patch, patch, w // patch, patch).mean((1, 3)) for m in (first, second))
+        return 1.0 + (second - first.square()).mean().item()
+
+
+def load(source: Source) -> Latents:
+    """The latents of a folder; its sidecar is made where there is none. Raises DataError."""
+    folder = Path(source.name)
+    files = files_of(source, folder)
+    known = sidecar.read(source, folder, files)
+    shards = open_shards(source, files)
+    found = [sum(shards.rows), list(shards.latents.shape), None if shards.captions is None else list(shards.captions.shape)]
+    if known and [known.notes[name] for name in ("rows", "shape", "caption_shape")] != found:
+        raise source.error(f"{folder / sidecar.NOTES} tells of other shapes than its shards have; delete it to make it anew")
+    n, classes, labels = found[0], None, None
+    if shards.labels is not None:
+        kinds, labels = np.unique(shards.labels, return_inverse=True)  # class numbers are ranks, as in `Data`
+        classes = len(kinds)
+    if round(n * HELDOUT) < 1 or n * HELDOUT < (classes or 0):
+        of = f"{n} latents" + (f" of {classes} classes" if classes else "")
+        raise source.error(f"{of} are too few to hold some{' of each' * bool(classes)} out")
+    known = known or sidecar.make(source, folder, shards)
+    train, heldout = _split(n, labels)
+    mean = known.mean_CHW.mean((1, 2))
+    std = (known.square_CHW.mean((1, 2)) - mean.square()).sqrt()
+    mean, std = (moment.float()[:, None, None] for moment in (mean, std))
+    numbers = None if labels is None else torch.from_numpy(labels.astype(np.int64))
+    return Latents(source.text, folder, shards, known, train, heldout, mean, std, classes, numbers)
+
+
+def _split(n: int, labels: np.ndarray | None) -> tuple[Tensor, Tensor]:
+    """Row numbers to train on and to hold out, a function of n and the labels; held-out rows are spread over the classes."""
+    order = torch.randperm(n, generator=generator("heldout rows", n)).numpy()
+    if labels is not None:
+        order = order[labels[order].argsort(kind="stable")]
+    k = min(round(n * HELDOUT), HELDOUT_ROWS)
+    chosen = np.zeros(n, bool)
+    chosen[order[(2 * np.arange(k) + 1) * n // (2 * k)]] = True  # every (n/k)-th: of a class its share, rounded
+    return torch.from_numpy(np.flatnonzero(~chosen)), torch.from_numpy(np.flatnonzero(chosen))

@@ -9,7 +9,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -108,10 +108,18 @@ class Batches:
         return make_batch(self.x0(rows), self.caption(rows), self.empty, self.drop, generator(self.seed, "noise", step), self.share)
 
 
+class Sliced(Protocol):
+    """Rows that come as a tensor when a slice of them is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice) -> Tensor: ...
+
+
 @torch.no_grad()
 def sample(
     velocity: Callable[[Tensor, Tensor], Tensor],
-    captions_BSD: Tensor,
+    captions_BSD: Tensor | Sliced,
     empty_SD: Tensor,
     shape: tuple[int, int, int],
     *,
@@ -124,15 +132,16 @@ def sample(
 ) -> Tensor:
     """Euler from t = 1 (noise) to 0 with classifier-free guidance: v = v_empty + w (v_caption - v_empty).
 
-    velocity(z, captions) is called with 2 * chunk rows, guided and unguided halves in one forward, behind the axis of `runs`, if
-    it is that of several. Returns (*runs, B, C, H, W). Noise is drawn for all samples at once, and is the same for every run, so
-    results do not depend on `chunk`. rows: (numbers of the captions given among all, how many all are) where they are a part of
-    them. Steps are uniform in t (no time shift).
+    captions_BSD: a tensor, or what gives one when it is sliced. velocity(z, captions) is called with 2 * chunk rows, guided and
+    unguided halves in one forward, behind the axis of `runs`, if it is that of several. Returns (*runs, B, C, H, W). Noise is drawn
+    for all samples at once, and is the same for every run, so results do not depend on `chunk`. rows: (numbers of the captions given
+    among all, how many all are) where they are a part of them. Steps are uniform in t (no time shift).
     """
     mine, n = rows or (slice(None), len(captions_BSD))
-    z_all = torch.randn(n, *shape, generator=noise)[mine].to(captions_BSD.device)
+    z_all = torch.randn(n, *shape, generator=noise)[mine].to(empty_SD.device)
     done = []
-    for z, cap in zip(z_all.split(chunk), captions_BSD.split(chunk), strict=True):
+    for start in range(0, len(captions_BSD), chunk):
+        z, cap = z_all[start : start + chunk], captions_BSD[start : start + chunk]
         rows = len(z)
         if rows < chunk:  # keep the shape, so that nothing recompiles
             z = torch.cat([z, z.new_zeros(chunk - rows, *shape)])

@@ -10,7 +10,6 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from suite import environment, registry
 from suite.diagnosis.auditor import Auditor, recovered
@@ -20,20 +19,17 @@ from suite.globalstate import kept
 from suite.model.flow import random_state, seeded
 from suite.model.fused import use_kernels
 from suite.protocol import Run
-from suite.quality.features import FeatureNet, QualityError, extractor
-from suite.quality.fid import check_floor, real_floor, sample_grid, scores
-from suite.records.tables import REAL, picture_path
+from suite.records.tables import REAL
 from suite.sweep.groups import group_id
 from suite.sweep.record import failure, read_record, save_record, save_trace, work_folder
-from suite.training.data import NAMED, Data, DataError, load
+from suite.sweep.scoring import checkpoint_quality, final_quality, floor, unscored
+from suite.training.data import DataError, load
 from suite.training.group import Member
 from suite.training.group import train as train_group
-from suite.training.latents import PICTURE_ROWS, Latents
+from suite.training.latents import Latents
 from suite.training.sharded import Sharding
 from suite.training.trainer import Report, Trainer
 from suite.verdict.signature import of_audit
-
-GRID_ROWS = 8  # samples per class in the picture of a run
 
 load_data = cache(load)  # a worker takes many runs of the same data
 
@@ -104,7 +100,7 @@ def _member(group: Sequence[Run], results: Path, features: str, run: Run, shardi
         raise registry.RegistryError(f"scheme {run.scheme}: its code has changed since the plan was made; plan again")
     trainer = Trainer(run, data, work_folder(results, run.run_id), group_id(group), sharding)
     before_update = Auditor(trainer).before_update if run.protocol.audit_every else None
-    return Member(trainer, before_update, partial(_checkpoint_quality, trainer, features))
+    return Member(trainer, before_update, partial(checkpoint_quality, trainer, features))
 
 
 @seeded("record")
@@ -115,11 +111,11 @@ def _record(trainer: Trainer, group: Sequence[Run], results: Path, features: str
     """
     run, p = trainer.run, trainer.run.protocol
     verdict, last = trainer.judge(), trainer.state.step
-    quality = [_unscored(q, verdict.crash_step) for q in trainer.state.log.get("quality", []) if q["step"] != last]
+    quality = [unscored(q, verdict.crash_step) for q in trainer.state.log.get("quality", []) if q["step"] != last]
     if p.fid_samples:
-        quality.append(_quality(trainer, results, features))
+        quality.append(final_quality(trainer, results, features))
     if any("fid" in q for q in quality) and not isinstance(trainer.data, Latents):  # also where only an early score was taken
-        quality.append({"run_id": REAL, **_floor(trainer.data, features, p.fid_samples)})
+        quality.append({"run_id": REAL, **floor(trainer.data, features, p.fid_samples)})
     probe_rows = []
     if p.probe and verdict.crash_step is None:
         with trainer.clock.timed("probe"):
@@ -177,101 +173,3 @@ def identity(run: Run, group: Sequence[Run]) -> dict:
         "lr": run.lr, "seed": run.seed, "data": run.data,
         "replicas": len(group), "group": group_id(group),
     }  # fmt: skip
-
-
-def _quality(trainer: Trainer, results: Path, features: str) -> dict:
-    """The score row of the finished run; a picture of samples even where it crashed."""
-    run, p, data = trainer.run, trainer.run.protocol, trainer.data
-    crashed = trainer.judge().crash_step is not None
-    row = {"step": trainer.state.step, "fid_status": "crashed", "nfe": p.nfe, "guidance": p.guidance}
-    # a crashed run gets its picture alone, and a run whose weights hold nan gets samples of nan, drawn as such
-    shown = GRID_ROWS * (data.classes or PICTURE_ROWS)
-    n = min(p.fid_samples, shown) if crashed else p.fid_samples
-    with trainer.clock.timed("sample", n):
-        samples, labels = trainer.evaluation.sample(n)
-    if not trainer.accelerator.is_main_process:
-        return row
-    grid = _images(data, samples[:shown])
-    if grid is None:
-        return row if crashed else row | _scores(trainer, samples, features)
-    path = picture_path(results / p.name, run.scheme, run.depth, run.run_id)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{path.name}.*.part"):  # by a worker that was killed while it drew
-        left.unlink(missing_ok=True)
-    sample_grid(grid, labels[: len(grid)], path)
-    return row if crashed else row | _scores(trainer, samples, features)
-
-
-def _images(data: Data | Latents, samples: Tensor) -> Tensor | None:
-    """Samples as images; None for latents that nothing decodes, which get no picture."""
-    if not isinstance(data, Latents):
-        return samples
-    from suite.encoding.decode import picture
-
-    return picture(data, samples)
-
-
-def quality_fault(data: Data | Latents, features: str, n: int) -> str:
-    """Why n samples cannot be scored against these data with these features, or ""; the plan and every run ask here."""
-    if isinstance(data, Latents):
-        from suite.encoding.decode import fault
-
-        return fault(data, features, n)
-    if features == "digits" and data.digest not in NAMED.values():  # other 8 x 8 images would get numbers that mean nothing
-        return "the digit features judge the shipped digits alone (--data digits, mnist); other images need --features inception"
-    try:
-        check_floor(len(data.train), n)
-    except QualityError as error:
-        return str(error)
-    return ""
-
-
-def network(data: Data, features: str) -> FeatureNet:
-    """The feature network that judges these data: of the shipped ones (`digits`) that of the same name."""
-    shipped = {digest: name for name, digest in NAMED.items()}
-    return extractor(shipped.get(data.digest, features) if features == "digits" else features)
-
-
-def _scores(trainer: Trainer, samples, features: str) -> dict:
-    """FID and its kin of samples against the training images; status `unavailable` where they cannot be had."""
-    data = trainer.data
-    if quality_fault(data, features, len(samples)):
-        return {"fid_status": "unavailable"}  # the picture stands alone
-    if isinstance(data, Latents):
-        from suite.encoding import decode
-
-        with trainer.clock.timed("score"):
-            return decode.scores(data, samples, features)
-    real = data.pixels(data.images_NCHW[data.train]).clamp(0, 1)
-    with trainer.clock.timed("score"):
-        return scores(samples, real, network(data, features))
-
-
-def _unscored(row: dict, crash_step: int | None) -> dict:
-    """The row as it is, or without its scores if it was taken after what later proved to be the crash."""
-    if crash_step is None or row["step"] < crash_step:
-        return row
-    return {name: row[name] for name in ("step", "nfe", "guidance")} | {"fid_status": "crashed"}
-
-
-@seeded("quality")
-def _checkpoint_quality(trainer: Trainer, features: str, step: int) -> None:
-    """Score the run at the protocol's quality steps (Table 1 and Figure 5); a crash is known only later, see `_quality`."""
-    p = trainer.run.protocol
-    if step in p.quality_at:
-        with trainer.clock.timed("sample", p.fid_samples):
-            samples, _ = trainer.evaluation.sample(p.fid_samples)
-        scored = _scores(trainer, samples, features) if trainer.accelerator.is_main_process else {}
-        row = {"step": step, "nfe": p.nfe, "guidance": p.guidance} | scored
-        trainer.state.log.setdefault("quality", []).append(row)
-
-
-_floors: dict[tuple, dict] = {}
-
-
-def _floor(data: Data, features: str, n: int) -> dict:
-    key = (data.digest, features, n)
-    if key not in _floors:
-        real = data.pixels(data.images_NCHW[data.train]).clamp(0, 1)
-        _floors[key] = real_floor(real, n, network(data, features), labels=data.labels_N[data.train])
-    return _floors[key]

@@ -145,7 +145,8 @@ def check_quality(runs: list[Run], features: str) -> str:
         return ""
     if features == "digits" and runs[0].data_digest in NAMED.values():
         return ""
-    from suite.sweep.execute import load_data, quality_fault
+    from suite.sweep.execute import load_data
+    from suite.sweep.scoring import quality_fault
 
     fault = quality_fault(load_data(runs[0].data), features, n)
     if fault and features != "digits":

@@ -5,8 +5,13 @@ Shapes: * any axes (B of a batch, or R, B of a group of runs), S caption tokens,
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from suite.training.data import Data
 
 
 class Captions:
@@ -29,3 +34,17 @@ class Captions:
     def empty(self) -> Tensor:
         """(S, D): no caption, as the model learnt it from those that were dropped."""
         return self(torch.as_tensor(self._empty))
+
+
+class Prompts:
+    """The captions of many samples, made when a slice of them is asked for: 50,000 embeddings would not fit into memory."""
+
+    def __init__(self, captions: Captions, data: Data, which: Tensor) -> None:
+        """which: numbers of the samples, as `data.prompts` takes them."""
+        self.captions, self.data, self.which = captions, data, which
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def __getitem__(self, part: slice) -> Tensor:
+        return self.captions(self.data.prompts(self.which[part]))

@@ -66,10 +66,13 @@ class Data:
         """(B) captions of these rows: of the table, one a class."""
         return self.labels_N[rows]
 
-    def prompts(self, n: int) -> tuple[Tensor, Tensor]:
-        """Captions to sample from, and for each the row of the picture that its sample goes to: the classes in turn."""
-        labels = torch.arange(n) % self.classes
-        return labels, labels
+    def prompts(self, which: Tensor) -> Tensor:
+        """Captions of the samples of these numbers: the classes in turn."""
+        return which % self.classes
+
+    def picture_rows(self, n: int) -> Tensor:
+        """For n samples the row of the picture that each goes to: a class has one."""
+        return torch.arange(n) % self.classes
 
     def captions(self, tokens: int, width: int) -> Captions:
         """What turns captions into tokens of the model."""
@@ -131,7 +134,8 @@ def named_digest(source: str) -> str | None:
 
 
 def load(source: str = "digits") -> Data | Latents:
-    """`digits`, `mnist`, `latents:DIR`, `imagefolder:DIR`, `parquet:FILE` or a hub name, with options: `SOURCE,size=32,colour=grey,label=NAME`.
+    """`digits`, `mnist`, `latents:DIR`, `imagefolder:DIR`, `parquet:FILE` or a hub name, options as
+    `SOURCE,size=32,colour=grey,label=NAME`.
 
     size: images are cropped square and resized (default: the shorter side, which must then be the same for all). colour: grey or
     rgb (default: as they are, all grey or all in colour). label, image: columns (default: `label` or the only ClassLabel; the

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from suite.model import flow
 from suite.protocol import Protocol
-from suite.training.captions import Captions
+from suite.training.captions import Captions, Prompts
 from suite.training.data import Data
 
 EVAL_ROWS = 64  # rows of every forward outside training: one shape, so that inference compiles once
@@ -62,14 +62,13 @@ class Evaluation:
         """(*, n, C, H, W) samples in pixel units on the CPU, and for each its row in a picture; the same noise for every run."""
         if self.drawn and len(self.drawn[1]) == n:
             return self.drawn
-        prompts, labels = self.data.prompts(n)
         chunk = EVAL_ROWS // 2 if self.rows <= EVAL_ROWS else min(n, self.rows // 2)
         mine = torch.arange(self.rank, -(-n // self.world) * self.world, self.world) % n  # as many for every process
         images = flow.sample(
-            self.velocity, self.captions(prompts[mine]), self.captions.empty, self.data.shape,
+            self.velocity, Prompts(self.captions, self.data, mine), self.captions.empty, self.data.shape,
             nfe=self.protocol.nfe, guidance=self.protocol.guidance, noise=flow.generator("samples"), chunk=chunk, runs=self.runs,
             rows=(mine, n),
         )  # fmt: skip
         if self.world > 1:
             images = self.together.gather(images).unflatten(0, (self.world, -1)).transpose(0, 1).flatten(0, 1)[:n]
-        return self.data.pixels(images.cpu()), labels
+        return self.data.pixels(images.cpu()), self.data.picture_rows(n)

@@ -68,15 +68,13 @@ class Latents:
         """Captions of these rows: (B) int64 of the table, or (B, S, D) float32 embeddings."""
         return self.labels_N[rows] if self.classes is not None else self.shards.captions.take(rows)
 
-    def prompts(self, n: int) -> tuple[Tensor, Tensor]:
-        """Captions to sample from, and for each the row of the picture that its sample goes to.
+    def prompts(self, which: Tensor) -> Tensor:
+        """Captions of the samples of these numbers: the classes in turn, or the held-out captions."""
+        return which % self.classes if self.classes is not None else self.caption(self.heldout[which % len(self.heldout)])
 
-        The classes in turn; or held-out captions in turn, of which the first 80 fill the picture.
-        """
-        turn = torch.arange(n)
-        if self.classes is not None:
-            return turn % self.classes, turn % self.classes
-        return self.caption(self.heldout[turn % len(self.heldout)]), turn // PICTURE_COLUMNS
+    def picture_rows(self, n: int) -> Tensor:
+        """For n samples the row of the picture that each goes to; of captions the first 80 fill it."""
+        return torch.arange(n) % self.classes if self.classes is not None else torch.arange(n) // PICTURE_COLUMNS
 
     def captions(self, tokens: int, width: int) -> Captions:
         """What turns captions into tokens of the model. tokens, width: of a table's, where there are classes."""

@@ -16,6 +16,7 @@ from suite.records.completeness import is_picture, lacking
 from suite.records.schema import TABLES
 from suite.records.tables import Store, picture_path, read_rows
 from suite.sweep import execute as sweep
+from suite.sweep import scoring
 from suite.sweep.plan import Selection, SelectionError, check_quality, make_plan
 from suite.training import images
 from suite.training.data import load
@@ -39,7 +40,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def network(monkeypatch):
-    for module in (decode, sweep):
+    for module in (decode, scoring):
         monkeypatch.setattr(module, "extractor", digits_as)
 
 

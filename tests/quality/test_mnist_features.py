@@ -9,7 +9,7 @@ import torch
 from suite.quality import features, train_mnist_features
 from suite.quality.features import QualityError, extractor
 from suite.quality.fid import real_floor, scores
-from suite.sweep.execute import network, quality_fault
+from suite.sweep.scoring import network, quality_fault
 from suite.training.data import load
 
 

@@ -121,14 +121,14 @@ def test_an_interrupted_group_keeps_its_members_apart_from_the_tables_until_it_i
 
 def test_a_run_that_breaks_after_training_leaves_the_others(grouped, tmp_path, inline, monkeypatch):
     victim = runs()[1].run_id
-    score = execute_module._quality
+    score = execute_module.final_quality
 
     def breaks(trainer, *rest):
         if trainer.run.run_id == victim:
             raise RuntimeError("no paint")
         return score(trainer, *rest)
 
-    monkeypatch.setattr(execute_module, "_quality", breaks)
+    monkeypatch.setattr(execute_module, "final_quality", breaks)
     work(runs(), tmp_path, replicas=4)
     found, truth = rows(tmp_path), rows(grouped)
     assert found[victim]["status"] == "error" and found[victim]["reason"] == "RuntimeError: no paint"

@@ -69,7 +69,7 @@ def test_labels_are_ranks_and_classes_are_asked_in_turn(tmp_path):
     columns["label"] = columns["label"] * 10 + 7
     found = load(write(tmp_path / "d", columns))
     assert found.caption(torch.arange(4)).tolist() == [0, 1, 2, 0] and found.caption(torch.arange(4)).dtype == torch.int64
-    assert found.prompts(5)[0].tolist() == found.prompts(5)[1].tolist() == [0, 1, 2, 0, 1]
+    assert found.prompts(torch.arange(5)).tolist() == found.picture_rows(5).tolist() == [0, 1, 2, 0, 1]
     captions = found.captions(4, 8)
     assert captions(torch.tensor([0, 2])).shape == (2, 4, 8) and torch.equal(captions.empty, flow.caption_table(3, 4, 8)[3])
     assert found.caption_shape is None and found.empty == 3
@@ -79,7 +79,7 @@ def test_labels_are_ranks_and_classes_are_asked_in_turn(tmp_path):
 
 def test_captions_to_sample_from_are_held_out_and_fill_the_picture(tmp_path):
     found = load(write(tmp_path / "d", arrays(40)))
-    prompts, rows = found.prompts(90)
+    prompts, rows = found.prompts(torch.arange(90)), found.picture_rows(90)
     assert prompts.shape == (90, *CAPTION) and torch.equal(prompts[7], found.caption(found.heldout[:1])[0])  # 7 held out
     assert torch.bincount(rows).tolist() == [8] * 11 + [2]
     assert torch.equal(found.captions(1, 1)(prompts), prompts) and torch.equal(found.captions(1, 1).empty, torch.zeros(CAPTION))

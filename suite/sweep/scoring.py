@@ -1,0 +1,117 @@
+"""How good the samples of a run are: its scores and its picture, or why there are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from suite.model.flow import seeded
+from suite.quality.features import FeatureNet, QualityError, extractor
+from suite.quality.fid import check_floor, real_floor, sample_grid, scores
+from suite.records.tables import picture_path
+from suite.training.data import NAMED, Data
+from suite.training.latents import PICTURE_ROWS, Latents
+from suite.training.trainer import Trainer
+
+GRID_ROWS = 8  # samples per class in the picture of a run
+
+
+def final_quality(trainer: Trainer, results: Path, features: str) -> dict:
+    """The score row of the finished run; a picture of samples even where it crashed."""
+    run, p, data = trainer.run, trainer.run.protocol, trainer.data
+    crashed = trainer.judge().crash_step is not None
+    row = {"step": trainer.state.step, "fid_status": "crashed", "nfe": p.nfe, "guidance": p.guidance}
+    # a crashed run gets its picture alone, and a run whose weights hold nan gets samples of nan, drawn as such
+    shown = GRID_ROWS * (data.classes or PICTURE_ROWS)
+    n = min(p.fid_samples, shown) if crashed or quality_fault(data, features, p.fid_samples) else p.fid_samples
+    with trainer.clock.timed("sample", n):
+        samples, labels = trainer.evaluation.sample(n)
+    if not trainer.accelerator.is_main_process:
+        return row
+    grid = _images(data, samples[:shown])
+    if grid is None:
+        return row if crashed else row | _scores(trainer, samples, features)
+    path = picture_path(results / p.name, run.scheme, run.depth, run.run_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{path.name}.*.part"):  # by a worker that was killed while it drew
+        left.unlink(missing_ok=True)
+    sample_grid(grid, labels[: len(grid)], path)
+    return row if crashed else row | _scores(trainer, samples, features)
+
+
+def _images(data: Data | Latents, samples: Tensor) -> Tensor | None:
+    """Samples as images; None for latents that nothing decodes, which get no picture."""
+    if not isinstance(data, Latents):
+        return samples
+    from suite.encoding.decode import picture
+
+    return picture(data, samples)
+
+
+def quality_fault(data: Data | Latents, features: str, n: int) -> str:
+    """Why n samples cannot be scored against these data with these features, or ""; the plan and every run ask here."""
+    if isinstance(data, Latents):
+        from suite.encoding.decode import fault
+
+        return fault(data, features, n)
+    if features == "digits" and data.digest not in NAMED.values():  # other 8 x 8 images would get numbers that mean nothing
+        return "the digit features judge the shipped digits alone (--data digits, mnist); other images need --features inception"
+    try:
+        check_floor(len(data.train), n)
+    except QualityError as error:
+        return str(error)
+    return ""
+
+
+def network(data: Data, features: str) -> FeatureNet:
+    """The feature network that judges these data: of the shipped ones (`digits`) that of the same name."""
+    shipped = {digest: name for name, digest in NAMED.items()}
+    return extractor(shipped.get(data.digest, features) if features == "digits" else features)
+
+
+def _scores(trainer: Trainer, samples, features: str) -> dict:
+    """FID and its kin of samples against the training images; status `unavailable` where they cannot be had."""
+    data = trainer.data
+    if quality_fault(data, features, trainer.run.protocol.fid_samples):
+        return {"fid_status": "unavailable"}  # the picture stands alone
+    if isinstance(data, Latents):
+        from suite.encoding import decode
+
+        with trainer.clock.timed("score"):
+            return decode.scores(data, samples, features)
+    real = data.pixels(data.images_NCHW[data.train]).clamp(0, 1)
+    with trainer.clock.timed("score"):
+        return scores(samples, real, network(data, features))
+
+
+def unscored(row: dict, crash_step: int | None) -> dict:
+    """The row as it is, or without its scores if it was taken after what later proved to be the crash."""
+    if crash_step is None or row["step"] < crash_step:
+        return row
+    return {name: row[name] for name in ("step", "nfe", "guidance")} | {"fid_status": "crashed"}
+
+
+@seeded("quality")
+def checkpoint_quality(trainer: Trainer, features: str, step: int) -> None:
+    """Score the run at the protocol's quality steps (Table 1 and Figure 5); a crash is known only later, see `final_quality`."""
+    p = trainer.run.protocol
+    if step in p.quality_at:
+        scored = {"fid_status": "unavailable"}
+        if not quality_fault(trainer.data, features, p.fid_samples):
+            with trainer.clock.timed("sample", p.fid_samples):
+                samples, _ = trainer.evaluation.sample(p.fid_samples)
+            scored = _scores(trainer, samples, features) if trainer.accelerator.is_main_process else {}
+        row = {"step": step, "nfe": p.nfe, "guidance": p.guidance} | scored
+        trainer.state.log.setdefault("quality", []).append(row)
+
+
+_floors: dict[tuple, dict] = {}
+
+
+def floor(data: Data, features: str, n: int) -> dict:
+    key = (data.digest, features, n)
+    if key not in _floors:
+        real = data.pixels(data.images_NCHW[data.train]).clamp(0, 1)
+        _floors[key] = real_floor(real, n, network(data, features), labels=data.labels_N[data.train])
+    return _floors[key]

@@ -202,10 +202,11 @@ def _presets() -> dict[str, Protocol]:
                 cells=(Cell("plain"), Cell("mvsplit", params="beta=1"), Cell("layerscale", writers="std")),  # as `paper`
             ),
             Protocol(
-                "paper", 3, "Table 3 of arXiv:2605.06169 exactly, for 8 to 16 H100", width=1024, heads=8, ffn=3072,
+                "paper", 4, "Table 3 of arXiv:2605.06169 exactly, for 8 to 16 H100", width=1024, heads=8, ffn=3072,
                 patch=1, caption_tokens=256, batch=1024, warmup=1000, horizon=100_000, window=1000, heldout_every=5000,
                 checkpoint_every=1000, dtype="bf16", checkpoint_blocks=True, group_blocks=0, depths=(400, 1000), lrs=(1.5625e-4,),
-                data="parquet:latents.parquet",
+                fid_samples=50_000, quality_at=(10_000, 20_000, 30_000, 40_000, 50_000),  # Table 1
+                data="latents:latents",  # 256 tokens are the most a caption may have; the folder says how many its have
                 cells=(Cell("plain"), Cell("layerscale", writers="std"), Cell("mvsplit", params="beta=1"),
                        Cell("mvsplit", params="beta=0.03")),
             ),

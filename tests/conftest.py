@@ -17,6 +17,13 @@ torch.set_num_threads(1)
 TINY = {"width": 16, "heads": 2, "ffn": 24, "depth": 2, "patch": 2, "channels": 2, "image_size": 4, "caption_tokens": 3}
 
 
+@pytest.fixture(autouse=True)
+def any_precision():
+    """Accelerate keeps one precision for as long as a process lives; here a test may have another than the one before."""
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state()
+
+
 @pytest.fixture
 def tiny_model():
     """Factory of drawn models: tiny_model("mvsplit", params="beta=0.5", depth=3). No weight is 0 with its init."""

@@ -15,9 +15,11 @@ __all__ = ["leave", "main", "parser"]
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; a mistake of the user is one line on standard error and exit status 2."""
     args = parser().parse_args(argv)
-    verbs = {"list": tables.show, "plan": training.plan, "run": training.run, "status": tables.status, "collect": tables.collect,
-             "figures": tables.figures, "verify": tables.verify, "report": tables.report, "detect": tables.detect,
-             "bench": tables.bench}  # fmt: skip
+    verbs = {
+        "list": tables.show, "plan": training.plan, "run": training.run, "encode": training.encode, "status": tables.status,
+        "collect": tables.collect, "figures": tables.figures, "verify": tables.verify, "report": tables.report, "detect": tables.detect,
+        "bench": tables.bench,
+    }  # fmt: skip
     try:
         return verbs[args.verb](args)
     except BrokenPipeError:  # `| head` has seen enough

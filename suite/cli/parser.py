@@ -34,7 +34,7 @@ def _selection_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lrs", type=list_of(decimal, "a positive learning rate of at most six digits", rate), metavar="X,X")
     parser.add_argument("--seeds", type=list_of(whole, "a seed, 0 to 2147483647", lambda v: 0 <= v < 2**31), metavar="N,N")
     parser.add_argument("--data", type=filled, metavar="SOURCE",
-                        help="digits, imagefolder:DIR, parquet:FILE or a hub name; options as "
+                        help="digits, mnist, latents:DIR, imagefolder:DIR, parquet:FILE or a hub name; options as "
                              "SOURCE,size=32,colour=grey,label=COLUMN,image=COLUMN,split=NAME")
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE",
                         help="a Python file that registers schemes; it is executed")
@@ -52,7 +52,11 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     add = verbs.add_parser
     add("list", help="protocols and schemes").add_argument("--plugin", action="append", default=[], metavar="FILE")
-    _selection_flags(add("plan", help="the runs of a selection, and which are done"))
+    plan = add("plan", help="the runs of a selection, and which are done")
+    _selection_flags(plan)
+    plan.add_argument("--cost", action="store_true", help="parameters, memory of a GPU, steps and hours instead, without a GPU")
+    plan.add_argument("--gpus", type=list_of(positive, "a number of GPUs"), default=(), metavar="N,N",
+                      help="with --cost: how many H100 (default: 1 where that holds every model, else 1 to 16)")
     run = add("run", help="train what is not done yet")
     _selection_flags(run)
     run.add_argument("--workers", type=positive, metavar="N", help="processes (default: one per GPU, or per usable core)")
@@ -65,6 +69,15 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--kernels", choices=("auto", "off"), default="auto",
                      help="fused kernels on CUDA, or never (default: auto); recorded, but no part of a run id: compare in two --results")
     run.add_argument("--retry-failed", action="store_true", help="also repeat runs that ended in oom, timeout or error")
+    encode = add("encode", help="make a folder for --data latents:DIR: images through an autoencoder, captions through a text encoder")
+    encode.add_argument("--images", type=directory, required=True, metavar="DIR", help="pictures; without --captions in class folders")
+    encode.add_argument("--captions", type=Path, metavar="FILE", help="CSV, JSON lines or Parquet with file_name and caption")
+    encode.add_argument("--out", type=directory, required=True, metavar="DIR", help="a call that was stopped goes on there")
+    encode.add_argument("--vae", type=filled, metavar="NAME", help="a hub name or folder (default: FLUX.2's, as the paper)")
+    encode.add_argument("--text", type=filled, metavar="NAME", help="a hub name or folder (default: Qwen3-0.6B, as the paper)")
+    encode.add_argument("--size", type=positive, metavar="N", help="pixels of the square (default: 256, as the paper)")
+    encode.add_argument("--tokens", type=positive, metavar="N", help="of every caption (default: the longest's, at most 256)")
+    encode.add_argument("--batch", type=positive, metavar="N", help="images at once (default: what fits)")
     _results_flag(add("status", help="how many runs of each protocol are done, by outcome"))
     collect = add("collect", help="your cells beside the committed ones; with --from, after gathering other folders into yours")
     collect.add_argument("--from", dest="sources", type=directory, nargs="+", action="extend", default=[], metavar="DIR",

@@ -1,4 +1,4 @@
-"""`plan` and `run`: from a selection to runs, and from runs to tables."""
+"""`plan`, `run` and `encode`: from a selection to runs, from runs to tables, and from pictures to data."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ def plan(args) -> int:
     from suite.records.tables import Store
     from suite.sweep import footprint
 
+    if args.gpus and not args.cost:
+        raise ValueError("--gpus goes with --cost")
+    if args.cost:
+        return _cost(args)
     runs, cells = _plan_of(_selection(args), args.results)
     store = Store(args.results / args.protocol)
     done, failed = done_ids(store), store.failed_ids()
@@ -47,6 +51,29 @@ def plan(args) -> int:
     if cells is not None:
         what = f" in the next round of the search (none: the edges of all {len(cells)} cells are known)"
     print(f"{len(runs)} runs{what}{footprint.said([run for run in runs if run.run_id not in done])}")
+    return 0
+
+
+def _cost(args) -> int:
+    """What the selection will take, without training or a GPU."""
+    from suite.sweep.cost import said
+    from suite.sweep.plan import make_plan
+
+    print("\n".join(said(make_plan(_selection(args), for_costs=True), args.gpus, COMMITTED / "bench" / "bench.csv")))
+    return 0
+
+
+def encode(args) -> int:
+    """Make a folder of latents."""
+    from suite.encoding.encode import encode
+
+    settings = {name: getattr(args, name) for name in ("vae", "text", "size", "tokens", "batch")}
+    with interruptible():
+        try:
+            encode(args.images, args.captions, args.out, **{name: value for name, value in settings.items() if value is not None})
+        except KeyboardInterrupt:
+            print("\nstopped; whole shards are kept, and the same command goes on from there", file=sys.stderr)
+            return 130
     return 0
 
 

@@ -29,7 +29,7 @@ from suite.training.shards import files_of, open_shards
 from suite.training.sources import DataError, Source
 
 NOTES = "encoding.json"
-VAE = "black-forest-labs/FLUX.2-klein-4B"  # holds the paper's autoencoder, under Apache 2.0 and ungated, unlike FLUX.2-dev
+VAE = "black-forest-labs/FLUX.2-klein-4B"  # by its public page it holds the paper's autoencoder, under Apache 2.0; never downloaded here
 TEXT = "Qwen/Qwen3-0.6B"  # the paper's
 SIZE = 256  # pixels; the paper's
 SHARD_ROWS = 4096  # 0.8 GiB a shard at the paper's shapes and 64 tokens; ImageNet is then 313 files

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from suite.protocol import Run
 from suite.records.completeness import done_ids
 from suite.records.tables import Store
 from suite.sweep.claim import Claim
+from suite.sweep.cost import SPARE, shapes_of
 from suite.sweep.execute import execute
 from suite.training import sharded
+from suite.training.memory import micro_rows, sharded_state, size_of
 
 MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # what Accelerate reads under `accelerate launch --cpu`
 
@@ -61,7 +64,7 @@ def run_distributed(runs: list[Run], results: Path, features: str, kernels: str 
     if len(runs) != 1:
         raise ValueError(f"under a launcher exactly one run is trained; this selection has {len(runs)}: narrow it with the flags of plan")
     run, world = runs[0], processes()
-    sharding = sharded.read(run.protocol) if sharded.wanted() else None
+    sharding = replace(sharded.read(run.protocol), micro=_micro(run, world)) if sharded.wanted() else None
     if run.protocol.batch % world:
         raise ValueError(f"a batch of {run.protocol.batch} does not divide into {world} processes")
     if not torch.cuda.is_available():
@@ -84,3 +87,12 @@ def run_distributed(runs: list[Run], results: Path, features: str, kernels: str 
         if state.is_main_process:
             claim.drop(clear=word == "done")
     return 0
+
+
+def _micro(run: Run, world: int) -> int | None:
+    """Rows of a process's share that fit a GPU at a time; None on a CPU: all. Raises ValueError where not one fits."""
+    if not torch.cuda.is_available() or environment.cpu_wanted():
+        return None
+    shapes = shapes_of(run)
+    free = torch.cuda.get_device_properties(0).total_memory - SPARE - sharded_state(size_of(run, *shapes), world)
+    return micro_rows(run, world, free, *shapes)

@@ -26,9 +26,10 @@ SELECTION = ["--protocol NAME", "--schemes A,B", "--params [SCHEME:]K=V,...", "-
              "--seeds N,N", "--data SOURCE", "--plugin FILE", "--shard I/N", "--results DIR"]
 VERBS = {
     "list": ["--plugin FILE"],
-    "plan": SELECTION,
+    "plan": [*SELECTION, "--cost", "--gpus N,N"],
     "run": [*SELECTION, "--workers N", "--replicas N", "--features digits|inception", "--executor local|slurm", "--slurm K=V,...",
             "--kernels auto|off", "--retry-failed"],
+    "encode": ["--images DIR", "--captions FILE", "--out DIR", "--vae NAME", "--text NAME", "--size N", "--tokens N", "--batch N"],
     "status": ["--results DIR"],
     "collect": ["--from DIR", "--protocol NAME", "--results DIR"],
     "figures": ["--out DIR", "--results DIR"],

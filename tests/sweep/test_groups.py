@@ -135,7 +135,7 @@ def test_a_run_that_breaks_after_training_leaves_the_others(grouped, tmp_path, i
     assert found[victim]["replicas"] == "3" and found[victim]["group"] == truth[victim]["group"]
     assert {k: v for k, v in found.items() if k != victim} == {k: v for k, v in truth.items() if k != victim}
     assert "no paint" in (work_folder(tmp_path, victim) / "error.txt").read_text() and not record_path(tmp_path, victim).exists()
-    monkeypatch.setattr(execute_module, "_quality", score)
+    monkeypatch.setattr(execute_module, "final_quality", score)
     work(runs(), tmp_path, replicas=4, retry=True)
     assert rows(tmp_path)[victim]["status"] == "done" and rows(tmp_path)[victim]["replicas"] == "1"
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -41,7 +40,6 @@ CAPTURE = cuda_graph.capture if CUDA else stand_in
 @pytest.fixture
 def trainer(tmp_path):
     made = []
-    AcceleratorState._reset_state()  # one process, one precision, says Accelerate
 
     def make(scheme="mvsplit", **changes):
         (run,) = make_plan(Selection("smoke", schemes=(scheme,), depths=(2,), lrs=(LR,), seeds=(0,)))
@@ -49,8 +47,7 @@ def trainer(tmp_path):
         made.append(Trainer(run, load_data("digits"), tmp_path / str(len(made))))
         return made[-1]
 
-    yield make
-    AcceleratorState._reset_state()
+    return make
 
 
 def graphed(t, capture=CAPTURE):

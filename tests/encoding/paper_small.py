@@ -1,0 +1,14 @@
+"""`python -m suite` with protocol `paper` cut to what a test can train: width, depth, batch and length; the rest is Table 3's."""
+
+from dataclasses import replace
+
+from suite import protocol
+
+CUT = {"width": 32, "ffn": 96, "batch": 8, "depths": (4,), "horizon": 40, "window": 6, "heldout_every": 10, "checkpoint_every": 5}
+PAPER = replace(protocol.PROTOCOLS["paper"], **CUT, fid_samples=0, quality_at=())
+protocol.PROTOCOLS["paper"] = PAPER
+
+if __name__ == "__main__":
+    from suite.__main__ import program
+
+    program()

@@ -84,12 +84,6 @@ def run(args) -> int:
 
     selection = _selection(args)
     runs, cells = _plan_of(selection, args.results)
-    if args.features == "inception":
-        from suite.quality.features import extractor
-
-        extractor(args.features)  # refused now rather than after the first training
-    if note := check_quality(runs, args.features):
-        print(note, file=sys.stderr)
     if runs and runs[0].protocol.compiled and not runs[0].compiled:
         print("no C++ compiler found: blocks run eager, about half as fast (and under run ids of their own)", file=sys.stderr)
     from suite.sweep.distributed import launched, launched_alone, run_distributed
@@ -99,6 +93,12 @@ def run(args) -> int:
               "--multi_gpu instead of --cpu, which needs no GPU", file=sys.stderr)  # fmt: skip
     if launched():
         return run_distributed(runs, args.results.resolve(), args.features, args.kernels)
+    if args.features == "inception":
+        from suite.quality.features import extractor
+
+        extractor(args.features)  # refused now rather than after the first training
+    if note := check_quality(runs, args.features):
+        print(note, file=sys.stderr)
     if args.slurm and args.executor != "slurm":
         raise ValueError("--slurm goes with --executor slurm")
     if cells is None:

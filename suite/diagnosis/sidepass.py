@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from suite.diagnosis import metrics
 from suite.model.backbone import Block, DiT, attention_matrix
 from suite.residual import Context
+from suite.training.data import Data
 from suite.training.trainer import Trainer
 
 SEGMENTS = ("all", "image", "caption")
@@ -145,6 +146,13 @@ def final_state(trainer: Trainer) -> str:
     mean of zero; other. Pre- and multi-stream trunks are judged as they are.
     """
     dit, data = trainer.state.dit, trainer.data
+    if dit.sharded:  # its blocks' weights may come in bf16
+        with trainer.accelerator.autocast():
+            return _state(trainer, dit, data)
+    return _state(trainer, dit, data)
+
+
+def _state(trainer: Trainer, dit: DiT, data: Data) -> str:
     rows = data.heldout[:16]
     z_BCHW = data.x0(rows).to(trainer.device)
     x = dit.enter(z_BCHW, trainer.train_step.captions(data.caption(rows)))

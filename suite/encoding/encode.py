@@ -63,6 +63,9 @@ def encode(
     with _alone(target, out):
         done = _begin(target, out, settings, shard_rows)
         work = Work(found, coder, reader, size, tokens, batch or (CUDA_BATCH if device.type == "cuda" else CPU_BATCH))
+        empty_SD = work.embed([""])[0] if reader else None
+        if reader and not empty_SD.isfinite().all():  # known now, and not after days
+            raise DataError(f"text encoder {names['text']}: its embedding of an empty caption is not finite")
         count = -(-len(found.files) // shard_rows)
         for shard in range(count):
             path = out / _name(shard)
@@ -73,7 +76,7 @@ def encode(
             _save(target, out, settings, done)
             say(f"encoded {min((shard + 1) * shard_rows, len(found.files)):,} of {len(found.files):,} images")
         if not _finished(out):
-            _finish(target, out, settings, names, done, work.embed([""])[0] if reader else None)
+            _finish(target, out, settings, names, done, empty_SD)
         reference.write(found, size, coder.image_channels, out, say)
     return out
 
@@ -152,7 +155,5 @@ def _finish(target: Source, out: Path, settings: dict, names: dict, done: dict[s
     """The sidecar, which reads every shard again: one that is not what was written is named."""
     encoder = {key: value for key, value in settings.items() if key not in ("images", "shard_rows")}
     encoder |= {part: encoder[part] and {"name": names[part]} | encoder[part] for part in names}
-    if empty_SD is not None and not empty_SD.isfinite().all():
-        raise DataError(f"text encoder {names['text']}: its embedding of an empty caption is not finite")
     digests = {name: shard["sha256"] for name, shard in done.items()}
     sidecar.make(target, out, open_shards(target, files_of(target, out)), encoder=encoder, empty_SD=empty_SD, digests=digests)

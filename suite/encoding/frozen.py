@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import TypeVar
 
 import torch
 from torch import nn
 
+from suite.environment import package as version_of
 from suite.training.sources import DataError, first_line, one_line
 
 Model = TypeVar("Model")
@@ -24,7 +24,7 @@ def device() -> torch.device:
 
 def versions() -> dict[str, str]:
     """Of the packages whose code the latents come from."""
-    return {name: version(name) for name in PACKAGES}
+    return {name: version_of(name) for name in PACKAGES}
 
 
 def load(what: str, name: str, package: str, read: Callable[[], Model]) -> Model:

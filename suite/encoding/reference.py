@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +30,19 @@ def write(found: Listing, size: int, channels: int, out: Path, say: Callable[[st
 
     Goes over the images by itself: it takes one pass, and is made again from the start if it is killed.
     """
-    if (out / FILE).is_file():
-        return
+    of = frozen.digest_of(found.digest(), size, channels)
+    try:
+        if moments.load(out / FILE).images == of:
+            return
+    except QualityError:
+        pass
     try:
         net = extractor("inception")
     except QualityError as error:
         say(f"no FID of runs over this folder: {error}; encode again with them, and only that is made")
         return
     net.to(frozen.device())
-    write_aside(out / FILE, moments.gather(_batches(found, size, channels), net).to_bytes())
+    write_aside(out / FILE, replace(moments.gather(_batches(found, size, channels), net), images=of).to_bytes())
     say(f"measured the features of {len(found.files):,} images, for FID")
 
 

@@ -252,4 +252,5 @@ class DiT(nn.Module):
                 x = checkpoint(self._blocks, x, start, start + self.segment, use_reentrant=False, preserve_rng_state=False)
         else:
             x = self._blocks(x, 0, len(self.blocks))
-        return self.leave(x, image_BCHW)
+        out = self.leave(x, image_BCHW)
+        return out.clone() if self.sharded else out  # FSDP warns of a view

@@ -23,19 +23,23 @@ META = "moments"  # the key of the file's metadata; safetensors writes several i
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the features of n images: mean (F), covariance (F, F) over n - 1, both float64; the network's name and digest."""
+    """Of the features of n images: mean (F), covariance (F, F) over n - 1, both float64; the network's name and digest.
+
+    images: which images they are, as whoever gathers them says it.
+    """
 
     mean_F: Tensor
     cov_FF: Tensor
     n: int
     name: str
     digest: str
+    images: str = ""
 
     def to_bytes(self) -> bytes:
         """The content of a safetensors file; equal moments give equal bytes."""
         from safetensors.torch import save
 
-        notes = json.dumps({"n": self.n, "features": self.name, "digest": self.digest})
+        notes = json.dumps({"n": self.n, "features": self.name, "digest": self.digest, "images": self.images})
         return save({"mean": self.mean_F.contiguous(), "cov": self.cov_FF.contiguous()}, {META: notes})
 
 
@@ -46,7 +50,7 @@ def load(path: Path) -> Moments:
     try:
         with safe_open(path, "pt") as file:
             notes = json.loads(file.metadata()[META])
-            return Moments(file.get_tensor("mean"), file.get_tensor("cov"), notes["n"], notes["features"], notes["digest"])
+            return Moments(file.get_tensor("mean"), file.get_tensor("cov"), notes["n"], notes["features"], notes["digest"], notes["images"])
     except Exception as error:  # no file, another file, half a file
         raise QualityError(f"{path} holds no moments of features ({type(error).__name__})") from error
 

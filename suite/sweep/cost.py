@@ -20,7 +20,7 @@ from suite.training.memory import Size, micro_rows, replayed, size_of
 
 GIB = 2**30
 CARD = 78 * GIB  # of an H100's 80 GB, what a process is given (that of the project's machine)
-SPARE = 2 * GIB  # of it, for CUDA itself and the workspaces of kernels; assumed
+SPARE = 10 * GIB  # of it, for CUDA, NCCL's buffers, the workspaces of kernels and what the allocator cannot use; assumed
 GPUS = (1, 2, 4, 8, 16)  # those of the table where nobody says: up to the 16 H100 of Table 3
 ONE = (1,)
 
@@ -157,7 +157,7 @@ def said(runs: Sequence[Run], gpus: Sequence[int], bench: Path) -> list[str]:
     Raises ValueError for data that cannot be read.
     """
     if not runs:
-        return ["no runs: no cost"]
+        return ["no runs: no cost; a search plans its runs as it goes, and `run` says about how many core-hours it takes"]
     table = read_rows(bench, TABLES["bench"]) if bench.exists() else []
     alike: dict[tuple, list[Run]] = {}
     for run in runs:

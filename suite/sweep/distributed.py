@@ -15,15 +15,17 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 
 from suite import environment
 from suite.protocol import Run
+from suite.quality.features import extractor
 from suite.records.completeness import done_ids
 from suite.records.tables import Store
 from suite.sweep.claim import Claim
-from suite.sweep.cost import SPARE, shapes_of
+from suite.sweep.cost import CARD, SPARE, shapes_of
 from suite.sweep.execute import execute
+from suite.sweep.plan import check_quality
 from suite.training import sharded
 from suite.training.memory import micro_rows, sharded_state, size_of
 
@@ -64,21 +66,32 @@ def run_distributed(runs: list[Run], results: Path, features: str, kernels: str 
     if len(runs) != 1:
         raise ValueError(f"under a launcher exactly one run is trained; this selection has {len(runs)}: narrow it with the flags of plan")
     run, world = runs[0], processes()
-    sharding = replace(sharded.read(run.protocol), micro=_micro(run, world)) if sharded.wanted() else None
+    sharding = sharded.read(run.protocol) if sharded.wanted() else None
     if run.protocol.batch % world:
         raise ValueError(f"a batch of {run.protocol.batch} does not divide into {world} processes")
     if not torch.cuda.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # unsaid, Accelerate finds no backend: each process would train alone
     store, claim = Store(results / run.protocol.name), Claim(results, run.run_id)
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
-    word = None
+    same = len(set(gather_object([run.run_id]))) == 1
+    word = micro = fault = None
     if state.is_main_process:  # one process looks and holds for all, so that all do the same
-        word = "hold" if not claim.take() else "done" if run.run_id in done_ids(store) else "train"
-    (word,) = broadcast_object_list([word])
+        try:
+            if not same:
+                raise ValueError(f"{run.label()}: the processes do not plan the same run; give them the same data, code and compiler")
+            if not claim.take():
+                raise ValueError(f"{run.label()}: another sweep or launcher holds this run; call again when it has ended")
+            word = "done" if run.run_id in done_ids(store) else "train"
+            if word == "train":
+                _check_quality(run, features)
+                micro = _micro(run, world) if sharding else None
+        except ValueError as error:
+            fault = str(error)
+            print(f"error: {fault}", file=sys.stderr)
+    word, micro, fault = broadcast_object_list([word, micro, fault])
+    sharding = sharding and replace(sharding, micro=micro)
     try:
-        if word == "hold":
-            if state.is_main_process:
-                print(f"error: {run.label()}: another sweep or launcher holds this run; call again when it has ended", file=sys.stderr)
+        if fault:
             return 2
         if word == "train" and (record := execute(run, results, features, kernels=kernels, sharding=sharding)):
             store.add(record)
@@ -89,10 +102,18 @@ def run_distributed(runs: list[Run], results: Path, features: str, kernels: str 
     return 0
 
 
+def _check_quality(run: Run, features: str) -> None:
+    """Say, by one process, what scores there will be. Raises ValueError where those that were asked for cannot be had."""
+    if features == "inception":
+        extractor(features)
+    if note := check_quality([run], features):
+        print(note, file=sys.stderr)
+
+
 def _micro(run: Run, world: int) -> int | None:
     """Rows of a process's share that fit a GPU at a time; None on a CPU: all. Raises ValueError where not one fits."""
     if not torch.cuda.is_available() or environment.cpu_wanted():
         return None
     shapes = shapes_of(run)
-    free = torch.cuda.get_device_properties(0).total_memory - SPARE - sharded_state(size_of(run, *shapes), world)
+    free = min(CARD, torch.cuda.get_device_properties(0).total_memory) - SPARE - sharded_state(size_of(run, *shapes), world)
     return micro_rows(run, world, free, *shapes)

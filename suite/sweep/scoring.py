@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from suite.model.flow import seeded
@@ -24,20 +25,30 @@ def final_quality(trainer: Trainer, results: Path, features: str) -> dict:
     row = {"step": trainer.state.step, "fid_status": "crashed", "nfe": p.nfe, "guidance": p.guidance}
     # a crashed run gets its picture alone, and a run whose weights hold nan gets samples of nan, drawn as such
     shown = GRID_ROWS * (data.classes or PICTURE_ROWS)
-    n = min(p.fid_samples, shown) if crashed or quality_fault(data, features, p.fid_samples) else p.fid_samples
+    fault = _fault(trainer, features)
+    n = min(p.fid_samples, shown) if crashed or fault else p.fid_samples
     with trainer.clock.timed("sample", n):
         samples, labels = trainer.evaluation.sample(n)
     if not trainer.accelerator.is_main_process:
         return row
-    grid = _images(data, samples[:shown])
+    row |= {} if crashed else {"fid_status": "unavailable"} if fault else _scores(trainer, samples, features)
+    seen = (labels[:shown] < PICTURE_ROWS).nonzero()[:, 0]  # a picture has no more rows, and decoding takes its time
+    grid = _images(data, samples[seen])
     if grid is None:
-        return row if crashed else row | _scores(trainer, samples, features)
+        return row
     path = picture_path(results / p.name, run.scheme, run.depth, run.run_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f"{path.name}.*.part"):  # by a worker that was killed while it drew
         left.unlink(missing_ok=True)
-    sample_grid(grid, labels[: len(grid)], path)
-    return row if crashed else row | _scores(trainer, samples, features)
+    sample_grid(grid, labels[seen], path)
+    return row
+
+
+def _fault(trainer: Trainer, features: str) -> str:
+    """`quality_fault`; where all processes sample together the first one asks for all, as a file may fail one of them."""
+    asks = trainer.accelerator.is_main_process or not trainer.state.dit.sharded
+    fault = quality_fault(trainer.data, features, trainer.run.protocol.fid_samples) if asks else ""
+    return broadcast_object_list([fault])[0] if trainer.state.dit.sharded else fault
 
 
 def _images(data: Data | Latents, samples: Tensor) -> Tensor | None:
@@ -71,10 +82,8 @@ def network(data: Data, features: str) -> FeatureNet:
 
 
 def _scores(trainer: Trainer, samples, features: str) -> dict:
-    """FID and its kin of samples against the training images; status `unavailable` where they cannot be had."""
+    """FID and its kin of samples against the training images; for data that have no fault."""
     data = trainer.data
-    if quality_fault(data, features, trainer.run.protocol.fid_samples):
-        return {"fid_status": "unavailable"}  # the picture stands alone
     if isinstance(data, Latents):
         from suite.encoding import decode
 
@@ -98,7 +107,7 @@ def checkpoint_quality(trainer: Trainer, features: str, step: int) -> None:
     p = trainer.run.protocol
     if step in p.quality_at:
         scored = {"fid_status": "unavailable"}
-        if not quality_fault(trainer.data, features, p.fid_samples):
+        if not _fault(trainer, features):
             with trainer.clock.timed("sample", p.fid_samples):
                 samples, _ = trainer.evaluation.sample(p.fid_samples)
             scored = _scores(trainer, samples, features) if trainer.accelerator.is_main_process else {}

@@ -25,7 +25,7 @@ class Evaluation:
     """velocity(z_*BCHW, captions_*BSD) is the model as it is when called; captions: on the model's device.
 
     runs: (R,) where velocity is that of a group of R runs. together: set where all processes of it evaluate one model, each a part;
-    every method must then be called by all, and gives all the whole.
+    every method must then be called by all; samples are the first one's alone.
     """
 
     def __init__(
@@ -70,5 +70,13 @@ class Evaluation:
             rows=(mine, n),
         )  # fmt: skip
         if self.world > 1:
-            images = self.together.gather(images).unflatten(0, (self.world, -1)).transpose(0, 1).flatten(0, 1)[:n]
+            images = self._gathered(images.cpu())[:n]
         return self.data.pixels(images.cpu()), self.data.picture_rows(n)
+
+    def _gathered(self, mine: Tensor) -> Tensor:
+        """The samples of all processes in order, on the first one; on the others none. Part by part: a GPU need not hold all."""
+        parts = []
+        for part in mine.split(EVAL_ROWS):
+            every = self.together.gather(part.to(self.captions.device)).unflatten(0, (self.world, -1)).transpose(0, 1).flatten(0, 1)
+            parts.append(every.cpu() if self.rank == 0 else every[:0].cpu())
+        return torch.cat(parts)

@@ -69,8 +69,12 @@ class Latents:
         return self.labels_N[rows] if self.classes is not None else self.shards.captions.take(rows)
 
     def prompts(self, which: Tensor) -> Tensor:
-        """Captions of the samples of these numbers: the classes in turn, or the held-out captions."""
-        return which % self.classes if self.classes is not None else self.caption(self.heldout[which % len(self.heldout)])
+        """Captions of the samples of these numbers: the classes in turn, or the held-out captions and then others, in a fixed order."""
+        if self.classes is not None:
+            return which % self.classes
+        others = self.train[torch.randperm(len(self.train), generator=generator("prompts"))]
+        rows = torch.cat([self.heldout, others])
+        return self.caption(rows[which % len(rows)])
 
     def picture_rows(self, n: int) -> Tensor:
         """For n samples the row of the picture that each goes to; of captions the first 80 fill it."""

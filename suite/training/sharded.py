@@ -8,7 +8,9 @@ Under bf16 a block's weights are gathered in bf16; masters, gates, gradient sums
 
 from __future__ import annotations
 
+import ctypes
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +73,8 @@ class ShardedParameters:
         """Keep this process's part of a block whose weights are drawn, and give back the rest."""
         fully_shard(block, mesh=self.mesh, reshard_after_forward=self.reshard, mp_policy=self.policy,
                     ignored_params=set(block.residuals.parameters()))  # fmt: skip
+        with suppress(AttributeError, OSError):  # glibc keeps what is freed: without this every process would hold the whole model
+            ctypes.CDLL(None).malloc_trim(0)
 
     def finish(self, device: torch.device) -> None:
         """What is left of the model, to its device, into one buffer; after this the model trains."""
@@ -123,9 +127,9 @@ class ShardedParameters:
         leaves = {f"whole.{group}": leaf for group, leaf in self.whole.leaves.items()}
         for name, p in (*self.parts.items(), *leaves.items()):
             state = optimizer.state[p]
+            if not state:
+                state |= {moment: torch.zeros_like(p.detach()) for moment in MOMENTS} | {"step": self._count(0)}
             for moment in MOMENTS:
-                if moment not in state:
-                    state[moment] = torch.zeros_like(p.detach())
                 found[f"{moment}/{name}"] = state[moment]
             found[f"value/{name}"] = p.detach()
         return found
@@ -133,8 +137,7 @@ class ShardedParameters:
     def set_step(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Make AdamW take the next update as its `step` + 1-st; its moments are in `tensors`."""
         for p in (*self.parts.values(), *self.whole.leaves.values()):
-            state, device = optimizer.state[p], self.whole.values.device
-            if step == 0:
-                state.clear()
-            else:
-                state["step"] = torch.tensor(float(step), device=device)
+            optimizer.state[p]["step"] = self._count(step)
+
+    def _count(self, step: int) -> Tensor:
+        return torch.tensor(float(step), device=self.whole.values.device)

@@ -7,17 +7,20 @@ synced. Every function here is called by all processes together, which must see 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from suite.training.checkpoint import MANIFEST, CheckpointWarning, PlacementError, complete, drop_newer, name_of, remove, sync_folder
 
@@ -32,20 +35,17 @@ def save(folder: Path, step: int, owner: str, shards: dict[str, Tensor], history
     from safetensors.torch import save as to_bytes
 
     target, aside, first = folder / name_of(step), folder / f".{name_of(step)}.sharded", dist.get_rank() == 0
-    if first:
+
+    def begin() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".step-*"):  # by processes that were killed while they wrote
-            shutil.rmtree(left, ignore_errors=True)
+        _sweep(folder)
         aside.mkdir()
-    dist.barrier()
-    dcp.save(shards, checkpoint_id=aside)  # synced by torch
-    dist.barrier()
-    digests = _gathered({path.name: _digest(path) for path in _mine(sorted(aside.glob("*.distcp")))})
-    if first:
+
+    def finish() -> None:
         notes = {"history.safetensors": to_bytes(history), "log.json": json.dumps(log).encode()}
-        digests |= {name: hashlib.sha256(data).hexdigest() for name, data in notes.items()}
-        digests[".metadata"] = _digest(aside / ".metadata")
-        notes[MANIFEST] = json.dumps({"run_id": owner, "step": step, "torch": torch.__version__, "sharded": digests}).encode()
+        every = digests | {name: hashlib.sha256(data).hexdigest() for name, data in notes.items()}
+        every[".metadata"] = _digest(aside / ".metadata")
+        notes[MANIFEST] = json.dumps({"run_id": owner, "step": step, "torch": torch.__version__, "sharded": every}).encode()
         for name, data in notes.items():
             with open(aside / name, "wb") as file:
                 file.write(data)
@@ -57,7 +57,37 @@ def save(folder: Path, step: int, owner: str, shards: dict[str, Tensor], history
         drop_newer(folder, step)
         for old in complete(folder)[:-KEEP]:
             remove(old)
-    dist.barrier()
+
+    try:
+        _together(begin if first else None)
+        dcp.save(shards, checkpoint_id=aside)  # synced by torch; a fault of one process is raised by all
+        digests = _gathered({path.name: _digest(path) for path in _mine(sorted(aside.glob("*.distcp")))})
+        _together(finish if first else None)
+    except (OSError, CheckpointException) as error:  # a full disk: give back what half a checkpoint takes
+        if first:
+            shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise
+        cause = next(iter(error.failures.values()))[0]
+        raise OSError(getattr(cause, "errno", None) or errno.EIO, f"checkpoint {target}: {cause}") from error
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes left that were killed while they wrote."""
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _together(work: Callable[[], None] | None) -> None:
+    """What one process does and all wait for; an OSError of it is raised by all."""
+    fault = None
+    if work:
+        try:
+            work()
+        except OSError as error:
+            fault = error.errno, str(error)
+    if fault := next((found for found in _all(fault) if found), None):
+        raise OSError(*fault)
 
 
 def load(folder: Path, owner: str, shards: dict[str, Tensor]) -> tuple[int, dict[str, Tensor], dict] | None:

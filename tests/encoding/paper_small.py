@@ -6,9 +6,9 @@ from suite import protocol
 
 CUT = {"width": 32, "ffn": 96, "batch": 8, "depths": (4,), "horizon": 40, "window": 6, "heldout_every": 10, "checkpoint_every": 5}
 PAPER = replace(protocol.PROTOCOLS["paper"], **CUT, fid_samples=0, quality_at=())
-protocol.PROTOCOLS["paper"] = PAPER
 
 if __name__ == "__main__":
+    protocol.PROTOCOLS["paper"] = PAPER
     from suite.__main__ import program
 
     program()

@@ -5,6 +5,7 @@ Every case trains a run of the suite by its own `Trainer`, sharded over the proc
 
 import json
 import os
+import resource
 import sys
 import warnings
 from pathlib import Path
@@ -46,6 +47,19 @@ def look(trainer: Trainer) -> dict:
     }  # fmt: skip
 
 
+def on_a_full_disk(save) -> str:
+    """What a save says where no file may grow beyond 4 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        save()
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return "nothing"
+
+
 def train(case: dict) -> dict:
     """The case's run to its step `stop`, from its folder's checkpoint if there is one; `save` says whether one is left."""
     run, said = Run.from_json(case["run"]), []
@@ -58,6 +72,8 @@ def train(case: dict) -> dict:
     while trainer.state.step < case["stop"] and trainer.advance():
         if case.get("save"):
             trainer.checkpoint()
+    if case.get("full"):
+        said.append(on_a_full_disk(trainer.save))
     samples, _ = trainer.evaluation.sample(7)  # of an odd number: the processes have not equally many
     seen = look(trainer) if case.get("look") else {}
     return seen | {

@@ -80,7 +80,8 @@ def test_labels_are_ranks_and_classes_are_asked_in_turn(tmp_path):
 def test_captions_to_sample_from_are_held_out_and_fill_the_picture(tmp_path):
     found = load(write(tmp_path / "d", arrays(40)))
     prompts, rows = found.prompts(torch.arange(90)), found.picture_rows(90)
-    assert prompts.shape == (90, *CAPTION) and torch.equal(prompts[7], found.caption(found.heldout[:1])[0])  # 7 held out
+    assert prompts.shape == (90, *CAPTION) and torch.equal(prompts[:7], found.caption(found.heldout))  # 7 held out
+    assert torch.equal(prompts[40:80], prompts[:40]) and len(prompts[:40].flatten(1).unique(dim=0)) == 40  # then the others, then again
     assert torch.bincount(rows).tolist() == [8] * 11 + [2]
     assert torch.equal(found.captions(1, 1)(prompts), prompts) and torch.equal(found.captions(1, 1).empty, torch.zeros(CAPTION))
 

@@ -148,6 +148,13 @@ def test_another_number_of_processes_goes_on(tmp_path):
         Trainer(run, load(run.data), folder).restore()
 
 
+@pytest.mark.slow
+def test_a_full_disk_is_said_by_all_and_leaves_what_there_was(tmp_path):
+    (found,) = launch([(run_of(), "full", {"stop": 6, "save": True, "full": True})], tmp_path)
+    assert "step-00000006" in found["said"][0] and found["said"][0].startswith("OSError")
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["step-00000004"]
+
+
 def settings(monkeypatch, **env):
     """What `accelerate launch --config_file suite/training/fsdp2.yaml` says, with changes."""
     for name, value in ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"} | env).items():

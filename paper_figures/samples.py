@@ -21,25 +21,24 @@ NARROW = 1.45  # inches, room for the words above it
 
 def draw(folder: Path, protocol: str):
     runs = load_runs(folder)
-    runs = runs[runs["variant"] == 0]
     drawn = runs[[is_picture(picture_path(folder, row.scheme, row.depth, row.run_id)) for row in runs.itertuples()]]
     if drawn.empty:
         return skip(folder, NAME, "no picture in samples/")
-    runs = runs[runs["lr"] == main_lr(drawn)]
-    runs = runs.sort_values("seed", kind="stable").drop_duplicates(["scheme", "depth"]).sort_index()
+    runs = runs[(runs["lr"] == main_lr(drawn)) & runs["depth"].isin(drawn["depth"])]
+    runs = runs.sort_values("seed", kind="stable").drop_duplicates(["label", "depth"]).sort_index()
     pictures = {row.run_id: picture_path(folder, row.scheme, row.depth, row.run_id)
                 for row in runs.itertuples()}
     images = {run_id: _trimmed(imread(path)) for run_id, path in pictures.items() if is_picture(path)}
-    schemes, depths = list(runs["scheme"].drop_duplicates()), sorted(set(runs["depth"]))
+    labels, depths = list(runs["label"].drop_duplicates()), sorted(set(runs["depth"]))
     aspect = max(image.shape[0] / image.shape[1] for image in images.values())
-    width = max(5.0, 0.5 + (max(NARROW, TALL / aspect) + 0.1) * len(schemes))
+    width = max(5.0, 0.5 + (max(NARROW, TALL / aspect) + 0.1) * len(labels))
     notes = "One row of a grid per class, one column per sample, first seed of each cell; magenta marks nan or inf."
     figure, body = page(width, 0.7 + len(depths) * (TALL + 0.35), TITLE, caption(runs, notes))
-    axes = body.subplots(len(depths), len(schemes), squeeze=False)
-    cells = {(row.scheme, row.depth): row for row in runs.itertuples()}
+    axes = body.subplots(len(depths), len(labels), squeeze=False)
+    cells, scheme_of = {(row.label, row.depth): row for row in runs.itertuples()}, dict(zip(runs["label"], runs["scheme"], strict=True))
     for i, depth in enumerate(depths):
-        for j, scheme in enumerate(schemes):
-            ax, row = axes[i, j], cells.get((scheme, depth))
+        for j, label in enumerate(labels):
+            ax, row = axes[i, j], cells.get((label, depth))
             ax.set(xticks=[], yticks=[])
             ax.grid(False)
             for spine in ax.spines.values():
@@ -51,8 +50,8 @@ def draw(folder: Path, protocol: str):
                 ax.text(0.5, 0.5, "not run" if row is None else "no samples", ha="center", color="#888888")
             ax.set_title(short_outcome(row) if row is not None else "", fontsize=9)
             if i == 0:
-                ax.annotate(scheme, (0.5, 1), (0, 20), xycoords="axes fraction", textcoords="offset points",
-                            ha="center", fontsize=11, fontweight="bold", color=scheme_look(scheme)[0])
+                ax.annotate(label, (0.5, 1), (0, 20), xycoords="axes fraction", textcoords="offset points",
+                            ha="center", fontsize=11, fontweight="bold", color=scheme_look(scheme_of[label])[0])
             if j == 0:
                 ax.set_ylabel(f"depth {depth}", fontsize=11)
     return figure

@@ -156,7 +156,8 @@ def _below(results: Path) -> list[str]:
     for depth, lr in shared:
         for scheme in reversed(PRIMARY):
             risk = known[depth, lr, scheme]
-            gone = [row for row in healthy if (row["scheme"], int(row["depth"]), float(row["lr"])) == (scheme, depth, lr)]
+            cell = scheme, risk.params, depth, lr
+            gone = [row for row in healthy if (row["scheme"], row["params"], int(row["depth"]), float(row["lr"])) == cell]
             as_paper = sum(row["mms_signature"] == "true" and row["state"] == "mean_dominated" for row in gone)
             steps = f" (step{'s' * (len(gone) > 1)} {', '.join(str(step) for step in sorted(int(row['crash_step']) for row in gone))})"
             parts.append(

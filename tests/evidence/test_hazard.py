@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 
 import pytest
 
@@ -77,3 +78,23 @@ def test_the_anatomys_rates_are_the_rules():
     mine = {(cell.scheme, depth): cell.lrs for cell in PROTOCOLS["anatomy"].cells if not cell.params
             for depth in cell.depths or PROTOCOLS["anatomy"].depths}  # fmt: skip
     assert {key: lrs for key, lrs in below.items() if key[1] in (50, 100)} == mine
+
+
+def test_what_the_readme_says_of_healthy_deaths_is_the_hazard_tables():
+    """Counted here from the runs and held-out losses alone; a variant of a scheme (attention only) is another cell."""
+    import pandas as pd
+
+    from suite.evidence.findings import findings
+
+    folder = ROOT / "results" / "anatomy"
+    runs, evals = (pd.read_csv(folder / name, dtype={"run_id": str}) for name in ("runs.csv", "evals.csv"))
+    line = next(line for line in findings(ROOT / "results").splitlines() if "Healthy for a thousand" in line)
+    said = re.findall(r"(plain|mvsplit) at (\d+) blocks and ([\d.]+): (\d+) of (\d+) died, (\d+) of them healthy", line)
+    assert said
+    for scheme, depth, lr, dead, n, healthy in said:
+        mine = runs[(runs.scheme == scheme) & (runs.depth == int(depth)) & (runs.lr == float(lr))]
+        mine = mine[mine.params.isin(["-", "alpha=0,beta=1,sites=both"])]
+        gone = mine[mine.outcome.isin(["collapsed", "degraded", "nonfinite"])]
+        before = [evals[(evals.run_id == row.run_id) & (evals.step < row.crash_step - 10)].heldout_loss for row in gone.itertuples()]
+        well = sum(len(losses) > 0 and losses.iloc[-1] < 0.45 * row.constant_loss for losses, row in zip(before, gone.itertuples()))
+        assert (len(gone), len(mine), well) == (int(dead), int(n), int(healthy))

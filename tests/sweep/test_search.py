@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from suite import cli
+from suite.cli import training
 from suite.protocol import PROTOCOLS
 from suite.sweep import frontier, search
 from suite.sweep.plan import Selection, SelectionError, make_plan
@@ -96,9 +97,9 @@ def test_the_command_goes_on_round_by_round_until_nothing_is_wanted_or_something
     monkeypatch.setattr("suite.evidence.report.beside", lambda *folders: "the table")
     for statuses, rounds in (([0, 0, 0], 3), ([0, 1, 0], 2)):
         left, swept = [["a"], ["b"], ["c"], []], []
-        monkeypatch.setattr(cli, "_plan_of", lambda *words, left=left: (left.pop(0) if left else [], []))
+        monkeypatch.setattr(training, "_plan_of", lambda *words, left=left: (left.pop(0) if left else [], []))
         monkeypatch.setattr("suite.sweep.plan.check_quality", lambda *words: "")
-        monkeypatch.setattr(cli, "_sweep", lambda args, runs, done=swept, how=statuses: done.append(runs) or how[len(done) - 1])
+        monkeypatch.setattr(training, "_sweep", lambda args, runs, done=swept, how=statuses: done.append(runs) or how[len(done) - 1])
         runs = [type("R", (), {"protocol": PROTOCOLS["frontier"], "compiled": True})()]
         left[0] = runs
         assert cli.main(["run", "--protocol", "frontier", "--results", str(tmp_path)]) == max(statuses)

@@ -79,7 +79,7 @@ def encode(args) -> int:
 
 def run(args) -> int:
     from suite.evidence.report import beside
-    from suite.sweep.plan import check_quality
+    from suite.sweep.plan import say_quality
     from suite.sweep.search import core_hours
 
     selection = _selection(args)
@@ -93,12 +93,7 @@ def run(args) -> int:
               "--multi_gpu instead of --cpu, which needs no GPU", file=sys.stderr)  # fmt: skip
     if launched():
         return run_distributed(runs, args.results.resolve(), args.features, args.kernels)
-    if args.features == "inception":
-        from suite.quality.features import extractor
-
-        extractor(args.features)  # refused now rather than after the first training
-    if note := check_quality(runs, args.features):
-        print(note, file=sys.stderr)
+    say_quality(runs, args.features)
     if args.slurm and args.executor != "slurm":
         raise ValueError("--slurm goes with --executor slurm")
     if cells is None:

@@ -19,13 +19,12 @@ from accelerate.utils import broadcast_object_list, gather_object, parse_flag_fr
 
 from suite import environment
 from suite.protocol import Run
-from suite.quality.features import extractor
 from suite.records.completeness import done_ids
 from suite.records.tables import Store
 from suite.sweep.claim import Claim
 from suite.sweep.cost import CARD, SPARE, shapes_of
 from suite.sweep.execute import execute
-from suite.sweep.plan import check_quality
+from suite.sweep.plan import say_quality
 from suite.training import sharded
 from suite.training.memory import micro_rows, sharded_state, size_of
 
@@ -83,7 +82,7 @@ def run_distributed(runs: list[Run], results: Path, features: str, kernels: str 
                 raise ValueError(f"{run.label()}: another sweep or launcher holds this run; call again when it has ended")
             word = "done" if run.run_id in done_ids(store) else "train"
             if word == "train":
-                _check_quality(run, features)
+                say_quality([run], features)
                 micro = _micro(run, world) if sharding else None
         except ValueError as error:
             fault = str(error)
@@ -100,14 +99,6 @@ def run_distributed(runs: list[Run], results: Path, features: str, kernels: str 
         if state.is_main_process:
             claim.drop(clear=word == "done")
     return 0
-
-
-def _check_quality(run: Run, features: str) -> None:
-    """Say, by one process, what scores there will be. Raises ValueError where those that were asked for cannot be had."""
-    if features == "inception":
-        extractor(features)
-    if note := check_quality([run], features):
-        print(note, file=sys.stderr)
 
 
 def _micro(run: Run, world: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -135,6 +136,19 @@ def _check_cells(what: str, **cells: str) -> None:
     for name, text in cells.items():
         if fault := cell_fault(TABLES["runs"], name, text):
             raise SelectionError(f"{what}: {text[:200]!a} cannot be written into the tables ({name} {fault}); rename it")
+
+
+def say_quality(runs: list[Run], features: str) -> None:
+    """Tell the user on standard error what these runs will not be scored by, before the first training.
+
+    Raises QualityError or SelectionError, ValueErrors, where what was asked for cannot be had.
+    """
+    if features == "inception":
+        from suite.quality.features import extractor
+
+        extractor(features)
+    if note := check_quality(runs, features):
+        print(note, file=sys.stderr)
 
 
 def check_quality(runs: list[Run], features: str) -> str:

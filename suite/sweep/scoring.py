@@ -9,13 +9,11 @@ from torch import Tensor
 
 from suite.model.flow import seeded
 from suite.quality.features import FeatureNet, QualityError, extractor
-from suite.quality.fid import check_floor, real_floor, sample_grid, scores
+from suite.quality.fid import GRID_COLUMNS, GRID_ROWS, check_floor, real_floor, sample_grid, scores
 from suite.records.tables import picture_path
 from suite.training.data import NAMED, Data
-from suite.training.latents import PICTURE_ROWS, Latents
+from suite.training.latents import Latents
 from suite.training.trainer import Trainer
-
-GRID_ROWS = 8  # samples per class in the picture of a run
 
 
 def final_quality(trainer: Trainer, results: Path, features: str) -> dict:
@@ -24,7 +22,7 @@ def final_quality(trainer: Trainer, results: Path, features: str) -> dict:
     crashed = trainer.judge().crash_step is not None
     row = {"step": trainer.state.step, "fid_status": "crashed", "nfe": p.nfe, "guidance": p.guidance}
     # a crashed run gets its picture alone, and a run whose weights hold nan gets samples of nan, drawn as such
-    shown = GRID_ROWS * (data.classes or PICTURE_ROWS)
+    shown = GRID_COLUMNS * (data.classes or GRID_ROWS)
     fault = _fault(trainer, features)
     n = min(p.fid_samples, shown) if crashed or fault else p.fid_samples
     with trainer.clock.timed("sample", n):
@@ -32,7 +30,7 @@ def final_quality(trainer: Trainer, results: Path, features: str) -> dict:
     if not trainer.accelerator.is_main_process:
         return row
     row |= {} if crashed else {"fid_status": "unavailable"} if fault else _scores(trainer, samples, features)
-    seen = (labels[:shown] < PICTURE_ROWS).nonzero()[:, 0]  # a picture has no more rows, and decoding takes its time
+    seen = (labels[:shown] < GRID_ROWS).nonzero()[:, 0]  # a picture has no more rows, and decoding takes its time
     grid = _images(data, samples[seen])
     if grid is None:
         return row

@@ -48,19 +48,14 @@ def save(
 
     target, aside = folder / name_of(step), folder / f".{name_of(step)}.{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".step-*"):  # by a process that was killed while it wrote
-        shutil.rmtree(left, ignore_errors=True)
+    clear_halves(folder)
     aside.mkdir()
     data = to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     notes = json.dumps(log).encode()
     digests = {"sha256": hashlib.sha256(data).hexdigest(), "log_sha256": hashlib.sha256(notes).hexdigest()}
     manifest = json.dumps({"run_id": run_id, "step": step, "torch": torch.__version__} | digests).encode()
     try:
-        for name, content in (("state.safetensors", data), ("log.json", notes), (MANIFEST, manifest)):
-            with open(aside / name, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+        write_synced(aside, {"state.safetensors": data, "log.json": notes, MANIFEST: manifest})
     except OSError:  # a full disk: give back what half a checkpoint takes
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -73,6 +68,21 @@ def save(
     for old in older:
         if old not in pinned:
             remove(old)
+
+
+def clear_halves(folder: Path) -> None:
+    """Remove what a process left that was killed while it wrote."""
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def write_synced(folder: Path, files: dict[str, bytes]) -> None:
+    """Write files by name, in this order, each on the disk before the next."""
+    for name, content in files.items():
+        with open(folder / name, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def drop_newer(folder: Path, step: int) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from suite.model.flow import caption_table, generator
+from suite.quality.fid import GRID_COLUMNS
 from suite.training import sidecar
 from suite.training.captions import Captions
 from suite.training.data import HELDOUT
@@ -22,7 +23,6 @@ from suite.training.shards import Shards, files_of, open_shards
 from suite.training.sources import Source
 
 HELDOUT_ROWS = 1024  # at most: what a held-out loss reads at every evaluation
-PICTURE_ROWS, PICTURE_COLUMNS = 10, 8  # of `suite.quality.fid.sample_grid`
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,15 @@ class Latents:
         """Captions of the samples of these numbers: the classes in turn, or the held-out captions and then others, in a fixed order."""
         if self.classes is not None:
             return which % self.classes
-        others = self.train[torch.randperm(len(self.train), generator=generator("prompts"))]
-        rows = torch.cat([self.heldout, others])
-        return self.caption(rows[which % len(rows)])
+        return self.caption(self._prompt_rows[which % len(self._prompt_rows)])
+
+    @cached_property
+    def _prompt_rows(self) -> Tensor:
+        return torch.cat([self.heldout, self.train[torch.randperm(len(self.train), generator=generator("prompts"))]])
 
     def picture_rows(self, n: int) -> Tensor:
         """For n samples the row of the picture that each goes to; of captions the first 80 fill it."""
-        return torch.arange(n) % self.classes if self.classes is not None else torch.arange(n) // PICTURE_COLUMNS
+        return torch.arange(n) % self.classes if self.classes is not None else torch.arange(n) // GRID_COLUMNS
 
     def captions(self, tokens: int, width: int) -> Captions:
         """What turns captions into tokens of the model. tokens, width: of a table's, where there are classes."""

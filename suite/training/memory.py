@@ -19,12 +19,12 @@ from torch import Tensor
 from suite.model.backbone import DiT
 from suite.protocol import Protocol, Run
 from suite.residual import Context
+from suite.training.sharded import KEPT_EVERY
 from suite.training.state import build_model
 
 FLOAT, HALF = 4, 2
 STATE = 4 * FLOAT  # a parameter, its gradient and AdamW's two moments, all fp32
 IN_FLIGHT = 2  # blocks that FSDP2 holds gathered: the one at work and the one fetched ahead
-WHOLE = 4  # under sharding every fourth block keeps all of its activations, the others are replayed (Table 3: 300 of 400 are)
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,13 @@ def sharded_activations(size: Size, rows: int) -> int:
     """Bytes under sharding: of every fourth block all, of the others their inputs, and the block that is replayed."""
     if not size.segment:
         return rows * size.depth * size.kept
-    whole = -(-size.depth // WHOLE)
+    whole = -(-size.depth // KEPT_EVERY)
     return rows * ((size.depth - whole) * size.trunk + (whole + 1) * size.kept)
 
 
 def replayed(size: Size, gpus: int) -> float:
     """Share of the blocks whose forward runs a second time."""
-    return 0.0 if not size.segment else 1.0 if gpus == 1 else 1 - 1 / WHOLE
+    return 0.0 if not size.segment else 1.0 if gpus == 1 else 1 - 1 / KEPT_EVERY
 
 
 def micro_rows(

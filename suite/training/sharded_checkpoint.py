@@ -22,7 +22,19 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from suite.training.checkpoint import MANIFEST, CheckpointWarning, PlacementError, complete, drop_newer, name_of, remove, sync_folder
+from suite.training.checkpoint import (
+    MANIFEST,
+    CheckpointWarning,
+    PlacementError,
+    clear_halves,
+    complete,
+    drop_newer,
+    name_of,
+    remove,
+    sync_folder,
+    write_synced,
+)
+from suite.training.sidecar import sha256_of
 
 KEEP = 2  # of 160 GB each at 13.6 billion parameters (values and two moments); the newest, and one should that be damaged
 
@@ -38,19 +50,15 @@ def save(folder: Path, step: int, owner: str, shards: dict[str, Tensor], history
 
     def begin() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
+        clear_halves(folder)
         aside.mkdir()
 
     def finish() -> None:
         notes = {"history.safetensors": to_bytes(history), "log.json": json.dumps(log).encode()}
         every = digests | {name: hashlib.sha256(data).hexdigest() for name, data in notes.items()}
-        every[".metadata"] = _digest(aside / ".metadata")
+        every[".metadata"] = sha256_of(aside / ".metadata")
         notes[MANIFEST] = json.dumps({"run_id": owner, "step": step, "torch": torch.__version__, "sharded": every}).encode()
-        for name, data in notes.items():
-            with open(aside / name, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        write_synced(aside, notes)
         remove(target)
         os.replace(aside, target)
         sync_folder(folder)
@@ -61,7 +69,7 @@ def save(folder: Path, step: int, owner: str, shards: dict[str, Tensor], history
     try:
         _together(begin if first else None)
         dcp.save(shards, checkpoint_id=aside)  # synced by torch; a fault of one process is raised by all
-        digests = _gathered({path.name: _digest(path) for path in _mine(sorted(aside.glob("*.distcp")))})
+        digests = _gathered({path.name: sha256_of(path) for path in _mine(sorted(aside.glob("*.distcp")))})
         _together(finish if first else None)
     except (OSError, CheckpointException) as error:  # a full disk: give back what half a checkpoint takes
         if first:
@@ -70,12 +78,6 @@ def save(folder: Path, step: int, owner: str, shards: dict[str, Tensor], history
             raise
         cause = next(iter(error.failures.values()))[0]
         raise OSError(getattr(cause, "errno", None) or errno.EIO, f"checkpoint {target}: {cause}") from error
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what processes left that were killed while they wrote."""
-    for left in folder.glob(".step-*"):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def _together(work: Callable[[], None] | None) -> None:
@@ -128,7 +130,7 @@ def _fault(path: Path, manifest: dict, owner: str) -> str:
     if path.name != name_of(manifest["step"]):
         return f"its manifest says step {manifest['step']}"
     for name in _mine(sorted(manifest["sharded"])):
-        if not (path / name).is_file() or _digest(path / name) != manifest["sharded"][name]:
+        if not (path / name).is_file() or sha256_of(path / name) != manifest["sharded"][name]:
             return f"{name} does not match its digest"
     return ""
 
@@ -136,11 +138,6 @@ def _fault(path: Path, manifest: dict, owner: str) -> str:
 def _mine(of: list) -> list:
     """Those that this process looks after, so that all are looked after once."""
     return of[dist.get_rank() :: dist.get_world_size()]
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _all(of: object) -> list:

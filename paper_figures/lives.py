@@ -8,8 +8,9 @@ from matplotlib.lines import Line2D
 
 from paper_figures.rows import caption, load_runs
 from paper_figures.style import NEUTRAL, legend, line_of, page, scheme_handles, skip
-from suite.evidence.hazard import HEALTHY, healthy_deaths
-from suite.records.tables import read
+from suite.evidence.hazard import HEALTHY, healthy_deaths, healthy_spans
+from suite.records.completeness import Parts
+from suite.records.tables import Store
 from suite.verdict.outcomes import DEAD
 
 NAME = "lives"
@@ -22,11 +23,11 @@ WIDTH, ROW, GAP = 9.5, 0.09, 1.6  # inches, inches a run, rows between cells
 def draw(folder: Path, protocol: str):
     runs = load_runs(folder)
     runs = runs[runs["status"] == "done"]
-    evals = read(folder, "evals") if len(runs) else runs
-    if evals.empty:
-        return skip(folder, NAME, "no run has a held-out loss")
+    if runs.empty:
+        return skip(folder, NAME, "no run is done")
     if runs["protocol_version"].iloc[0] < 4:
         return skip(folder, NAME, "these runs are not of the rates below the edge")
+    parts, rows = Parts(folder), {row["run_id"]: row for row in Store(folder).runs()}
     healthy, cells = healthy_deaths(folder), list(runs.groupby(["depth", "order", "label", "lr"], sort=True))
     figure, body = page(WIDTH, 1.5 + ROW * (len(runs) + GAP * len(cells)), TITLE, caption(
         runs, f"A line is a run, seeds from top to bottom; thick where its held-out loss is below {HEALTHY:g} c (healthy), thin elsewhere. "
@@ -35,7 +36,8 @@ def draw(folder: Path, protocol: str):
     for (depth, _, label, lr), cell in cells:
         first = y
         for run in cell.sort_values("seed").itertuples():
-            _life(ax, y, run, evals[evals["run_id"] == run.run_id], run.run_id in healthy)
+            row = rows[run.run_id]
+            _life(ax, y, run, healthy_spans(row, parts.rows("evals", row)), run.run_id in healthy)
             y += 1
         ticks.append(((first + y - 1) / 2, f"{label}, {depth} blocks, {lr:g} (n = {len(cell)})"))
         y += GAP
@@ -49,15 +51,12 @@ def draw(folder: Path, protocol: str):
     return figure
 
 
-def _life(ax, y: float, run, evals, died_well: bool) -> None:
-    """One run's line: thin, with a thick part after every healthy measurement until the next."""
+def _life(ax, y: float, run, spans, died_well: bool) -> None:
+    """One run's line: thin, with a thick part while it was healthy."""
     line, dead = line_of(run), run.outcome in DEAD
     end = float(run.crash_step if dead else run.horizon)
-    evals = evals.sort_values("step")
     ax.plot([0, end], [y, y], linewidth=0.7, alpha=0.6, **line)
-    stops = [*evals["step"].iloc[1:], end]
-    for step, loss, stop in zip(evals["step"], evals["heldout_loss"], stops, strict=True):
-        if loss < HEALTHY * run.constant_loss and step < end:
-            ax.plot([step, min(stop, end)], [y, y], linewidth=3.0, **line)
+    for span in spans:
+        ax.plot(span, [y, y], linewidth=3.0, **line)
     if dead:
         ax.plot(end, y, "X" if died_well else "x", color="black", markersize=5, zorder=3, clip_on=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from suite.evidence.deaths import CALM_UNTIL, deaths
 from suite.evidence.edges import said
-from suite.evidence.hazard import HEALTHY, PER, Risk, longer, risks
+from suite.evidence.hazard import HEALTHY, PER, Risk, hazard_ratio, longer, risks
 from suite.evidence.markdown import table
 from suite.protocol import PROTOCOLS
 from suite.records.completeness import Parts
@@ -25,8 +25,9 @@ def dying(results: Path) -> str:
     known = risks(rows, Parts(folder))
     healthy = [death for death in deaths(folder) if death["healthy"] and death["row"] in rows]
     parts = [f"A run is healthy while its held-out loss is below {HEALTHY:g} *c*; intervals are 95 %, exact for a Poisson count.",
-             table(["scheme", "blocks", "rate", "runs", "died", "healthy then", "healthy steps", f"deaths in {PER} healthy steps"],
-                   [_hazard(risk) for risk in known]), _sum(known)]  # fmt: skip
+             table(["scheme", "blocks", "rate", "runs", "died", "healthy then", "at steps", "healthy steps",
+                    f"deaths in {PER} healthy steps"],
+                   [_hazard(risk) for risk in known]), _sum(known), *_ratios(known)]  # fmt: skip
     if edges := _edges(Store(results / FRONTIER.name).runs(), rows):
         parts += [f"Critical rates by step {FRONTIER.horizon} and by step {ANATOMY.horizon} (of the hotter rates at which all die early, "
                   "the frontier's runs count for both):",
@@ -52,7 +53,8 @@ def interval(risk: Risk) -> str:
 
 
 def _hazard(risk: Risk) -> list[str]:
-    return [name(risk.scheme, risk.params), str(risk.depth), f"{risk.lr:g}", str(risk.runs), str(risk.dead), str(risk.healthy_dead),
+    when = " to ".join(dict.fromkeys(str(step) for step in (*risk.when[:1], *risk.when[-1:]))) or "-"
+    return [name(risk.scheme, risk.params), str(risk.depth), f"{risk.lr:g}", str(risk.runs), str(risk.dead), str(risk.healthy_dead), when,
             str(risk.healthy_steps), interval(risk)]  # fmt: skip
 
 
@@ -67,6 +69,17 @@ def _sum(known: Sequence[Risk]) -> str:
         over = interval(Risk(scheme, "", 0, 0.0, runs, dead, well, steps))
         words.append(f"{scheme} {well} healthy deaths in {steps} healthy steps of {runs} runs: {over} in {PER}")
     return f"Over all rates: {'; '.join(words)}."
+
+
+def _ratios(known: Sequence[Risk]) -> list[str]:
+    """The hazard of `plain` over that of every other scheme at a depth and rate that both have, in words; [] where there is none."""
+    words, at = [], {(name(risk.scheme, risk.params), risk.depth, risk.lr): risk for risk in known}
+    for (scheme, depth, lr), risk in at.items():
+        plain = at.get(("plain", depth, lr))
+        if scheme != "plain" and plain and (found := hazard_ratio(plain, risk)):
+            words.append(f"{found[0]:.1f} [{found[1]:.2g}, {found[2]:.2g}] times that of {scheme} at {depth} blocks and {lr:g} "
+                         f"({plain.healthy_dead} and {risk.healthy_dead} deaths)")  # fmt: skip
+    return [f"At one and the same rate, plain's hazard is {'; '.join(words)}; exact given the sum of the deaths."] if words else []
 
 
 def _edges(frontier: Sequence[dict[str, str]], rows: Sequence[dict[str, str]]) -> list[list[str]]:

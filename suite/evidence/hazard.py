@@ -1,13 +1,14 @@
 """How often healthy runs die below their edge, and the critical rates of the longer horizon, from the anatomy's runs.
 
 A run is healthy while its held-out loss, measured every so many steps, is below 0.45 c. The hazard is deaths of healthy runs over
-healthy steps; its interval is the exact one of a Poisson count (Garwood, Biometrika 28, 1936), which takes the hazard as constant.
+healthy steps; its interval is the exact one of a Poisson count (Garwood, Biometrika 28, 1936), which takes the hazard as constant. Two
+schemes are compared at a rate and a depth that both have: given the sum of two Poisson counts, one of them is binomial.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,8 @@ Rows = Sequence[dict[str, str]]
 
 @dataclass(frozen=True)
 class Risk:
-    """A cell at one rate: runs, the dead among them, the dead that were healthy, healthy steps, and deaths in PER healthy steps."""
+    """A cell at one rate: runs, the dead among them, the dead that were healthy, healthy steps, and the crash steps of the dead that were
+    healthy, in order."""
 
     scheme: str
     params: str
@@ -37,10 +39,11 @@ class Risk:
     dead: int
     healthy_dead: int
     healthy_steps: int
+    when: tuple[int, ...] = ()
 
     @property
     def hazard(self) -> tuple[float, float, float]:
-        """(deaths in PER healthy steps, low, high); nan, 0 and inf where no step was healthy."""
+        """(healthy deaths in PER healthy steps, low, high); nan, 0 and inf where no step was healthy."""
         low, high = poisson_interval(self.healthy_dead)
         return tuple(PER * n / self.healthy_steps if self.healthy_steps else bare for n, bare in
                      ((self.healthy_dead, float("nan")), (low, 0.0), (high, float("inf"))))  # fmt: skip
@@ -54,12 +57,35 @@ def poisson_interval(n: int, level: float = LEVEL) -> tuple[float, float]:
     return (float(chi2.ppf(tail, 2 * n) / 2) if n else 0.0), float(chi2.ppf(1 - tail, 2 * n + 2) / 2)
 
 
-def healthy_steps(row: dict[str, str], evals: Rows) -> int:
-    """Steps of a run behind a held-out loss below HEALTHY c, each until the next measurement, the run's crash or its horizon."""
+def hazard_ratio(one: Risk, other: Risk, level: float = LEVEL) -> tuple[float, float, float] | None:
+    """(ratio, low, high) of two hazards, exact given the sum of their healthy deaths (Przyborowski and Wilenski, Biometrika 31, 1940).
+
+    None where neither has a healthy death, or one no healthy step; inf where `other` has no death.
+    """
+    from scipy.stats import binomtest
+
+    both = one.healthy_dead + other.healthy_dead
+    if not both or not one.healthy_steps or not other.healthy_steps:
+        return None
+    share = binomtest(one.healthy_dead, both).proportion_ci(level, method="exact")
+    odds = (p / (1 - p) if p < 1 else float("inf") for p in (one.healthy_dead / both, float(share.low), float(share.high)))
+    return tuple(each * other.healthy_steps / one.healthy_steps for each in odds)
+
+
+def healthy_spans(row: dict[str, str], evals: Rows) -> Iterator[tuple[int, int]]:
+    """(first, last) steps of a run behind a held-out loss below HEALTHY c, from each measurement to the next, the crash or the horizon.
+
+    `evals` are the run's held-out losses by step.
+    """
     end = int(row["crash_step"] or 0) - 1 if row["outcome"] in DEAD else min(int(row["last_step"]), int(row["horizon"]))
     at = [(int(line["step"]), _well(row, line)) for line in evals if int(line["step"]) < end]
     stops = [*(step for step, _ in at), end][1:]
-    return sum(stop - step for (step, well), stop in zip(at, stops, strict=True) if well)
+    return ((step, stop) for (step, well), stop in zip(at, stops, strict=True) if well)
+
+
+def healthy_steps(row: dict[str, str], evals: Rows) -> int:
+    """How many steps of a run were healthy."""
+    return sum(stop - step for step, stop in healthy_spans(row, evals))
 
 
 def died_healthy(row: dict[str, str], evals: Rows) -> bool:
@@ -88,9 +114,10 @@ def risks(rows: Iterable[dict[str, str]], parts: Parts) -> list[Risk]:
         for row in mine:
             at[float(row["lr"])].append((row, parts.rows("evals", row)))
         for lr, runs in sorted(at.items()):
+            when = tuple(sorted(int(row["crash_step"]) for row, lines in runs if died_healthy(row, lines)))
             out.append(Risk(
-                cell[0], cell[2], int(cell[-1]), lr, len(runs), sum(row["outcome"] in DEAD for row, _ in runs),
-                sum(died_healthy(*run) for run in runs), sum(healthy_steps(*run) for run in runs),
+                cell[0], cell[2], int(cell[-1]), lr, len(runs), sum(row["outcome"] in DEAD for row, _ in runs), len(when),
+                sum(healthy_steps(*run) for run in runs), when,
             ))  # fmt: skip
     return out
 

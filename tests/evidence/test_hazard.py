@@ -7,7 +7,7 @@ import re
 import pytest
 
 from suite.environment import ROOT
-from suite.evidence.hazard import HEALTHY, Risk, died_healthy, healthy_steps, longer, poisson_interval, rates_below
+from suite.evidence.hazard import HEALTHY, Risk, died_healthy, hazard_ratio, healthy_steps, longer, poisson_interval, rates_below
 from suite.protocol import PROTOCOLS
 from suite.records.tables import Store
 
@@ -61,6 +61,21 @@ def test_the_interval_is_that_of_the_poisson_tails(n):
     assert poisson_interval(0) == (0.0, pytest.approx(3.689, abs=1e-3))  # -ln 0.025
     assert Risk("plain", "-", 100, 1e-3, 8, 1, n, 4000).hazard == pytest.approx((n / 4, low / 4, high / 4))
     assert Risk("plain", "-", 100, 1e-3, 8, 1, 0, 0).hazard[1:] == (0.0, math.inf)
+
+
+def test_a_ratio_of_hazards_has_the_tails_of_the_binomial_that_a_sum_of_counts_leaves():
+    one, other = (Risk("plain", "-", 100, 1e-3, 8, deaths, deaths, steps) for deaths, steps in ((5, 6463), (2, 17631)))
+    ratio, low, high = hazard_ratio(one, other)
+    assert ratio == pytest.approx(one.hazard[0] / other.hazard[0]) and low < ratio < high
+
+    def tail(times, counts):  # of 7 deaths, the chance that so many are the first's if its hazard is `times` the other's
+        p = times * 6463 / (times * 6463 + 17631)
+        return sum(math.comb(7, k) * p**k * (1 - p) ** (7 - k) for k in counts)
+
+    assert tail(low, range(5, 8)) == pytest.approx(0.025) == pytest.approx(tail(high, range(6)))
+    none = Risk("plain", "-", 100, 1e-3, 8, 0, 0, 100)
+    assert hazard_ratio(one, none)[::2] == (math.inf, math.inf) and hazard_ratio(none, one)[:2] == (0, 0)
+    assert hazard_ratio(none, none) is None is hazard_ratio(one, Risk("plain", "-", 100, 1e-3, 8, 0, 0, 0))
 
 
 def test_a_critical_rate_of_the_longer_horizon_takes_of_the_short_one_what_is_sure():

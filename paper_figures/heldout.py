@@ -71,11 +71,12 @@ def _panel(ax, runs, looks, metric, depths) -> None:
     strip.grid(False)
     for side in ("bottom", "left"):
         strip.spines[side].set_visible(False)
-    for i, look in enumerate(looks.itertuples()):
+    at_depth = {depth: [label for label in looks["label"] if label in set(group)] for depth, group in runs.groupby("depth")["label"]}
+    for look in looks.itertuples():
         mine = runs[runs["label"] == look.label]
         colour, marker = scheme_look(look.scheme)
-        shift = (i - (len(looks) - 1) / 2) * 0.6 / max(5, len(looks))
-        x = {depth: k + shift for k, depth in enumerate(depths)}
+        x = {depth: depths.index(depth) + _beside(look.label, labels, len(looks))
+             for depth, labels in at_depth.items() if look.label in labels}  # fmt: skip
         alive = mine[~mine["crashed"] & mine[metric].notna()]
         ax.plot(alive["depth"].map(x), alive[metric], linestyle="", marker=marker, color=colour, markersize=6.5,
                 markeredgecolor="white", markeredgewidth=0.6, zorder=4)
@@ -91,6 +92,11 @@ def _panel(ax, runs, looks, metric, depths) -> None:
     ax.set(xlim=(-0.5, len(depths) - 0.5), xlabel="depth (blocks)")
 
 
+def _beside(label: str, labels: list[str], most: int) -> float:
+    """How far beside its depth's tick a label's marks lie, so that those at one depth stand side by side about it."""
+    return (labels.index(label) - (len(labels) - 1) / 2) * 0.6 / max(5, most)
+
+
 def _log_scale(ax) -> None:
     """Logarithmic where no value forbids it, with plain numbers on the ticks."""
     low = min((line.get_ydata().min() for line in ax.lines if len(line.get_ydata())), default=0)
@@ -103,7 +109,8 @@ def _log_scale(ax) -> None:
 
 
 def _notes(runs, features: str, fid: bool) -> list[str]:
-    notes = ["Lines join the means of runs that did not crash; a crashed run has only a mark on the top edge."]
+    notes = ["Lines join the means of runs that did not crash; a run that crashed or was collapsed from the start "
+             "has only a mark on the top edge."]  # fmt: skip
     if runs[runs["status"] == "done"].groupby(["label", "depth", "lr"])["crashed"].nunique().gt(1).any():
         notes.append("A pale mark: some of the seeds crashed.")
     if not fid:

@@ -113,13 +113,12 @@ def positive(values):
     return pd.Series(values).where(lambda value: value > 0)
 
 
-def log_axis(ax, label: str, which: str = "y") -> None:
-    """A logarithmic x or y axis with few, plain labels (the project's style does not parse mathematics)."""
-    ax.set(**{f"{which}scale": "log", f"{which}label": f"{label} (log scale)"})
-    axis = getattr(ax, f"{which}axis")
-    axis.set_major_locator(LogLocator(numticks=7))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: power(np.log10(value), 0)))
-    axis.set_minor_formatter(NullFormatter())
+def log_axis(ax, label: str) -> None:
+    """A logarithmic y axis with few, plain labels (the project's style does not parse mathematics)."""
+    ax.set(yscale="log", ylabel=f"{label} (log scale)")
+    ax.yaxis.set_major_locator(LogLocator(numticks=7))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: power(np.log10(value), 0)))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def power(exponent: float, digits: int = 1) -> str:

@@ -7,8 +7,7 @@ from pathlib import Path
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from paper_figures.fig05_quality import plain_log
-from paper_figures.style import NEUTRAL, legend, page, scheme_look, scheme_order, skip
+from paper_figures.style import NEUTRAL, legend, page, plain_log, scheme_look, scheme_order, skip
 from suite.evidence.bench import over_plain
 from suite.records.schema import PROVENANCE
 from suite.records.tables import read

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from paper_figures.rows import caption, load_runs
-from paper_figures.style import NEUTRAL, legend, page, scheme_handles, scheme_look, skip
+from paper_figures.style import NEUTRAL, legend, page, plain_log, scheme_handles, scheme_look, skip
 from suite.evidence.edges import edges
 from suite.evidence.stats import Critical
 from suite.records.tables import Store
@@ -91,10 +90,7 @@ def _edges(ax, found, looks, depths, horizon) -> None:
             ax.plot([x + 0.05] * len(ends), ends, color=look[0], linewidth=1)
             ax.plot([x + 0.05], [middle], marker=look[1], color=look[0], markersize=7, markerfacecolor="white", markeredgewidth=1.4,
                     zorder=4)  # fmt: skip
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    plain_log(ax, (1, 2, 3, 5, 7))
     ax.set(title=f"critical learning rate LR50@{horizon}", ylabel="learning rate")
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from paper_figures.audit_rows import audit_of, deep, log_axis, medians, positive, uniform
 from paper_figures.rows import caption, load_runs
-from paper_figures.style import legend, line_of, page, scheme_handles, scheme_look, skip
+from paper_figures.style import legend, line_of, page, plain_log, scheme_handles, scheme_look, skip
 
 NAME = "fading_gradients"
 TITLE = "How far gradients fade on their way back, in runs that survive"
@@ -53,10 +53,12 @@ def _label(axes) -> None:
     log_axis(axes[0], "root mean square")
     axes[1].set_title("(b) first quarter over last quarter", loc="left")
     axes[1].set_xlabel("step")
-    log_axis(axes[1], "ratio")
+    axes[1].set_ylabel("ratio (log scale)")
+    plain_log(axes[1])
     axes[2].set_title("(c) where that ratio ended, and the loss", loc="left")
     axes[2].set_ylabel("held-out loss (last)")
-    log_axis(axes[2], "ratio", "x")
+    axes[2].set_xlabel("ratio (log scale)")
+    plain_log(axes[2], which="x")
 
 
 def _similar(rows) -> str:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from paper_figures.rows import caption, curves_of, load_runs
-from paper_figures.style import NEUTRAL, crash_handle, legend, line_of, page, scheme_handles, scheme_look, skip
+from paper_figures.style import NEUTRAL, crash_handle, legend, line_of, page, plain_log, scheme_handles, scheme_look, skip
 from suite.protocol import PROTOCOLS as PRESETS
 from suite.records.tables import REAL, read
 
@@ -105,14 +104,6 @@ def draw_scores(ax, scored, runs, metric: str, floor) -> None:
         plain_log(ax)
     ax.set(xlabel="step", ylabel=METRICS[metric])
     ax.set_xlim(left=0)
-
-
-def plain_log(ax, subs=(1, 2, 5)) -> None:
-    """A logarithmic y axis with plain numbers at these multiples of powers of ten."""
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=subs))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _norms(ax, runs, curves, clip: float) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from paper_figures.fig05_quality import crash_of, main_setting, plain_log
+from paper_figures.fig05_quality import crash_of, main_setting
 from paper_figures.rows import caption, curves_of, load_runs
 from paper_figures.spike_rows import COLOURS, by_kind, came_back, families, fatal, kind, notes_of, summary, until_crash
-from paper_figures.style import NEUTRAL, legend, page, skip
+from paper_figures.style import NEUTRAL, legend, page, plain_log, skip
 from suite.records.tables import read
 
 NAME = "fig09_spike_trace"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from matplotlib.lines import Line2D
 
-from paper_figures.fig05_quality import main_setting, plain_log
+from paper_figures.fig05_quality import main_setting
 from paper_figures.rows import caption, load_runs
-from paper_figures.style import NEUTRAL, PALETTE, legend, page, skip
+from paper_figures.style import NEUTRAL, PALETTE, legend, page, plain_log, skip
 from suite.records.tables import read
 
 NAME = "fig11_probe"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from paper_figures.fig05_quality import crash_of, main_setting, plain_log
+from paper_figures.fig05_quality import crash_of, main_setting
 from paper_figures.loss_curves import curve_handles, loss_limits
 from paper_figures.rows import caption, curves_of, load_runs, short_outcome
-from paper_figures.style import NEUTRAL, legend, line_of, page, skip
+from paper_figures.style import NEUTRAL, legend, line_of, page, plain_log, skip
 from suite.records.tables import read
 
 NAME = "fig12_full_loss"

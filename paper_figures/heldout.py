@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from paper_figures.rows import caption, load_runs
-from paper_figures.style import NEUTRAL, crash_handle, legend, line_of, page, scheme_handles, scheme_look, skip
+from paper_figures.style import NEUTRAL, crash_handle, legend, line_of, page, plain_log, scheme_handles, scheme_look, skip
 from suite.records.tables import REAL, read
 
 NAME = "heldout"
@@ -40,7 +39,8 @@ def draw(folder: Path, protocol: str):
             if metric == "fid":
                 if at["fid"].isna().all():
                     ax.text(0.5, 0.5, "not scored at this rate", transform=ax.transAxes, ha="center", va="center", color=NEUTRAL)
-                _log_scale(ax)
+                if min((line.get_ydata().min() for line in ax.lines if len(line.get_ydata())), default=0) > 0:
+                    plain_log(ax)
                 if floor == floor:
                     ax.axhline(floor, color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1)
     handles = scheme_handles(runs, markers=True) + [crash_handle()] * bool(runs["crashed"].any())
@@ -95,17 +95,6 @@ def _panel(ax, runs, looks, metric, depths) -> None:
 def _beside(label: str, labels: list[str], most: int) -> float:
     """How far beside its depth's tick a label's marks lie, so that those at one depth stand side by side about it."""
     return (labels.index(label) - (len(labels) - 1) / 2) * 0.6 / max(5, most)
-
-
-def _log_scale(ax) -> None:
-    """Logarithmic where no value forbids it, with plain numbers on the ticks."""
-    low = min((line.get_ydata().min() for line in ax.lines if len(line.get_ydata())), default=0)
-    if low <= 0:
-        return
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _notes(runs, features: str, fid: bool) -> list[str]:

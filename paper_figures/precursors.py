@@ -47,7 +47,8 @@ def draw(folder: Path, protocol: str):
             dark = value == value and abs(value) > 0.6 * CALM_UNTIL
             ax.text(x + 0.5, y + 0.5, f"{value:+.0f}" if value == value else "–", ha="center", va="center", fontsize=9,
                     color="white" if dark else "black")
-    ax.set_xticks(np.arange(table.shape[1]) + 0.5, [name.replace(" ", "\n", 1) for name in table.columns], fontsize=8.5)
+    ax.set_xticks(np.arange(table.shape[1]) + 0.5, [name.replace("gradient", "grad.").replace(" ", "\n", 1) for name in table.columns],
+                  fontsize=8.5)
     ax.set_yticks(np.arange(len(table)) + 0.5, table.index, fontsize=8.5)
     ax.invert_yaxis()
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)

@@ -18,6 +18,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.textpath import text_to_path
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from paper_figures.pixels import BUILD
@@ -158,6 +159,15 @@ def _settle(figure: Figure) -> None:
 def shows(figure: Figure) -> str:
     """The mark of what a figure shows, as it stands in its files. To be made before the figure is laid out."""
     return SHOWS + digest(figure)
+
+
+def plain_log(ax, subs=(1, 2, 5), which: str = "y") -> None:
+    """A logarithmic x or y axis with plain numbers at these multiples of powers of ten."""
+    ax.set(**{f"{which}scale": "log"})
+    axis = getattr(ax, f"{which}axis")
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def rendered(figure: Figure) -> dict[str, bytes]:

@@ -167,8 +167,8 @@ def _presets() -> dict[str, Protocol]:
             anatomy,
             replace(
                 anatomy, name="anatomy64", purpose="the same with 64 image tokens, which leave more room for amplification",
-                patch=1, horizon=1000, quality_at=(), probe=False, fid_samples=0, audit_full=(), depths=(50,), lrs=(4.05e-3,),
-                seeds=(0, 1, 2), unscored=(), cells=(Cell("plain"), Cell("mvsplit")),
+                patch=1, quality_at=(), probe=False, fid_samples=0, audit_full=(), audit_layers=8, depths=(50,), unscored=(),
+                lrs=(5.35e-3, 6.15e-3), seeds=(0, 1), cells=(Cell("plain"), Cell("mvsplit")),  # rates by the same rule, from frontier64
             ),
             Protocol(
                 "deep", 3, "400 and 1000 blocks, the paper's own depths, at a small width", horizon=600, depths=(400,),

@@ -7,8 +7,9 @@ import re
 import pytest
 
 from suite.environment import ROOT
-from suite.evidence.hazard import HEALTHY, Risk, died_healthy, hazard_ratio, healthy_steps, longer, poisson_interval, rates_below
+from suite.evidence.hazard import HEALTHY, Risk, died_healthy, hazard_ratio, healthy_steps, longer, poisson_interval, rates_below, risks
 from suite.protocol import PROTOCOLS
+from suite.records.completeness import Parts
 from suite.records.tables import Store
 
 
@@ -88,11 +89,21 @@ def test_a_critical_rate_of_the_longer_horizon_takes_of_the_short_one_what_is_su
     assert both[1].rate < both[0].rate
 
 
-def test_the_anatomys_rates_are_the_rules():
-    below = rates_below(Store(ROOT / "results" / "frontier").runs())
-    mine = {(cell.scheme, depth): cell.lrs for cell in PROTOCOLS["anatomy"].cells if not cell.params
-            for depth in cell.depths or PROTOCOLS["anatomy"].depths}  # fmt: skip
-    assert {key: lrs for key, lrs in below.items() if key[1] in (50, 100)} == mine
+@pytest.mark.parametrize("frontier, anatomy", [("frontier", "anatomy"), ("frontier64", "anatomy64")])
+def test_the_anatomys_rates_are_the_rules(frontier, anatomy):
+    below, protocol = rates_below(Store(ROOT / "results" / frontier).runs()), PROTOCOLS[anatomy]
+    mine = {(cell.scheme, depth): set(cell.lrs or protocol.lrs) for cell in protocol.cells if not cell.params
+            for depth in cell.depths or protocol.depths}  # fmt: skip
+    assert {key: set(lrs) for key, lrs in below.items() if key[1] in (50, 100)} == mine
+
+
+def test_plains_healthy_deaths_lie_late_and_together_as_the_readme_says():
+    folder = ROOT / "results" / "anatomy"
+    known = [risk for risk in risks(Store(folder).runs(), Parts(folder)) if "sites=attn" not in risk.params]
+    plain, mvsplit = ([risk.when for risk in known if risk.scheme == scheme and risk.when] for scheme in ("plain", "mvsplit"))
+    assert min(min(when) for when in plain) > max(max(when) for when in mvsplit)
+    several = [when for when in plain if len(when) > 1]
+    assert len(several) == 3 and all(when[-1] < 1.25 * when[0] for when in several)
 
 
 def test_what_the_readme_says_of_healthy_deaths_is_the_hazard_tables():

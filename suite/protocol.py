@@ -168,7 +168,8 @@ def _presets() -> dict[str, Protocol]:
             replace(
                 anatomy, name="anatomy64", purpose="the same with 64 image tokens, which leave more room for amplification",
                 patch=1, quality_at=(), probe=False, fid_samples=0, audit_full=(), audit_layers=8, depths=(50,), unscored=(),
-                lrs=(5.35e-3, 6.15e-3), seeds=(0, 1), cells=(Cell("plain"), Cell("mvsplit")),  # rates by the same rule, from frontier64
+                lrs=(6.15e-3,), seeds=(0, 1),  # rates by the same rule, from frontier64
+                cells=(Cell("plain", lrs=(6.15e-3, 5.35e-3)), Cell("mvsplit", lrs=(7.08e-3, 6.15e-3))),
             ),
             Protocol(
                 "deep", 3, "400 and 1000 blocks, the paper's own depths, at a small width", horizon=600, depths=(400,),

@@ -17,7 +17,8 @@ DEEP = PROTOCOLS["deep"]
 
 
 def deep(results: Path) -> str:
-    """Markdown: schemes by depth and rate; runs by fate, crash steps, and held-out loss of the living (mean and range)."""
+    """Markdown: schemes by depth and rate; runs by fate, crash steps, and held-out loss of the living that have no event
+    behind the horizon (mean and range)."""
     found = defaultdict(list)
     for cell, rows in cells(Store(results / DEEP.name).runs()).items():
         for row in rows:
@@ -35,12 +36,16 @@ def said(rows: list[dict[str, str]]) -> str:
         return "-"
     fates = Counter(fate(row["outcome"]) for row in rows)
     steps = sorted(int(row["crash_step"]) for row in rows if fate(row["outcome"]) == "dead")
-    losses = [float(row["heldout_loss"]) for row in rows if fate(row["outcome"]) == "live"]
+    alive = [row for row in rows if fate(row["outcome"]) == "live"]
+    late = sorted(int(row["late_step"]) for row in alive if row["late_step"])  # an event behind the horizon, which does not count
+    losses = [float(row["heldout_loss"]) for row in alive if not row["late_step"]]
     parts = []
     for kind in ("dead", "unusable", "live"):
         if n := fates[kind]:
             more = f" (step{'s' * (len(steps) > 1)} {', '.join(map(str, steps))})" if kind == "dead" else ""
             if kind == "live":
-                more = f", {mean(losses):.3f}" + (f" ({min(losses):.3f} to {max(losses):.3f})" if len(losses) > 1 else "")
+                more = "".join(f", one falling at step {step}, behind the horizon" for step in late)
+                more += f", {mean(losses):.3f}" if losses else ""
+                more += f" ({min(losses):.3f} to {max(losses):.3f})" if len(losses) > 1 else ""
             parts.append(f"{n} of {len(rows)} {kind}{more}")
     return "; ".join(parts)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from suite.evidence.deaths import CALM_UNTIL, deaths
 from suite.evidence.edges import said
-from suite.evidence.hazard import HEALTHY, PER, Risk, hazard_ratio, longer, risks
+from suite.evidence.hazard import HEALTHY, LOOSER, PER, Risk, hazard_ratio, longer, risks
 from suite.evidence.markdown import table
 from suite.protocol import PROTOCOLS
 from suite.records.completeness import Parts
@@ -27,16 +27,18 @@ def dying(results: Path) -> str:
     parts = [f"A run is healthy while its held-out loss is below {HEALTHY:g} *c*; intervals are 95 %, exact for a Poisson count.",
              table(["scheme", "blocks", "rate", "runs", "died", "healthy then", "at steps", "healthy steps",
                     f"deaths in {PER} healthy steps"],
-                   [_hazard(risk) for risk in known]), _sum(known), *_ratios(known)]  # fmt: skip
+                   [_hazard(risk) for risk in known]), _sum(known), *_ratios(known),
+             f"With {LOOSER:g} *c* for {HEALTHY:g}: {_over(risks(rows, Parts(folder), LOOSER))}."]  # fmt: skip
     if edges := _edges(Store(results / FRONTIER.name).runs(), rows):
         parts += [f"Critical rates by step {FRONTIER.horizon} and by step {ANATOMY.horizon} (of the hotter rates at which all die early, "
                   "the frontier's runs count for both):",
                   table(["scheme", "blocks", f"LR50@{FRONTIER.horizon}", f"LR50@{ANATOMY.horizon}"], edges)]  # fmt: skip
     if healthy:
         parts += [f"Every healthy death ({len(healthy)} runs). Left first: what was the first to leave the range of its calm steps, more "
-                  f"than {CALM_UNTIL} steps before the crash, with the steps from the crash. From: the block where the trunk's "
+                  f"than {CALM_UNTIL} steps before the crash, with the steps from the crash (or before, where it is "
+                  "outside when the search starts). From: the block where the trunk's "
                   "similarity (1-TCS), and the one where the writers' centered gradient (g_ctr), left first.",
-                  table(["scheme", "blocks", "rate", "seed", "step", "loss before", "state", "MMS signature", "left first", "trunk from",
+                  table(["scheme", "blocks", "rate", "seed", "step", "lowest loss", "state", "MMS signature", "left first", "trunk from",
                          "gradient from"], [_death(death) for death in healthy])]  # fmt: skip
     return "\n\n".join(parts)
 
@@ -59,6 +61,10 @@ def _hazard(risk: Risk) -> list[str]:
 
 
 def _sum(known: Sequence[Risk]) -> str:
+    return f"Over all rates, which are not the same for all: {_over(known)}."
+
+
+def _over(known: Sequence[Risk]) -> str:
     """The hazards of each scheme over its cells, in words."""
     by = defaultdict(list)
     for risk in known:
@@ -66,9 +72,10 @@ def _sum(known: Sequence[Risk]) -> str:
     words = []
     for scheme, own in by.items():
         runs, dead, well, steps = (sum(getattr(risk, what) for risk in own) for what in ("runs", "dead", "healthy_dead", "healthy_steps"))
-        over = interval(Risk(scheme, "", 0, 0.0, runs, dead, well, steps))
-        words.append(f"{scheme} {well} healthy deaths in {steps} healthy steps of {runs} runs: {over} in {PER}")
-    return f"Over all rates: {'; '.join(words)}."
+        over, when = interval(Risk(scheme, "", 0, 0.0, runs, dead, well, steps)), sorted(step for risk in own for step in risk.when)
+        at = f" (steps {when[0]} to {when[-1]})" if well > 1 else f" (step {when[0]})" if well else ""
+        words.append(f"{scheme} {well} healthy death{'s' * (well != 1)}{at} in {steps} healthy steps of {runs} runs: {over} in {PER}")
+    return "; ".join(words)
 
 
 def _ratios(known: Sequence[Risk]) -> list[str]:
@@ -77,19 +84,27 @@ def _ratios(known: Sequence[Risk]) -> list[str]:
     for (scheme, depth, lr), risk in at.items():
         plain = at.get(("plain", depth, lr))
         if scheme != "plain" and plain and (found := hazard_ratio(plain, risk)):
-            words.append(f"{found[0]:.1f} [{found[1]:.2g}, {found[2]:.2g}] times that of {scheme} at {depth} blocks and {lr:g} "
+            ends = ", ".join(f"{end:.0f}" if end >= 10 else f"{end:.2g}" for end in found[1:])
+            words.append(f"{found[0]:.1f} [{ends}] times that of {scheme} at {depth} blocks and {lr:g} "
                          f"({plain.healthy_dead} and {risk.healthy_dead} deaths)")  # fmt: skip
-    return [f"At one and the same rate, plain's hazard is {'; '.join(words)}; exact given the sum of the deaths."] if words else []
+    return [f"At one and the same rate, plain's hazard is {'; '.join(words)}; exact if both hazards are constant."] if words else []
 
 
 def _edges(frontier: Sequence[dict[str, str]], rows: Sequence[dict[str, str]]) -> list[list[str]]:
-    return [[name(cell[0], cell[2]), cell[-1], said(short), said(long)] for cell, (short, long) in longer(frontier, rows).items()]
+    out = []
+    for cell, (short, long, bound) in longer(frontier, rows).items():
+        above = said(long)
+        if long.kind == "above" and bound:
+            above += f", at most {bound[0]:.2e} ({bound[1]} of {bound[2]} dead by step {FRONTIER.horizon})"
+        out.append([name(cell[0], cell[2]), cell[-1], said(short), above])
+    return out
 
 
 def _death(death: dict) -> list[str]:
     row, left = death["row"], death["left"]
     first = min((step for step in left.values() if step == step), default=None)
-    what = f"{', '.join(death['first'])} ({first:+.0f})" if death["first"] else "nothing"
+    before = " or before" * (first == -CALM_UNTIL)
+    what = f"{', '.join(death['first'])} ({first:+.0f}{before})" if death["first"] else "nothing"
     state = row["state"].replace("_", "-")
     return [name(row["scheme"], row["params"]), row["depth"], row["lr"], row["seed"], row["crash_step"], f"{float(row['best_loss']):.2f}",
             state, {"true": "yes", "false": "no"}.get(row["mms_signature"], "-"), what,
@@ -97,7 +112,7 @@ def _death(death: dict) -> list[str]:
 
 
 def _block(found: tuple[int, float] | None) -> str:
-    return f"block {found[0]} ({found[1]:+.0f})" if found else "-"
+    return f"block {found[0]} ({found[1]:+.0f}{' or before' * (found[1] == -CALM_UNTIL)})" if found else "-"
 
 
 def kinds(healthy: Sequence[dict]) -> dict[str, Counter]:

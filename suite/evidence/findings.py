@@ -29,7 +29,7 @@ def findings(results: Path) -> str:
     found = {(edge.scheme, edge.depth): edge for edge in edges(rows) if edge.cell[1] == "controlled"}
     cool, hot = PROTOCOLS["laptop"].lrs
     said = [_plain(found), _primary(rows, found), _how(rows), _others(found), _cool(rows, cool), _hot(rows, hot), _healthy(rows)]
-    return "\n".join(f"- {sentence}" for sentence in [*_below(results), *said, *_roundings(results)])
+    return "\n".join(f"- {sentence}" for sentence in [*_below(results), *said, *_more_tokens(results), *_roundings(results)])
 
 
 def _holds(true: bool, words: str) -> None:
@@ -78,13 +78,18 @@ def _others(found: dict[tuple[str, int], Edge]) -> str:
 
 
 def _how(rows: Rows) -> str:
-    """The ways in which the schemes of the primary comparison fail."""
-    parts = []
+    """The ways in which the schemes of the primary comparison fail, at the depths and rates that both were run at."""
+    parts, at = [], defaultdict(lambda: defaultdict(list))
+    for cell, runs in cells(rows).items():
+        if cell[1] == "controlled":
+            for row in runs:
+                at[cell[0]][row["depth"], row["lr"]].append(row["outcome"])
+    shared = set.intersection(*(set(at[scheme]) for scheme in PRIMARY))
     for scheme in reversed(PRIMARY):
-        mine = [row["outcome"] for cell, runs in cells(rows).items() if cell[:2] == (scheme, "controlled") for row in runs]
+        mine = [outcome for where in sorted(shared) for outcome in at[scheme][where]]
         counts = Counter(outcome.replace("_", " ") for outcome in mine if outcome in UNUSABLE)
         parts.append(f"{scheme} {', '.join(f'{n} {outcome}' for outcome, n in counts.most_common())} of {len(mine)} runs")
-    return f"**They fail in different ways.** {'; '.join(parts)}."
+    return f"**They fail in different ways.** At the rates that both were run at: {'; '.join(parts)}."
 
 
 def _cool(rows: Rows, cool: float) -> str:
@@ -94,9 +99,9 @@ def _cool(rows: Rows, cool: float) -> str:
         if cell[1] == "controlled" and int(cell[-1]) == depth:
             losses[cell[0]] += [float(row["heldout_loss"]) for row in mine if float(row["lr"]) == cool]
     parts = [f"{scheme} {mean(own):.3f} ({min(own):.3f} to {max(own):.3f}, n = {len(own)})" for scheme, own in losses.items()]
-    words = "Where all live, plain learns worst."
+    words = f"Where all live at {depth} blocks, plain learns worst."
     _holds(all(min(losses[PRIMARY[1]]) > max(own) for scheme, own in losses.items() if scheme != PRIMARY[1]), words)
-    return f"**{words}** Held-out loss at {depth} blocks and {cool:g}, mean and range: {'; '.join(parts)}."
+    return f"**{words}** Held-out loss at {cool:g}, mean and range: {'; '.join(parts)}."
 
 
 def _hot(rows: Rows, hot: float) -> str:
@@ -106,7 +111,8 @@ def _hot(rows: Rows, hot: float) -> str:
     for scheme in SCHEMES:
         cell = known.get((scheme, deepest), {"n": 0})
         if cell["n"]:
-            word = {None: "not enough runs to decide", "": "a coin"}.get(cell["decided"], f"decided: {cell['decided']}")
+            word = {None: "not enough runs to decide", "": "a coin" if cell["counts"].get("live") else "none lives"}.get(
+                cell["decided"], f"decided: {cell['decided']}")  # fmt: skip
             counts = ", ".join(f"{n} {name}" for name, n in sorted(cell["counts"].items()))
             parts.append(f"{scheme} {counts} of {cell['n']} ({word})")
     return f"**At the hot rate of {hot:g}** and {deepest} blocks: {'; '.join(parts)}."
@@ -123,6 +129,19 @@ def _healthy(rows: Rows) -> str:
     return (f"**How they die.** Of {len(mine)} runs {len(dead)} died ({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}); "
             f"{len(well)} of them had a loss under {WELL:g} *c* before ({by or 'none'}). The median death is at step {median(steps):g}, "
             f"{sum(step <= half for step in steps)} of {len(steps)} in the first {half} steps.")  # fmt: skip
+
+
+def _more_tokens(results: Path) -> list[str]:
+    """The primary comparison with 64 image tokens."""
+    rows = Store(results / "frontier64").runs()
+    found = {(edge.scheme, edge.depth): edge for edge in edges(rows)}
+    parts = []
+    for row in ratios(rows):
+        if row["kind"] == "primary" and row["ratio"] is not None:
+            rates = ", ".join(f"{scheme} {_rate(found[scheme, row['depth']].lr50)}" for scheme in reversed(PRIMARY))
+            parts.append(f"at {row['depth']} blocks LR50@{found[PRIMARY[0], row['depth']].horizon} of {rates}, "
+                         f"a ratio of {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]")  # fmt: skip
+    return [f"**With {rows[0]['image_tokens']} image tokens** for 16: {'; '.join(parts)}."] if parts else []
 
 
 def _roundings(results: Path) -> list[str]:
@@ -165,4 +184,5 @@ def _below(results: Path) -> list[str]:
                 f"{as_paper} of these {len(gone)} with equal tokens and the paper's gradient event; "
                 f"{interval(risk)} deaths in {PER} healthy steps"
             )
-    return [f"**Healthy for a thousand steps, then gone.** {mine[0]['horizon']} steps just below the edge: {'; '.join(parts)}."]
+    steps, horizon = mine[0]["horizon"], PROTOCOLS["frontier"].horizon
+    return [f"**Healthy, then gone.** {steps} steps at a rate below both edges of {horizon} steps: {'; '.join(parts)}."]

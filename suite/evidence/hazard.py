@@ -21,6 +21,7 @@ from suite.verdict.outcomes import DEAD
 from suite.verdict.signature import SIGNATURE_EARLY
 
 HEALTHY = 0.45  # of c; issue 15: the digits' best is about 0.32
+LOOSER = 0.5  # of c: that the line is not what decides
 PER = 1000  # healthy steps to which a hazard is given
 
 Rows = Sequence[dict[str, str]]
@@ -72,28 +73,29 @@ def hazard_ratio(one: Risk, other: Risk, level: float = LEVEL) -> tuple[float, f
     return tuple(each * other.healthy_steps / one.healthy_steps for each in odds)
 
 
-def healthy_spans(row: dict[str, str], evals: Rows) -> Iterator[tuple[int, int]]:
-    """(first, last) steps of a run behind a held-out loss below HEALTHY c, from each measurement to the next, the crash or the horizon.
+def healthy_spans(row: dict[str, str], evals: Rows, share: float = HEALTHY) -> Iterator[tuple[int, int]]:
+    """(first, last) steps of a run behind a held-out loss below that share of c, from each measurement to the next, the crash or the
+    horizon.
 
     `evals` are the run's held-out losses by step.
     """
     end = int(row["crash_step"] or 0) - 1 if row["outcome"] in DEAD else min(int(row["last_step"]), int(row["horizon"]))
-    at = [(int(line["step"]), _well(row, line)) for line in evals if int(line["step"]) < end]
+    at = [(int(line["step"]), _well(row, line, share)) for line in evals if int(line["step"]) < end]
     stops = [*(step for step, _ in at), end][1:]
     return ((step, stop) for (step, well), stop in zip(at, stops, strict=True) if well)
 
 
-def healthy_steps(row: dict[str, str], evals: Rows) -> int:
+def healthy_steps(row: dict[str, str], evals: Rows, share: float = HEALTHY) -> int:
     """How many steps of a run were healthy."""
-    return sum(stop - step for step, stop in healthy_spans(row, evals))
+    return sum(stop - step for step, stop in healthy_spans(row, evals, share))
 
 
-def died_healthy(row: dict[str, str], evals: Rows) -> bool:
+def died_healthy(row: dict[str, str], evals: Rows, share: float = HEALTHY) -> bool:
     """Whether a run is dead and was healthy at the last measurement that lies before the event."""
     if row["outcome"] not in DEAD:
         return False
     before = [line for line in evals if int(line["step"]) < int(row["crash_step"]) - SIGNATURE_EARLY]
-    return bool(before) and _well(row, before[-1])
+    return bool(before) and _well(row, before[-1], share)
 
 
 def healthy_deaths(folder: Path) -> set[str]:
@@ -102,22 +104,22 @@ def healthy_deaths(folder: Path) -> set[str]:
     return {row["run_id"] for row in Store(folder).runs() if row["status"] == "done" and died_healthy(row, parts.rows("evals", row))}
 
 
-def _well(row: dict[str, str], line: dict[str, str]) -> bool:
-    return float(line["heldout_loss"] or "nan") < HEALTHY * float(row["constant_loss"])
+def _well(row: dict[str, str], line: dict[str, str], share: float) -> bool:
+    return float(line["heldout_loss"] or "nan") < share * float(row["constant_loss"])
 
 
-def risks(rows: Iterable[dict[str, str]], parts: Parts) -> list[Risk]:
-    """One entry for each cell and rate, the schemes in the project's order, rates from cold to hot."""
+def risks(rows: Iterable[dict[str, str]], parts: Parts, share: float = HEALTHY) -> list[Risk]:
+    """One entry for each cell and rate, the schemes in the project's order, rates from cold to hot; healthy: below that share of c."""
     out = []
     for cell, mine in cells(rows).items():
         at = defaultdict(list)
         for row in mine:
             at[float(row["lr"])].append((row, parts.rows("evals", row)))
         for lr, runs in sorted(at.items()):
-            when = tuple(sorted(int(row["crash_step"]) for row, lines in runs if died_healthy(row, lines)))
+            when = tuple(sorted(int(row["crash_step"]) for row, lines in runs if died_healthy(row, lines, share)))
             out.append(Risk(
                 cell[0], cell[2], int(cell[-1]), lr, len(runs), sum(row["outcome"] in DEAD for row, _ in runs), len(when),
-                sum(healthy_steps(*run) for run in runs), when,
+                sum(healthy_steps(*run, share) for run in runs), when,
             ))  # fmt: skip
     return out
 
@@ -135,11 +137,12 @@ def rates_below(frontier: Rows) -> dict[tuple[str, int], tuple[float, ...]]:
     return out
 
 
-def longer(frontier: Rows, long: Rows) -> dict[tuple[str, ...], tuple[Critical, Critical]]:
-    """Cell -> (LR50 by the frontier's horizon, LR50 by the longer one).
+def longer(frontier: Rows, long: Rows) -> dict[tuple[str, ...], tuple[Critical, Critical, tuple[float, int, int] | None]]:
+    """Cell -> (LR50 by the frontier's horizon, LR50 by the longer one, a bound of this from above).
 
     A run that is dead by the short horizon is dead by the long one, but what became of one that lived then is not known. So the
-    frontier adds those rates, all hotter than the long runs', at which all of its runs are dead.
+    frontier adds those rates, all hotter than the long runs', at which all of its runs are dead. The bound is (rate, dead, runs) of the
+    coldest hotter rate at which half or more are dead by the short horizon already; None where there is none.
     """
     short, out = cells(frontier), {}
     for cell, mine in cells(long).items():
@@ -150,5 +153,8 @@ def longer(frontier: Rows, long: Rows) -> dict[tuple[str, ...], tuple[Critical, 
             at[float(row["lr"])].append(row)
         hottest = max(float(row["lr"]) for row in mine)
         sure = [row for lr, runs in at.items() if lr > hottest and all(row["outcome"] in DEAD for row in runs) for row in runs]
-        out[cell] = critical(*judged(short[cell])), critical(*judged([*mine, *sure]))
+        dead = {lr: sum(row["outcome"] in DEAD for row in runs) for lr, runs in at.items()}
+        half = min((lr for lr, runs in at.items() if lr > hottest and 2 * dead[lr] >= len(runs)), default=None)
+        bound = half and (half, dead[half], len(at[half]))
+        out[cell] = critical(*judged(short[cell])), critical(*judged([*mine, *sure])), bound
     return out

@@ -30,6 +30,12 @@ def test_healthy_steps_are_counted_from_a_good_measurement_to_the_next_the_crash
     assert healthy_steps(run("stuck"), evals(1.5, 1.5, 1.5)) == 0 == healthy_steps(run("collapsed", 30, last=80), evals(1.9))
 
 
+def test_the_line_below_which_a_run_is_healthy_can_be_moved():
+    row, lines = run("collapsed", 180, last=230), evals(1.5, 0.95, 0.95)
+    assert (healthy_steps(row, lines), died_healthy(row, lines)) == (0, False)
+    assert (healthy_steps(row, lines, 0.5), died_healthy(row, lines, 0.5)) == (79, True)
+
+
 def test_healthy_steps_against_a_walk_over_every_step():
     draw = random.Random(0)
     for _ in range(300):
@@ -84,9 +90,9 @@ def test_a_critical_rate_of_the_longer_horizon_takes_of_the_short_one_what_is_su
              for lr in (3e-3, 4e-3, 6e-3, 7e-3) for seed in range(6)]  # fmt: skip
     short += [run(lr=5e-3, seed=seed) for seed in range(5)] + [run("collapsed", 300, lr=5e-3, seed=5)]
     long = [run("collapsed" if seed < 2 else "survived", 200 if seed < 2 else "", lr=4e-3, seed=seed) for seed in range(6)]
-    (both,) = longer(short, long).values()
+    ((*both, bound),) = longer(short, long).values()
     assert (both[0].kind, both[0].n, both[1].n) == ("fit", 30, 6 + 12)  # 5e-3 has survivors: unknown at the longer horizon
-    assert both[1].rate < both[0].rate
+    assert both[1].rate < both[0].rate and bound == (6e-3, 6, 6)  # at 5e-3 one of six is dead by then: no bound
 
 
 @pytest.mark.parametrize("frontier, anatomy", [("frontier", "anatomy"), ("frontier64", "anatomy64")])
@@ -114,7 +120,7 @@ def test_what_the_readme_says_of_healthy_deaths_is_the_hazard_tables():
 
     folder = ROOT / "results" / "anatomy"
     runs, evals = (pd.read_csv(folder / name, dtype={"run_id": str}) for name in ("runs.csv", "evals.csv"))
-    line = next(line for line in findings(ROOT / "results").splitlines() if "Healthy for a thousand" in line)
+    line = next(line for line in findings(ROOT / "results").splitlines() if "Healthy, then gone" in line)
     said = re.findall(r"(plain|mvsplit) at (\d+) blocks and ([\d.]+): (\d+) of (\d+) died, (\d+) of them healthy", line)
     assert said
     for scheme, depth, lr, dead, n, healthy in said:

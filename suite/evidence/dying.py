@@ -10,37 +10,45 @@ from suite.evidence.deaths import CALM_UNTIL, deaths
 from suite.evidence.edges import said
 from suite.evidence.hazard import HEALTHY, LOOSER, PER, Risk, hazard_ratio, longer, risks
 from suite.evidence.markdown import table
-from suite.protocol import PROTOCOLS
+from suite.protocol import PROTOCOLS, Protocol
 from suite.records.completeness import Parts
 from suite.records.tables import Store
 
-ANATOMY, FRONTIER = PROTOCOLS["anatomy"], PROTOCOLS["frontier"]
-SPECIAL = {item for cell in (*ANATOMY.cells, *PROTOCOLS["deep"].cells) for item in cell.params.split(",") if item} - {"beta=1"}
+SERIES = [(PROTOCOLS["anatomy"], PROTOCOLS["frontier"]), (PROTOCOLS["anatomy64"], PROTOCOLS["frontier64"])]
+SPECIAL = {item for cell in (*PROTOCOLS["anatomy"].cells, *PROTOCOLS["deep"].cells) for item in cell.params.split(",") if item} - {"beta=1"}
 
 
 def dying(results: Path) -> str:
-    """Markdown: the table of hazards, that of critical rates at two horizons, and that of healthy deaths."""
-    folder = results / ANATOMY.name
-    rows = [row for row in Store(folder).runs() if row["protocol_version"] == str(ANATOMY.version)]
+    """Markdown, for 16 image tokens and for 64: the table of hazards, that of critical rates at two horizons, that of healthy deaths."""
+    parts = [f"A run is healthy while its held-out loss is below {HEALTHY:g} *c*; intervals are 95 %, exact for a Poisson count. In the "
+             f"tables of healthy deaths, left first: what was the first to leave the range of its calm steps, more than {CALM_UNTIL} steps before "
+             "the crash, with the steps from the crash (or before, where it is outside when the search starts). From: the block where the "
+             "trunk's similarity (1-TCS), and the one where the writers' centered gradient (g_ctr), left first."]  # fmt: skip
+    return "\n\n".join([*parts, *(part for protocols in SERIES for part in _series(results, *protocols))])
+
+
+def _series(results: Path, anatomy: Protocol, frontier: Protocol) -> list[str]:
+    """What `dying` says of one protocol's runs; [] where there is none."""
+    folder = results / anatomy.name
+    rows = [row for row in Store(folder).runs() if row["protocol_version"] == str(anatomy.version)]
+    if not rows:
+        return []
     known = risks(rows, Parts(folder))
     healthy = [death for death in deaths(folder) if death["healthy"] and death["row"] in rows]
-    parts = [f"A run is healthy while its held-out loss is below {HEALTHY:g} *c*; intervals are 95 %, exact for a Poisson count.",
+    parts = [f"**{rows[0]['image_tokens']} image tokens** (`{anatomy.name}`, {len(rows)} runs).",
              table(["scheme", "blocks", "rate", "runs", "died", "healthy then", "at steps", "healthy steps",
                     f"deaths in {PER} healthy steps"],
                    [_hazard(risk) for risk in known]), _sum(known), *_ratios(known),
              f"With {LOOSER:g} *c* for {HEALTHY:g}: {_over(risks(rows, Parts(folder), LOOSER))}."]  # fmt: skip
-    if edges := _edges(Store(results / FRONTIER.name).runs(), rows):
-        parts += [f"Critical rates by step {FRONTIER.horizon} and by step {ANATOMY.horizon} (of the hotter rates at which all die early, "
+    if edges := _edges(Store(results / frontier.name).runs(), rows, frontier):
+        parts += [f"Critical rates by step {frontier.horizon} and by step {anatomy.horizon} (of the hotter rates at which all die early, "
                   "the frontier's runs count for both):",
-                  table(["scheme", "blocks", f"LR50@{FRONTIER.horizon}", f"LR50@{ANATOMY.horizon}"], edges)]  # fmt: skip
+                  table(["scheme", "blocks", f"LR50@{frontier.horizon}", f"LR50@{anatomy.horizon}"], edges)]  # fmt: skip
     if healthy:
-        parts += [f"Every healthy death ({len(healthy)} runs). Left first: what was the first to leave the range of its calm steps, more "
-                  f"than {CALM_UNTIL} steps before the crash, with the steps from the crash (or before, where it is "
-                  "outside when the search starts). From: the block where the trunk's "
-                  "similarity (1-TCS), and the one where the writers' centered gradient (g_ctr), left first.",
+        parts += [f"Every healthy death ({len(healthy)} run{'s' * (len(healthy) > 1)}):",
                   table(["scheme", "blocks", "rate", "seed", "step", "lowest loss", "state", "MMS signature", "left first", "trunk from",
                          "gradient from"], [_death(death) for death in healthy])]  # fmt: skip
-    return "\n\n".join(parts)
+    return parts
 
 
 def name(scheme: str, params: str) -> str:
@@ -90,12 +98,12 @@ def _ratios(known: Sequence[Risk]) -> list[str]:
     return [f"At one and the same rate, plain's hazard is {'; '.join(words)}; exact if both hazards are constant."] if words else []
 
 
-def _edges(frontier: Sequence[dict[str, str]], rows: Sequence[dict[str, str]]) -> list[list[str]]:
+def _edges(short_rows: Sequence[dict[str, str]], rows: Sequence[dict[str, str]], frontier: Protocol) -> list[list[str]]:
     out = []
-    for cell, (short, long, bound) in longer(frontier, rows).items():
+    for cell, (short, long, bound) in longer(short_rows, rows).items():
         above = said(long)
         if long.kind == "above" and bound:
-            above += f", at most {bound[0]:.2e} ({bound[1]} of {bound[2]} dead by step {FRONTIER.horizon})"
+            above += f", at most {bound[0]:.2e} ({bound[1]} of {bound[2]} dead by step {frontier.horizon})"
         out.append([name(cell[0], cell[2]), cell[-1], said(short), above])
     return out
 

@@ -135,12 +135,14 @@ def _more_tokens(results: Path) -> list[str]:
     """The primary comparison with 64 image tokens."""
     rows = Store(results / "frontier64").runs()
     found = {(edge.scheme, edge.depth): edge for edge in edges(rows)}
-    parts = []
+    parts, usable = [], {row["depth"]: row for row in ratios(rows, UNUSABLE) if row["kind"] == "primary" and row["ratio"] is not None}
     for row in ratios(rows):
         if row["kind"] == "primary" and row["ratio"] is not None:
+            also = usable.get(row["depth"])
+            more = f"; of LR50u {also['ratio']:.2f} [{also['low']:.2f}, {also['high']:.2f}]" if also else ""
             rates = ", ".join(f"{scheme} {_rate(found[scheme, row['depth']].lr50)}" for scheme in reversed(PRIMARY))
             parts.append(f"at {row['depth']} blocks LR50@{found[PRIMARY[0], row['depth']].horizon} of {rates}, "
-                         f"a ratio of {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]")  # fmt: skip
+                         f"a ratio of {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]{more}")  # fmt: skip
     return [f"**With {rows[0]['image_tokens']} image tokens** for 16: {'; '.join(parts)}."] if parts else []
 
 

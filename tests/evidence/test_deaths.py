@@ -90,6 +90,6 @@ def test_the_readmes_tables_count_the_deaths(tmp_path):
     died(tmp_path / "anatomy", "c", {}, seed=2, protocol_version=2)  # of an older version
     text = dying(tmp_path)
     assert "| plain | 8 | 0.005 | 2 | 2 | 1 | 100 | 79 |" in text  # from 50 to 99, and from 50 to 80
-    assert "Every healthy death (1 runs)" in text and "| plain | 8 | 0.005 | 0 | 100 | 0.60 | mean-dominated | yes | g_ctr (-2) |" in text
+    assert "Every healthy death (1 run):" in text and "| plain | 8 | 0.005 | 0 | 100 | 0.60 | mean-dominated | yes | g_ctr (-2) |" in text
     low, high = poisson_interval(1)
     assert f"{1000 / 79:.3f} [{1000 * low / 79:.3f}, {1000 * high / 79:.3f}]" in text

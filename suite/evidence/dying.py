@@ -19,7 +19,7 @@ SPECIAL = {item for cell in (*PROTOCOLS["anatomy"].cells, *PROTOCOLS["deep"].cel
 
 
 def dying(results: Path) -> str:
-    """Markdown, for 16 image tokens and for 64: the table of hazards, that of critical rates at two horizons, that of healthy deaths."""
+    """Markdown, for 16 and for 64 image tokens: tables of hazards, of critical rates at two horizons, and of healthy deaths."""
     parts = [f"A run is healthy while its held-out loss is below {HEALTHY:g} *c*; intervals are 95 %, exact for a Poisson count. In the "
              f"tables of healthy deaths, left first: what was the first to leave the range of its calm steps, more than {CALM_UNTIL} steps before "
              "the crash, with the steps from the crash (or before, where it is outside when the search starts). From: the block where the "

@@ -20,11 +20,12 @@ SPECIAL = {item for cell in (*PROTOCOLS["anatomy"].cells, *PROTOCOLS["deep"].cel
 
 def dying(results: Path) -> str:
     """Markdown, for 16 and for 64 image tokens: tables of hazards, of critical rates at two horizons, and of healthy deaths."""
-    parts = [f"A run is healthy while its held-out loss is below {HEALTHY:g} *c*; intervals are 95 %, exact for a Poisson count. In the "
-             f"tables of healthy deaths, left first: what was the first to leave the range of its calm steps, more than {CALM_UNTIL} steps before "
-             "the crash, with the steps from the crash (or before, where it is outside when the search starts). From: the block where the "
-             "trunk's similarity (1-TCS), and the one where the writers' centered gradient (g_ctr), left first."]  # fmt: skip
-    return "\n\n".join([*parts, *(part for protocols in SERIES for part in _series(results, *protocols))])
+    intro = (f"A run is healthy while its held-out loss is below {HEALTHY:g} *c*; intervals are 95 %, exact for a Poisson count. In the "
+             "tables of healthy deaths, left first: what was the first to leave the range of its calm steps, more than "
+             f"{CALM_UNTIL} steps before the crash, with the steps from the crash (or before, where it is outside when the search starts). "
+             "From: the block where the trunk's similarity (1-TCS), and the one where the writers' centered gradient (g_ctr), left "
+             "first.")  # fmt: skip
+    return "\n\n".join([intro, *(part for protocols in SERIES for part in _series(results, *protocols))])
 
 
 def _series(results: Path, anatomy: Protocol, frontier: Protocol) -> list[str]:

@@ -36,7 +36,8 @@ def draw(folder: Path, protocol: str):
         f"Left: the rate at which half of the runs are dead by step {horizon} (LR50@{horizon}). Dot and whisker: penalised logistic fit "
         "with a 95 % interval, seeds resampled. Bar alone: all runs live at its lower end and all die at its upper end, no fit. Arrow: "
         "fewer than half die at the hottest rate tested, its foot, or the rates tested do not reach an interval's end. "
-        f"Hollow: LR50u@{horizon}, which counts runs that never trained as well, where it differs. Runs a cell: {seen[0]} to {seen[-1]}.",
+        f"Hollow: LR50u@{horizon}, which counts runs that never trained as well, where it differs. "
+        f"Runs a cell: {' to '.join(dict.fromkeys(map(str, (seen[0], seen[-1]))))}.",
     ]
     if cool is not None:
         at = runs[runs["lr"] == cool]

@@ -79,8 +79,13 @@ def deaths(folder: Path) -> list[dict[str, object]]:
 
 
 def strided(lines: list[dict[str, str]], depth: int) -> dict[str, pd.Series]:
-    """Quantity -> deep median by step, at the steps that every run is audited at; empty where there is none."""
+    """Quantity -> deep median by step, at the steps that every run is audited at, also those of them within the window around a crash;
+    empty where there is none."""
     rows = _window(lines, dense="false")
+    stride = rows["step"].drop_duplicates().sort_values().diff().median()
+    if stride == stride:
+        within = _window(lines)
+        rows = pd.concat([rows, within[within["step"] % stride == 0]])
     return {} if rows.empty else {name: _positive(_deep(rows, depth, *where), name) for name, where in QUANTITIES.items()}
 
 

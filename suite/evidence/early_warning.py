@@ -1,7 +1,8 @@
 """Does anything that can be watched tell of a death beforehand? Scored on the committed runs, with the run as the unit.
 
 A signal is a number a step, large where it warns. Its largest value in the last steps before each death stands against that in windows
-of the same length of runs that lived: the area is the chance that the first is larger. An alarm needs a line: above all that the living
+of the same length of runs of its own protocol, scheme, depth and rate that lived (others have other sizes of everything, and hotter
+runs more of most): the area is the chance that the first is larger. An alarm needs a line: above all that the living
 runs ever showed (the lowest rate of false alarms that so many steps can show), or above all but one step in a thousand. No death has a
 part in its own line.
 """
@@ -32,12 +33,13 @@ Signal = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Life:
-    """One run: its crash step or None, whether it was healthy when it died, and its signals by name, each (steps,) with nan."""
+    """One run: its crash step or None, whether it was healthy when it died, its signals by name, each (steps,) with nan, and its cell."""
 
     crash: int | None
     healthy: bool
     signals: dict[str, np.ndarray]
     steps: np.ndarray
+    cell: tuple[str, ...] = ()
 
 
 def trailing(x: np.ndarray, width: int) -> np.ndarray:
@@ -74,7 +76,8 @@ def lives(folders: list[Path]) -> Iterator[Life]:
         curve = parts.rows("curves", row)
         loss, norm = (np.array([float(point[name]) for point in curve]) for name in ("loss", "grad_norm"))
         steps = np.array([int(point["step"]) for point in curve])
-        yield Life(_crash(row), died_healthy(row, parts.rows("evals", row)), {name: f(loss, norm) for name, f in SIGNALS.items()}, steps)
+        signals = {name: f(loss, norm) for name, f in SIGNALS.items()}
+        yield Life(_crash(row), died_healthy(row, parts.rows("evals", row)), signals, steps, _cell(row))
 
 
 def audited(folders: list[Path]) -> Iterator[Life]:
@@ -84,7 +87,7 @@ def audited(folders: list[Path]) -> Iterator[Life]:
         if found:
             steps = np.array(sorted(set.union(*(set(series.index) for series in found.values()))))
             yield Life(_crash(row), died_healthy(row, parts.rows("evals", row)),
-                       {name: series.reindex(steps).to_numpy(float) for name, series in found.items()}, steps)  # fmt: skip
+                       {name: series.reindex(steps).to_numpy(float) for name, series in found.items()}, steps, _cell(row))  # fmt: skip
 
 
 def _runs(folders: list[Path]):
@@ -100,13 +103,18 @@ def _crash(row: dict[str, str]) -> int | None:
     return int(row["crash_step"]) if row["crash_step"] else None
 
 
+def _cell(row: dict[str, str]) -> tuple[str, ...]:
+    return row["protocol"], row["scheme"], row["params"], row["arm"], row["depth"], row["lr"]
+
+
 @dataclass(frozen=True)
 class Score:
-    """How well one signal warns within one horizon: the area under its curve with an interval, of dead runs against living ones."""
+    """How well one signal warns within one horizon: the area under its curve with an interval, of n dead runs against living ones."""
 
     area: float
     low: float
     high: float
+    n: int
 
 
 @dataclass(frozen=True)
@@ -119,12 +127,15 @@ class Warned:
 
 
 def score(dead: list[Life], living: list[Life], name: str, horizon: int) -> Score | None:
-    """None where no run died with a value in the horizon, or none lived."""
-    before = np.array([np.nanmax(near) for life in dead if np.isfinite(near := _near(life, name, horizon)[1]).any()])
-    windows = [_windows(life, name, horizon) for life in living]
-    if not len(before) or not any(len(w) for w in windows):
-        return None
-    return Score(*area(before, windows))
+    """None where no run died with a value in the horizon in a cell in which others lived."""
+    parts = []
+    for cell in dict.fromkeys(life.cell for life in dead):
+        near = (_near(life, name, horizon)[1] for life in dead if life.cell == cell)
+        before = np.array([np.nanmax(values) for values in near if np.isfinite(values).any()])
+        windows = [tops for life in living if life.cell == cell and len(tops := _windows(life, name, horizon))]
+        if len(before) and windows:
+            parts.append((before, windows))
+    return Score(*area(parts), sum(len(before) for before, _ in parts)) if parts else None
 
 
 def line(living: list[Life], name: str, passing: float) -> float:
@@ -161,14 +172,19 @@ def _windows(life: Life, name: str, horizon: int) -> np.ndarray:
     return tops[np.isfinite(tops)]
 
 
-def area(positive: np.ndarray, windows: list[np.ndarray]) -> tuple[float, float, float]:
-    """The chance that a value of the first is larger than one of the second, ties half, and its interval with runs of both resampled."""
-    above = np.stack([_beaten(positive, np.sort(window)) for window in windows], 1)  # (dead, living): windows that lie below
-    sizes, random = np.array([len(window) for window in windows]), np.random.default_rng(0)
-    dead, living = (random.multinomial(n, np.full(n, 1 / n), DRAWS) for n in above.shape)
-    drawn = ((dead @ above) * living).sum(1) / np.maximum(living @ sizes, 1) / len(positive)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(above.sum() / sizes.sum() / len(positive)), float(low), float(high)
+def area(cells: list[tuple[np.ndarray, list[np.ndarray]]]) -> tuple[float, float, float]:
+    """The chance that a value of a cell's first is larger than one of its second, ties half, over all values of all cells alike; and its
+    interval, with the dead and the living runs of each cell resampled."""
+    random, total, drawn = np.random.default_rng(0), 0.0, np.zeros(DRAWS)
+    everything = sum(len(values) for values, _ in cells)
+    for values, windows in cells:
+        above = np.stack([_beaten(values, np.sort(window)) for window in windows], 1)  # (dead, living): windows that lie below
+        sizes = np.array([len(window) for window in windows])
+        dead, living = (random.multinomial(n, np.full(n, 1 / n), DRAWS) for n in above.shape)
+        total += above.sum() / sizes.sum()
+        drawn += ((dead @ above) * living).sum(1) / (living @ sizes)
+    low, high = np.quantile(drawn / everything, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(total / everything), float(low), float(high)
 
 
 def _beaten(values: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -193,13 +209,15 @@ def early_warning(results: Path) -> str:
 def _table(title: str, dead: list[Life], living: list[Life], names, horizons) -> str:
     steps = sum(len(_calm(life, next(iter(names)))) for life in living)
     longest = horizons[-2]
-    head = [f"{title} (n = {len(dead)}; {len(living)} lived, {steps:,} steps)", *(f"area, {h} steps before" for h in horizons),
+    scored = {name: [score(dead, living, name, horizon) for horizon in horizons] for name in names}
+    compared = [max((found[k].n for found in scored.values() if found[k]), default=0) for k in range(len(horizons))]
+    head = [f"{title} (n = {len(dead)}; {len(living)} lived, {steps:,} steps)",
+            *(f"area, {h} steps before (n = {n})" for h, n in zip(horizons, compared, strict=True)),
             f"warned in the last {longest}, no false alarm (below {3000 / steps:.2g} per 1,000)",
             "at one false alarm per 1,000"]  # fmt: skip
     rows = []
     for name in names:
-        scores = [score(dead, living, name, horizon) for horizon in horizons]
         found = [warned(dead, name, longest, line(living, name, passing)) for passing in (0.0, ONE_IN)]
-        rows.append([name, *("-" if s is None else f"{s.area:.2f} [{s.low:.2f}, {s.high:.2f}]" for s in scores),
+        rows.append([name, *("-" if s is None else f"{s.area:.2f} [{s.low:.2f}, {s.high:.2f}]" for s in scored[name]),
                      *(f"{w.warned} of {w.dead}" + (f", {w.lead:g} steps before" if w.warned else "") for w in found)])  # fmt: skip
     return table(head, rows)

@@ -93,3 +93,14 @@ def test_the_readmes_tables_count_the_deaths(tmp_path):
     assert "Every healthy death (1 run):" in text and "| plain | 8 | 0.005 | 0 | 100 | 0.60 | mean-dominated | yes | g_ctr (-2) |" in text
     low, high = poisson_interval(1)
     assert f"{1000 / 79:.3f} [{1000 * low / 79:.3f}, {1000 * high / 79:.3f}]" in text
+
+
+def test_the_strided_audit_has_its_steps_within_the_window_around_a_crash_too():
+    columns = {column: "2" for _, column in deaths.QUANTITIES.values()} | {"tcs": "0.25", "segment": "all"}
+    lines = [{"step": str(step), "layer": str(layer), "site": site, "window": dense, **columns}
+             for dense, steps in (("false", (1, 100, 200, 300, 500)), ("true", range(370, 431))) for step in steps
+             for layer in (6, 7) for site in ("attn", "ffn")]  # fmt: skip
+    found = deaths.strided(lines, 8)
+    assert list(found["rho"].index) == [1, 100, 200, 300, 400, 500]
+    assert set(found["rho"]) == {2.0} and set(found["1-TCS"]) == {0.75}
+    assert deaths.strided([], 8) == {}

@@ -1,5 +1,7 @@
 """Early warning: areas by counting all pairs, lines that no death has a part in, and signals whose truth is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,16 +10,32 @@ from suite.evidence.early_warning import HORIZONS, SIGNALS, START, Life, area, l
 RANDOM = np.random.default_rng(0)
 
 
-def life(values, crash=None):
-    return Life(crash, True, {"x": np.asarray(values, float)}, np.arange(1, len(values) + 1))
+def life(values, crash=None, cell=()):
+    return Life(crash, True, {"x": np.asarray(values, float)}, np.arange(1, len(values) + 1), cell)
 
 
 def test_the_area_is_the_share_of_pairs():
     positive = RANDOM.integers(0, 6, 7).astype(float)
     windows = [RANDOM.integers(0, 6, n).astype(float) for n in (4, 1, 9)]
     pairs = [1.0 if p > w else 0.5 if p == w else 0.0 for p in positive for window in windows for w in window]
-    found, low, high = area(positive, windows)
+    found, low, high = area([(positive, windows)])
     assert found == pytest.approx(np.mean(pairs)) and low <= found <= high
+    both, _, _ = area([(positive, windows), (np.array([9.0]), windows)])
+    assert both == pytest.approx((7 * found + 1) / 8), "every death counts once"
+
+
+def test_a_death_is_compared_within_its_cell():
+    """Of two cells one has the larger signal, and more deaths; within each it says nothing."""
+
+    def some(n, at, crash=None):
+        return [life(RANDOM.normal(at, size=300), crash, (str(at),)) for _ in range(n)]
+
+    living, dead = [*some(40, 0), *some(10, 50)], [*some(10, 0, 300), *some(40, 50, 300)]
+    found = score(dead, living, "x", 25)
+    assert found.n == 50 and 0.35 < found.area < 0.65
+    alone = [replace(one, cell=()) for one in dead], [replace(one, cell=()) for one in living]
+    assert score(*alone, "x", 25).area > 0.7, "which all cells together would have called a warning"
+    assert score(some(3, 7, 300), living, "x", 25) is None, "no run of this cell lived"
 
 
 def test_a_signal_that_rises_before_each_death_is_found_with_its_lead():

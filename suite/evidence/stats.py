@@ -43,7 +43,7 @@ class Critical:
 
     def __str__(self) -> str:
         if self.kind == "fit":
-            return f"{self.rate:.2e} [{self.low:.2e}, {self.high:.2e}]"
+            return f"{self.rate:.2e} [{f'{self.low:.2e}' if self.low else '0'}, {self.high:.2e}]"
         return {"bracket": f"in ({self.low:.2e}, {self.high:.2e})", "above": f"> {self.low:.2e}", "below": f"< {self.high:.2e}"}[self.kind]
 
 

@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 
 from paper_figures.rows import caption, load_runs
 from paper_figures.style import NEUTRAL, legend, line_of, page, scheme_handles, skip
-from suite.evidence.hazard import HEALTHY, healthy_deaths, healthy_spans
+from suite.evidence.hazard import HEALTHY, died_healthy, healthy_spans
 from suite.records.completeness import Parts
 from suite.records.tables import Store
 from suite.verdict.outcomes import DEAD
@@ -28,7 +28,7 @@ def draw(folder: Path, protocol: str):
     if runs["protocol_version"].iloc[0] < 4:
         return skip(folder, NAME, "these runs are not of the rates below the edge")
     parts, rows = Parts(folder), {row["run_id"]: row for row in Store(folder).runs()}
-    healthy, cells = healthy_deaths(folder), list(runs.groupby(["depth", "order", "label", "lr"], sort=True))
+    cells = list(runs.groupby(["depth", "order", "label", "lr"], sort=True))
     figure, body = page(WIDTH, 1.5 + ROW * (len(runs) + GAP * len(cells)), TITLE, caption(
         runs, f"A line is a run, seeds from top to bottom; thick where its held-out loss is below {HEALTHY:g} c (healthy), thin elsewhere. "
         "It ends where the run died, or at the horizon. n: runs of the cell."))
@@ -37,7 +37,8 @@ def draw(folder: Path, protocol: str):
         first = y
         for run in cell.sort_values("seed").itertuples():
             row = rows[run.run_id]
-            _life(ax, y, run, healthy_spans(row, parts.rows("evals", row)), run.run_id in healthy)
+            evals = parts.rows("evals", row)
+            _life(ax, y, run, healthy_spans(row, evals), died_healthy(row, evals))
             y += 1
         ticks.append(((first + y - 1) / 2, f"{label}, {depth} blocks, {lr:g} (n = {len(cell)})"))
         y += GAP

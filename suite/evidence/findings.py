@@ -180,7 +180,7 @@ def _below(results: Path) -> list[str]:
             cell = scheme, risk.params, depth, lr
             gone = [row for row in healthy if (row["scheme"], row["params"], int(row["depth"]), float(row["lr"])) == cell]
             as_paper = sum(row["mms_signature"] == "true" and row["state"] == "mean_dominated" for row in gone)
-            steps = f" (step{'s' * (len(gone) > 1)} {', '.join(str(step) for step in sorted(int(row['crash_step']) for row in gone))})"
+            steps = f" (step{'s' * (len(gone) > 1)} {', '.join(map(str, risk.when))})"
             parts.append(
                 f"{scheme} at {depth} blocks and {lr:g}: {risk.dead} of {risk.runs} died, {len(gone)} of them healthy{steps * bool(gone)}, "
                 f"{as_paper} of these {len(gone)} with equal tokens and the paper's gradient event; "

@@ -152,8 +152,8 @@ def longer(frontier: Rows, long: Rows) -> dict[tuple[str, ...], tuple[Critical, 
         for row in short[cell]:
             at[float(row["lr"])].append(row)
         hottest = max(float(row["lr"]) for row in mine)
-        sure = [row for lr, runs in at.items() if lr > hottest and all(row["outcome"] in DEAD for row in runs) for row in runs]
         dead = {lr: sum(row["outcome"] in DEAD for row in runs) for lr, runs in at.items()}
+        sure = [row for lr, runs in at.items() if lr > hottest and dead[lr] == len(runs) for row in runs]
         half = min((lr for lr, runs in at.items() if lr > hottest and 2 * dead[lr] >= len(runs)), default=None)
         bound = half and (half, dead[half], len(at[half]))
         out[cell] = critical(*judged(short[cell])), critical(*judged([*mine, *sure])), bound

@@ -22,29 +22,33 @@ def draw(folder: Path, protocol: str):
     if runs["heldout_loss"].isna().all() and runs["fid"].isna().all():
         return skip(folder, NAME, "no run has a held-out loss or a FID")
     lrs, depths = sorted(set(runs["lr"])), sorted(set(runs["depth"]))
-    panels = ["heldout_loss"] + ["fid"] * bool(runs["fid"].notna().any())
-    per_depth = max(0.95, 0.22 * runs["label"].nunique())
-    width = min(13.0, max(6.5, 0.6 + len(panels) * (1.3 + per_depth * len(depths))))
-    notes = _notes(runs, features, "fid" in panels)
-    figure, body = page(width, 1.0 + 3.0 * len(lrs), TITLE if "fid" in panels else "Held-out loss by depth",
-                        caption(runs, *notes))
-    axes = body.subplots(len(lrs), len(panels), sharey="col", squeeze=False)
-    for i, lr in enumerate(lrs):
-        for ax, metric in zip(axes[i], panels, strict=True):
-            at = runs[runs["lr"] == lr]
-            title = {"heldout_loss": "held-out loss", "fid": "FID of samples"}[metric]
-            _panel(ax, at, runs.drop_duplicates("label"), metric, depths)
-            ax.set_ylabel({"heldout_loss": "held-out loss at the horizon", "fid": f"FID ({features}, log scale)"}[metric])
-            ax.child_axes[0].set_title(title + (f", learning rate {lr:g}" if len(lrs) > 1 else ""))
-            if metric == "fid":
-                if at["fid"].isna().all():
-                    ax.text(0.5, 0.5, "not scored at this rate", transform=ax.transAxes, ha="center", va="center", color=NEUTRAL)
-                if min((line.get_ydata().min() for line in ax.lines if len(line.get_ydata())), default=0) > 0:
-                    plain_log(ax)
-                if floor == floor:
-                    ax.axhline(floor, color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1)
+    scored = [lr for lr in lrs if runs.loc[runs["lr"] == lr, "fid"].notna().any()]
+    panels = [("heldout_loss", lr) for lr in lrs] + [("fid", lr) for lr in scored]
+    wide = 1.3 + max(0.95, 0.22 * runs["label"].nunique()) * len(depths)
+    columns = min(len(panels), max(2, int(12.4 / wide)))
+    columns = min(columns, len(lrs)) if scored == lrs and len(lrs) > 1 else columns  # a rate's FID below its loss
+    width = min(13.0, max(6.5, 0.6 + columns * wide))
+    lines = -(-len(panels) // columns)
+    figure, body = page(width, 1.0 + 3.0 * lines, TITLE if scored else "Held-out loss by depth",
+                        caption(runs, *_notes(runs, features, scored, lrs)))
+    axes = body.subplots(lines, columns, squeeze=False).flatten()
+    first = {}
+    for ax, (metric, lr) in zip(axes, panels, strict=False):
+        if first.setdefault(metric, ax) is not ax:
+            ax.sharey(first[metric])
+        title = {"heldout_loss": "held-out loss", "fid": "FID of samples"}[metric]
+        _panel(ax, runs[runs["lr"] == lr], runs.drop_duplicates("label"), metric, depths)
+        ax.set_ylabel({"heldout_loss": "held-out loss at the horizon", "fid": f"FID ({features}, log scale)"}[metric])
+        ax.child_axes[0].set_title(title + (f", learning rate {lr:g}" if len(lrs) > 1 else ""))
+        if metric == "fid":
+            if min((line.get_ydata().min() for line in ax.lines if len(line.get_ydata())), default=0) > 0:
+                plain_log(ax)
+            if floor == floor:
+                ax.axhline(floor, color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1)
+    for ax in axes[len(panels):]:
+        ax.remove()
     handles = scheme_handles(runs, markers=True) + [crash_handle()] * bool(runs["crashed"].any())
-    if "fid" in panels and floor == floor:
+    if scored and floor == floor:
         label = "real against real (FID)"
         handles.append(Line2D([], [], color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1, label=label))
     legend(body, handles, width)
@@ -97,13 +101,15 @@ def _beside(label: str, labels: list[str], most: int) -> float:
     return (labels.index(label) - (len(labels) - 1) / 2) * 0.6 / max(5, most)
 
 
-def _notes(runs, features: str, fid: bool) -> list[str]:
+def _notes(runs, features: str, scored: list[float], lrs: list[float]) -> list[str]:
     notes = ["Lines join the means of runs that did not crash; a run that crashed or was collapsed from the start "
              "has only a mark on the top edge."]  # fmt: skip
     if runs[runs["status"] == "done"].groupby(["label", "depth", "lr"])["crashed"].nunique().gt(1).any():
         notes.append("A pale mark: some of the seeds crashed.")
-    if not fid:
+    if not scored:
         return notes
+    if scored != lrs:
+        notes.append("Samples are scored at one rate." if len(scored) == 1 else f"Samples are scored at {len(scored)} of the rates.")
     n = "/".join(f"{n}" for n in sorted(set(runs["fid_n"].dropna())))
     if features.startswith("digits"):
         notes.append(f"FID is on a small digit classifier's 16 features with n={n} samples and is not Inception's FID.")

@@ -15,7 +15,7 @@ from suite.evidence.recompute import model_cells, real_row_problems
 from suite.evidence.report import readme_differs
 from suite.protocol import PROTOCOLS, Run
 from suite.records.completeness import REPLAYED, Parts, check_parts, is_picture
-from suite.records.tables import TABLES, Store, TableError, check_folder, picture_path, table_files
+from suite.records.tables import TABLES, Store, TableError, check_folder, content, picture_path, table_files
 from suite.sweep.groups import group_id, group_order
 from suite.verdict import crash
 from suite.verdict.outcomes import fate
@@ -243,6 +243,6 @@ def _lines(folder: Path, row: dict[str, str]) -> dict[str, list[str]]:
     out = {}
     for name, table in TABLES.items():
         if name != "throughput":
-            texts = [path.read_text() for path in table_files(folder, table, row["scheme"], row["depth"])]
+            texts = [content(path).decode() for path in table_files(folder, table, row["scheme"], row["depth"])]
             out[name] = [line for text in texts for line in text.splitlines() if line.startswith(row["run_id"] + ",")]
     return {name: lines for name, lines in out.items() if lines}

@@ -8,16 +8,19 @@ serialisation, so the same runs give the same bytes in whatever order they were 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import numbers
 import os
 import re
+import zlib
 from pathlib import Path
 
 from suite.records.schema import SCHEMA_VERSION, TABLES, Column, Table
 
 PACKAGE = "datapackage.json"
+BY_RUN = "-by-run"  # ends the name of the resource of a table's compressed files
 # Eighteen digits fit an int64; the number pattern keeps out what float() would also take ("1_0", " 1", "Infinity").
 _PATTERNS = {
     "integer": re.compile(r"0|-?[1-9][0-9]{0,17}"),
@@ -25,8 +28,8 @@ _PATTERNS = {
     "boolean": re.compile(r"true|false"),
 }
 _SCHEME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
-SPREAD = re.compile(rf"({_SCHEME})-L([1-9][0-9]*)(?:\.([A-Za-z0-9_]+))?\.csv")  # scheme, depth, run id of a part
-LARGEST = 10_000_000  # bytes of a file (design, section 5); a spread table's file that would be larger is one file a run
+SPREAD = re.compile(rf"({_SCHEME})-L([1-9][0-9]*)(?:\.([A-Za-z0-9_]+)\.csv\.gz|\.csv)")  # scheme, depth, run id of a part
+LARGEST = 10_000_000  # bytes of a file (design, section 5); a spread table's file that would be larger is one compressed file a run
 _RESTORE = "restore the file (git checkout, or delete it and run again)"
 
 
@@ -155,7 +158,7 @@ def table_files(folder, table: Table, scheme: str | None = None, depth: int | st
     if "{" not in table.path:
         path = Path(folder) / table.path
         return [path] if path.exists() else []
-    found = [(match, path) for path in (Path(folder) / table.path).parent.glob("*.csv")
+    found = [(match, path) for path in (Path(folder) / table.path).parent.glob("*.csv*")
              if (match := SPREAD.fullmatch(path.name)) and scheme in (None, match[1]) and str(depth) in ("None", match[2])]
     return [path for match, path in sorted(found, key=lambda item: (item[0][1], int(item[0][2]), item[0][3] or ""))]
 
@@ -184,8 +187,9 @@ def _part_of(path: Path) -> str | None:
 def package_text(folder) -> str:
     """`datapackage.json` (Data Package 2.0) for the tables that exist: the public column dictionary, byte for byte repeatable."""
     resources = []
-    for table in TABLES.values():
-        files = [path.relative_to(folder).as_posix() for path in table_files(folder, table)]
+    found = [(table, path.relative_to(folder).as_posix()) for table in TABLES.values() for path in table_files(folder, table)]
+    for table, part in [(table, part) for table in TABLES.values() for part in ("", BY_RUN)]:  # a resource is compressed as a whole
+        files = [path for other, path in found if other is table and path.endswith(".gz") == bool(part)]
         if not files:
             continue
         fields = []
@@ -199,8 +203,8 @@ def package_text(folder) -> str:
         required = {column.name for column in table.columns if column.required}
         key = {"primaryKey": list(table.key)} if required >= set(table.key) else {"uniqueKeys": [list(table.key)]}
         resources.append({
-            "name": table.name, "description": table.meaning, "path": files if "{" in table.path else files[0],
-            "format": "csv", "mediatype": "text/csv", "encoding": "utf-8",
+            "name": table.name + part, "description": table.meaning, "path": files if "{" in table.path else files[0],
+            "format": "csv", "mediatype": "text/csv", "encoding": "utf-8", **({"compression": "gz"} if part else {}),
             "schema": {"fields": fields, **key, "missingValues": [""]},
         })
     package = {
@@ -217,7 +221,7 @@ def check_package(folder: Path, table: Table | None = None) -> None:
     try:
         package = json.loads(path.read_bytes())
         version = package["schema_version"]
-        listed = {r["name"]: [(f["name"], f["type"]) for f in r["schema"]["fields"]] for r in package["resources"]}
+        listed = {r["name"].removesuffix(BY_RUN): [(f["name"], f["type"]) for f in r["schema"]["fields"]] for r in package["resources"]}
     except FileNotFoundError:
         return
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -241,17 +245,34 @@ def write_package(folder) -> None:
 
 def _replace(path: Path, data: bytes) -> None:
     """Put bytes in place so that a reader, or a kill at any moment, sees the old file or the new one."""
-    if path.exists() and path.read_bytes() == data:
+    if path.exists() and _holds(path, data):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     # One fixed name: what a kill leaves behind is overwritten by the next write (writers hold Store.lock).
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "wb") as file:
-        file.write(data)
+        file.write(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
     _sync(path.parent)
+
+
+def content(path) -> bytes:
+    """The bytes of a table file, a compressed one unpacked."""
+    path = Path(path)
+    try:
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise TableError(path, f"not a whole gzip file ({error})", _RESTORE) from None
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether a file holds these bytes; what cannot be unpacked is written anew. (Another zlib packs the same bytes otherwise.)"""
+    try:
+        return content(path) == data
+    except TableError:
+        return False
 
 
 def _sync(folder: Path) -> None:
@@ -267,7 +288,7 @@ def read_rows(path, table: Table) -> list[dict[str, str]]:
     """The rows of one file as text, or a TableError for anything but a whole, well-formed table of this schema version."""
     path = Path(path)
     check_package(_folder(path, table), table)
-    data = path.read_bytes()
+    data = content(path)
     if not data:
         raise TableError(path, "file is empty", _RESTORE)
     try:
@@ -317,7 +338,7 @@ def write_rows(path, table: Table, rows) -> None:
 def put_rows(path, table: Table, rows, drop_run_ids=()) -> None:
     """Replace all rows of the runs in `rows` and `drop_run_ids`; every other row keeps its text. path: as `table_path` gives it.
 
-    A spread table's file that would pass LARGEST is written as one file for each run instead, whatever came first.
+    A spread table's file that would pass LARGEST is written as one compressed file for each run instead, whatever came first.
     """
     path, new = Path(path), as_text(path, table, rows)
     replaced = {row["run_id"] for row in new} | set(drop_run_ids)
@@ -327,9 +348,9 @@ def put_rows(path, table: Table, rows, drop_run_ids=()) -> None:
     if match is None or len(render(table, all_rows)) <= LARGEST:
         parts = {path: all_rows}
     else:
-        parts = {path.with_name(f"{path.stem}.{run_id}.csv"): [] for run_id in sorted({row["run_id"] for row in all_rows})}
+        parts = {path.with_name(f"{path.stem}.{run_id}.csv.gz"): [] for run_id in sorted({row["run_id"] for row in all_rows})}
         for row in all_rows:
-            parts[path.with_name(f"{path.stem}.{row['run_id']}.csv")].append(row)
+            parts[path.with_name(f"{path.stem}.{row['run_id']}.csv.gz")].append(row)
     for part, lines in parts.items():
         _write(part, table, lines)
     for old in files:

@@ -20,6 +20,7 @@ from suite.records.csvfile import (
     TableError,
     as_text,
     check_package,
+    content,
     format_value,
     package_text,
     put_rows,
@@ -36,7 +37,7 @@ from suite.records.digest import rows_digest
 from suite.records.schema import OF_NO_RUN, SCHEMA_VERSION, TABLES, Table
 from suite.verdict.outcomes import fate
 
-__all__ = ["SCHEMA_VERSION", "TABLES", "Store", "TableError", "check_folder", "compare", "curve_digest", "format_table",
+__all__ = ["SCHEMA_VERSION", "TABLES", "Store", "TableError", "check_folder", "compare", "content", "curve_digest", "format_table",
            "format_value", "put_rows", "picture_path", "read", "read_rows", "rows_of", "table_files", "table_path", "write_package",
            "write_rows"]
 
@@ -208,7 +209,7 @@ def check_folder(folder) -> list[str]:
     package, problems, rows = folder / PACKAGE, [], {}
     known = {path: table for table in TABLES.values() for path in table_files(folder, table)}
     problems += [f"{path}: no table of suite/records/schema.py; rename or remove it"
-                 for path in sorted(set(folder.rglob("*.csv")) - known.keys())]
+                 for path in sorted({*folder.rglob("*.csv"), *folder.rglob("*.csv.gz")} - known.keys())]
     try:
         check_package(folder)
         if not package.exists() or package.read_text(encoding="utf-8") != package_text(folder):
@@ -218,7 +219,7 @@ def check_folder(folder) -> list[str]:
     for path, table in known.items():
         try:
             rows[path] = table, read_rows(path, table)
-            if path.read_bytes() != render(table, rows[path][1]):
+            if content(path) != render(table, rows[path][1]):
                 problems.append(f"{path}: not sorted, or quoted otherwise than the suite does; write it through suite.records.tables")
         except TableError as error:
             problems.append(str(error))

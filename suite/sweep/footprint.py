@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from suite.protocol import Protocol, Run
+from suite.records.csvfile import LARGEST
+from suite.records.schema import TABLES
 from suite.verdict.signature import SIGNATURE_EARLY, SIGNATURE_LATE
 
 # Bytes of a line and of a picture, means over the committed tables (tests/sweep/test_footprint.py recomputes them)
 LINE = {"runs": 380, "curves": 34, "evals": 25, "audit": 170, "quality": 100, "probe": 58, "throughput": 56}
 SEGMENT_LINE = 85  # of the audit's rows over image or caption tokens, which have a few columns only
 PICTURE = 13_000
+PACKED = 0.34  # of the bytes of a spread table's file that is too large and so compressed
 PHASES, PROBED = 5, 45  # lines of throughput.csv and probe.csv a run
 WINDOW_BEFORE, FULL_BEFORE = 60, 30  # steps of the audit around a crash (suite/diagnosis/auditor.py)
 FULL_EVERY = 4
 
 
 def of_run(run: Run) -> tuple[int, int]:
-    """(bytes of a run that lives, bytes that the audit of its death would add)."""
+    """(bytes of a run that lives, bytes that the audit of its death would add), before any file is compressed."""
+    tables, death = _by_table(run)
+    return sum(tables.values()), death
+
+
+def _by_table(run: Run) -> tuple[dict[str, int], int]:
     p, lines = run.protocol, {"runs": 1, "curves": run.protocol.length, "evals": _evals(run.protocol), "throughput": PHASES}
     some = min(run.depth, p.audit_layers)
     full = run.depth if run.scheme in p.audit_full and run.seed == p.seeds[0] else 0
@@ -32,7 +41,7 @@ def of_run(run: Run) -> tuple[int, int]:
         lines["quality"] = 1 + sum(step <= p.length for step in p.quality_at)
     if p.probe:
         lines["probe"] = PROBED
-    return sum(LINE[name] * n for name, n in lines.items()) + PICTURE * bool(p.fid_samples), death
+    return {name: LINE[name] * n for name, n in lines.items()} | {"samples": PICTURE * bool(p.fid_samples)}, death
 
 
 def _evals(p: Protocol) -> int:
@@ -43,10 +52,14 @@ def said(runs: Sequence[Run]) -> str:
     """What these runs will add to the tables, in words; "" where there are none."""
     if not runs:
         return ""
-    sizes = [of_run(run) for run in runs]
-    death = max(death for _, death in sizes)
+    files = Counter()
+    for run in runs:
+        for name, size in _by_table(run)[0].items():
+            files[(name, run.scheme, run.depth) if "{" in getattr(TABLES.get(name), "path", "") else name] += size
+    total = sum(round(size * PACKED) if isinstance(file, tuple) and size > LARGEST else size for file, size in files.items())
+    death = max(of_run(run)[1] for run in runs)
     more = f", and up to {_mb(death)} for each run that dies" if death else ""
-    return f"; the rest will add about {_mb(sum(size for size, _ in sizes))} to the tables{more}"
+    return f"; the rest will add about {_mb(total)} to the tables{more}"
 
 
 def _mb(size: int) -> str:

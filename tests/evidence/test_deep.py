@@ -1,5 +1,8 @@
 """The cells of README's table of the paper's own depths, in words."""
 
+from collections import Counter
+
+from suite.environment import ROOT
 from suite.evidence.deep import said
 
 
@@ -18,3 +21,23 @@ def test_a_run_with_an_event_behind_the_horizon_lives_but_lends_its_loss_to_no_m
     rows = [row("survived", "1.34", late="602"), row("survived", "0.73")]
     assert said(rows) == "2 of 2 live, one falling at step 602, behind the horizon, 0.730"
     assert said(rows[:1]) == "1 of 1 live, one falling at step 602, behind the horizon"
+
+
+def test_what_the_readme_says_of_400_and_1000_blocks_is_the_tables():
+    """Read from runs.csv alone: lives, and held-out losses of the living, by scheme, parameters, depth and rate."""
+    import pandas as pd
+
+    runs = pd.read_csv(ROOT / "results" / "deep" / "runs.csv")
+    cool, middle, hot = sorted(set(runs.lr))
+    assert Counter(runs.depth) == {400: 45, 1000: 4}  # 5 schemes, 3 rates, 3 seeds; one seed of 4 cells
+    runs["live"] = runs.outcome == "survived"
+    at_400 = runs[runs.depth == 400]
+    lives = at_400.groupby(["lr", "scheme"]).live.sum()
+    assert (lives[cool] == 3).all() and all((lives[:, scheme] == 3).all() for scheme in ("layerscale", "rezero", "deepnorm"))
+    assert (lives[middle, "plain"], lives[middle, "mvsplit"], lives[hot, "plain"], lives[hot, "mvsplit"]) == (3, 2, 0, 1)
+    well = at_400[at_400.live & at_400.late_step.isna()].groupby(["lr", "scheme"]).heldout_loss
+    assert well.mean().idxmax() == (middle, "plain") and well.min()[middle, "plain"] > well.max().drop((middle, "plain")).max()
+    at_1000 = runs[runs.depth == 1000]
+    assert {(row.scheme, "beta=0.03" in str(row.params)) for row in at_1000[at_1000.live].itertuples()} == {
+        ("layerscale", False), ("mvsplit", True)}  # fmt: skip
+    assert set(at_1000[~at_1000.live].outcome) == {"collapsed_at_init"}

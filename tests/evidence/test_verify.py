@@ -124,7 +124,7 @@ def test_committed_files_are_small():
     sizes = {path: path.stat().st_size for path in RESULTS.rglob("*") if path.is_file() and "local" not in path.parts}
     sizes = {path: size for path, size in sizes.items() if ".work" not in path.parts}
     assert max(sizes.values()) < 10e6
-    assert sum(sizes.values()) < 60 * 2**20  # design, section 5: 60 MB, as `du` counts them
+    assert sum(sizes.values()) < 60e6  # design, section 5
 
 
 def problems_of(folder):

@@ -360,6 +360,16 @@ def test_without_quality_only_the_held_out_panel(tmp_path):
     assert "FID" not in style.caption_of(figure)
 
 
+def test_a_rate_without_scores_has_no_panel_for_them(tmp_path):
+    folder = laptop(tmp_path / "laptop")
+    for lr, quality in ((0.01, False), (0.02, False)):
+        Store(folder).add(record("plain", 25, lr=lr, quality=quality, run_id=f"plain-{lr}"))
+    figure = figure_of(heldout, folder)
+    titles = [ax.child_axes[0].get_title() for ax in figure.subfigs[0].axes]
+    assert titles == [f"held-out loss, learning rate {lr}" for lr in (0.004, 0.01, 0.02)] + ["FID of samples, learning rate 0.004"]
+    assert "Samples are scored at one rate." in style.caption_of(figure)
+
+
 def test_failures_alone_and_metrics_that_are_nan(tmp_path, capsys):
     folder = tmp_path / "laptop"
     Store(folder).add(broken("plain", 100))

@@ -1,6 +1,7 @@
 """The tables keep their contract: exact round trips, byte-stable merges, atomic adds, and one-line errors for everything else."""
 
 import csv
+import gzip
 import json
 import multiprocessing
 import pickle
@@ -422,7 +423,7 @@ def test_a_file_that_would_be_too_large_is_one_file_a_run_in_whatever_order(tmp_
     (joint,) = whole
     limit = len(whole[joint]) - 1
     one, two = (spread(tmp_path / order, order, monkeypatch, limit) for order in ("abc", "cab"))
-    assert one == two and list(one) == [joint.replace(".csv", f".{run_id}.csv") for run_id in "abc"]
+    assert one == two and list(one) == [joint.replace(".csv", f".{run_id}.csv.gz") for run_id in "abc"]
     assert spread(tmp_path / "fits", "abc", monkeypatch, limit + 1) == whole
     for folder in (tmp_path / "whole", tmp_path / "abc"):
         assert not check_folder(folder) and Store(folder).done_ids() == set("abc")
@@ -445,6 +446,30 @@ def test_a_split_that_was_killed_half_way_costs_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(csvfile, "LARGEST", 10**7)
     Store(folder).add(record("b"))
     assert not check_folder(folder) and {path.name for path in (folder / "curves").iterdir()} == {joint}
+
+
+def test_parts_are_packed_and_described_as_such(tmp_path, monkeypatch):
+    """Any gzip reads them; a file that another zlib packed is left alone, a broken one is one line and is mended by a write."""
+    whole = next(iter(spread(tmp_path / "whole", "ab", monkeypatch, 10**7).values()))
+    folder = tmp_path / "parts"
+    parts = spread(folder, "ab", monkeypatch, 10)
+    lines = [gzip.decompress(data).splitlines() for data in parts.values()]
+    assert whole.splitlines() == lines[0] + lines[1][1:]
+    packed = {r["name"]: r for r in json.loads((folder / "datapackage.json").read_bytes())["resources"] if "compression" in r}
+    assert packed["curves-by-run"]["path"] == [f"curves/{name}" for name in parts]
+    assert len(pd.read_csv(folder / packed["curves-by-run"]["path"][0])) == len(lines[0]) - 1
+    path = folder / "curves" / sorted(parts)[0]
+    path.write_bytes(other := gzip.compress(gzip.decompress(path.read_bytes()), 1, mtime=7))
+    Store(folder).add(record("b"))
+    assert not check_folder(folder) and path.read_bytes() == other
+    for broken in (other[:-9], b"run_id,step\n", other[:20] + b"?" + other[21:], b""):
+        path.write_bytes(broken)
+        (line, *_) = check_folder(folder)
+        assert path.name in line and "\n" not in line and "restore" in line
+        with pytest.raises(TableError):
+            read(folder, "curves")
+    path.with_name("stray.csv.gz").write_bytes(other)
+    assert any("stray" in line for line in check_folder(folder))
 
 
 def test_a_part_that_holds_another_run_is_named(tmp_path, monkeypatch):

@@ -103,13 +103,11 @@ def test_the_anatomys_rates_are_the_rules(frontier, anatomy):
     assert {key: set(lrs) for key, lrs in below.items() if key[1] in (50, 100)} == mine
 
 
-def test_plains_healthy_deaths_lie_late_and_together_as_the_readme_says():
+def test_plains_healthy_deaths_lie_later_than_mvsplits_as_the_readme_says():
     folder = ROOT / "results" / "anatomy"
     known = [risk for risk in risks(Store(folder).runs(), Parts(folder)) if "sites=attn" not in risk.params]
     plain, mvsplit = ([risk.when for risk in known if risk.scheme == scheme and risk.when] for scheme in ("plain", "mvsplit"))
     assert min(min(when) for when in plain) > max(max(when) for when in mvsplit)
-    several = [when for when in plain if len(when) > 1]
-    assert len(several) == 3 and all(when[-1] < 1.25 * when[0] for when in several)
 
 
 def test_what_the_readme_says_of_healthy_deaths_is_the_hazard_tables():

@@ -11,7 +11,7 @@ from statistics import mean, median
 from suite.evidence.dying import SPECIAL, interval
 from suite.evidence.edges import PRIMARY, Edge, cells, edges, ratios
 from suite.evidence.hazard import PER, healthy_deaths, risks
-from suite.evidence.headline import standing
+from suite.evidence.headline import in_words, standing
 from suite.evidence.stats import Critical
 from suite.protocol import PROTOCOLS, SCHEMES
 from suite.records.completeness import Parts
@@ -111,10 +111,7 @@ def _hot(rows: Rows, hot: float) -> str:
     for scheme in SCHEMES:
         cell = known.get((scheme, deepest), {"n": 0})
         if cell["n"]:
-            word = {None: "not enough runs to decide", "": "a coin" if cell["counts"].get("live") else "none lives"}.get(
-                cell["decided"], f"decided: {cell['decided']}")  # fmt: skip
-            counts = ", ".join(f"{n} {name}" for name, n in sorted(cell["counts"].items()))
-            parts.append(f"{scheme} {counts} of {cell['n']} ({word})")
+            parts.append(f"{scheme} ({in_words(cell)})")
     return f"**At the hot rate of {hot:g}** and {deepest} blocks: {'; '.join(parts)}."
 
 

@@ -101,6 +101,18 @@ def standing(rows: Iterable[Mapping[str, str]], lr: float) -> dict[tuple[str, in
     return out
 
 
+UNSURE = "coin", "none lives", "at its edge"
+
+
+def in_words(cell: Mapping[str, object]) -> str:
+    """A cell of `standing`: "coin: 1 of 8 dead, 7 of 8 live"; counts alone where runs that the rule asks for are missing."""
+    counts, coin, none, edge = cell["counts"], *UNSURE
+    named = [name for name in ("dead", "unusable", "live") if name in counts]
+    unsure = edge if len(named) == 1 else coin if "live" in counts else none  # edge: the neighbour on the lattice has another fate
+    word = {"": f"{unsure}: ", None: ""}.get(cell["decided"], "decided: ")
+    return word + ", ".join(f"{counts[name]} of {cell['n']} {name}" for name in named)
+
+
 def missing(rows: Iterable[Mapping[str, str]], lr: float) -> list[tuple[str, int, float, int]]:
     """(scheme, depth, rate, seed) of the runs that `standing` still asks for, cells that are coins already left out."""
     out = []

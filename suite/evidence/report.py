@@ -12,7 +12,7 @@ from suite.evidence.dying import dying
 from suite.evidence.early_warning import early_warning
 from suite.evidence.edges import PRIMARY, Edge, edges, edges_beside, ratios, said
 from suite.evidence.findings import findings
-from suite.evidence.headline import standing
+from suite.evidence.headline import UNSURE, in_words, standing
 from suite.evidence.markdown import table
 from suite.protocol import PROTOCOLS, SCHEMES
 from suite.records.tables import TABLES, Store, compare, format_table, read_rows
@@ -41,7 +41,7 @@ def beside(mine: Path, committed: Path) -> str:
     seeds = _standings(committed.parent / "frontier", rows) if mine.name == "laptop" else {}
     for row in rows:
         row["all_seeds"] = seeds.get((float(row["lr"]), row["scheme"], int(row["depth"])), "").strip(" ()") or None
-        if row["agree"] is False and (row["all_seeds"] or "").startswith(("coin", "at its edge")):
+        if row["agree"] is False and (row["all_seeds"] or "").startswith(UNSURE):
             row["agree"] = "coin"
     return format_table(rows, (*SEEN, *["all_seeds"] * bool(seeds)))
 
@@ -79,12 +79,8 @@ def _standings(frontier: Path | None, rows: Sequence[dict[str, str]]) -> dict[tu
     known, out = Store(frontier).runs(), {}
     for lr in sorted({float(r["lr"]) for r in rows}):
         for (scheme, depth), found in standing(known, lr).items():
-            if n := found["n"]:
-                named = [name for name in ("dead", "unusable", "live") if name in found["counts"]]
-                counts = ", ".join(f"{found['counts'][name]} of {n} {name}" for name in named)
-                coin = "coin: " if len(named) > 1 else "at its edge: "  # where the neighbour on the lattice has another fate
-                word = {"": coin, None: ""}.get(found["decided"], "decided: ")
-                out[lr, scheme, depth] = f" ({word}{counts})"
+            if found["n"]:
+                out[lr, scheme, depth] = f" ({in_words(found)})"
     return out
 
 

@@ -149,6 +149,18 @@ def test_decided_needs_sixteen_runs_and_eight_at_the_neighbour():
     assert KNOWN[lr] == 16
 
 
+@pytest.mark.parametrize(("counts", "decided", "words"), [
+    ({"live": 15, "dead": 1}, "", "coin: 1 of 16 dead, 15 of 16 live"),
+    ({"dead": 7, "unusable": 1}, "", "none lives: 7 of 8 dead, 1 of 8 unusable"),
+    ({"dead": 16}, "", "at its edge: 16 of 16 dead"),
+    ({"dead": 16}, "dead", "decided: 16 of 16 dead"),
+    ({"live": 3}, None, "3 of 3 live"),
+])
+def test_a_standing_in_words(counts, decided, words):
+    assert headline.in_words({"counts": counts, "n": sum(counts.values()), "decided": decided}) == words
+    assert (decided == "") == words.startswith(headline.UNSURE)
+
+
 def test_a_cell_that_is_half_run_is_held_against_the_neighbour_that_will_be_asked_for():
     """Three of sixteen seeds live at 16 and have lived at 17; that one died at 15, the colder side, says nothing of their edge."""
     rows = [row("plain", 25, k, seed, "collapsed" if (k, seed) == (15, 0) else "survived") for k in (15, 16, 17) for seed in range(3)]

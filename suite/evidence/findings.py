@@ -41,6 +41,12 @@ def _rate(one: Critical) -> str:
     return f"{one} (n = {one.n})"
 
 
+def _ratio(row: dict) -> str:
+    """A ratio of critical rates with its interval, or that alone."""
+    middle = "" if row["ratio"] is None else f"{row['ratio']:.2f} "
+    return f"{middle}[{row['low']:.2f}, {'∞' if row['high'] == float('inf') else format(row['high'], '.2f')}]"
+
+
 def _plain(found: dict[tuple[str, int], Edge]) -> str:
     depths = sorted(depth for scheme, depth in found if scheme == PRIMARY[1])
     rates = "; ".join(f"{depth} blocks {_rate(found[PRIMARY[1], depth].lr50)}" for depth in depths)
@@ -59,9 +65,7 @@ def _primary(rows: Rows, found: dict[tuple[str, int], Edge]) -> str:
             sides = [found[scheme, row["depth"]] for scheme in PRIMARY]
             if any((side.lr50 if bad == DEAD else side.lr50u).falls for side in sides):
                 word += ", but fewer die at some hotter rate, so half is no edge"
-            middle = "" if row["ratio"] is None else f"{row['ratio']:.2f} "
-            ends = f"{row['low']:.2f}, {'∞' if row['high'] == float('inf') else format(row['high'], '.2f')}"
-            parts.append(f"{row['depth']} blocks {middle}[{ends}] (n = {row['n']} and {row['n_plain']}), {word}")
+            parts.append(f"{row['depth']} blocks {_ratio(row)} (n = {row['n']} and {row['n_plain']}), {word}")
         return "; ".join(parts)
 
     return (f"**MV-Split against plain**, the comparison fixed beforehand. LR50 over LR50: {said(DEAD)}. Counting runs that never trained "
@@ -136,10 +140,10 @@ def _more_tokens(results: Path) -> list[str]:
     for row in ratios(rows):
         if row["kind"] == "primary" and row["ratio"] is not None:
             also = usable.get(row["depth"])
-            more = f"; of LR50u {also['ratio']:.2f} [{also['low']:.2f}, {also['high']:.2f}]" if also else ""
+            more = f"; of LR50u {_ratio(also)}" if also else ""
             rates = ", ".join(f"{scheme} {_rate(found[scheme, row['depth']].lr50)}" for scheme in reversed(PRIMARY))
             parts.append(f"at {row['depth']} blocks LR50@{found[PRIMARY[0], row['depth']].horizon} of {rates}, "
-                         f"a ratio of {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]{more}")  # fmt: skip
+                         f"a ratio of {_ratio(row)}{more}")  # fmt: skip
     return [f"**With {rows[0]['image_tokens']} image tokens** for 16: {'; '.join(parts)}."] if parts else []
 
 

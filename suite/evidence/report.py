@@ -40,7 +40,7 @@ def beside(mine: Path, committed: Path) -> str:
     rows = compare(mine, committed)
     seeds = _standings(committed.parent / "frontier", rows) if mine.name == "laptop" else {}
     for row in rows:
-        row["all_seeds"] = seeds.get((float(row["lr"]), row["scheme"], int(row["depth"])), "").strip(" ()") or None
+        row["all_seeds"] = seeds.get((float(row["lr"]), row["scheme"], int(row["depth"])))
         if row["agree"] is False and (row["all_seeds"] or "").startswith(UNSURE):
             row["agree"] = "coin"
     return format_table(rows, (*SEEN, *["all_seeds"] * bool(seeds)))
@@ -62,7 +62,7 @@ def outcome_table(folder: Path, frontier: Path | None = None) -> str:
         for lr, depth in columns:
             found = [r for r in rows if r["scheme"] == name and (float(r["lr"]), int(r["depth"])) == (lr, depth)]
             shown = "; ".join(_cell(r, scores) for r in sorted(found, key=lambda r: int(r["seed"]))) or "-"
-            cells.append(shown + many.get((lr, name, depth), ""))
+            cells.append(f"{shown} ({many[lr, name, depth]})" if (lr, name, depth) in many else shown)
         lines.append([name, *cells])
     return table(["scheme", *(f"{depth} blocks, {lr:g}" for lr, depth in columns)], lines)
 
@@ -80,7 +80,7 @@ def _standings(frontier: Path | None, rows: Sequence[dict[str, str]]) -> dict[tu
     for lr in sorted({float(r["lr"]) for r in rows}):
         for (scheme, depth), found in standing(known, lr).items():
             if found["n"]:
-                out[lr, scheme, depth] = f" ({in_words(found)})"
+                out[lr, scheme, depth] = in_words(found)
     return out
 
 

@@ -15,6 +15,7 @@ import numbers
 import os
 import re
 import zlib
+from collections import defaultdict
 from pathlib import Path
 
 from suite.records.schema import SCHEMA_VERSION, TABLES, Column, Table
@@ -147,7 +148,7 @@ def _folder(path: Path, table: Table) -> Path:
 
 def table_path(folder, table: Table, scheme: str | None = None, depth: int | str | None = None) -> Path:
     """Where a table lies; scheme and depth matter only to tables spread over several files."""
-    if "{" in table.path and not SPREAD.fullmatch(f"{scheme}-L{depth}.csv"):
+    if table.spread and not SPREAD.fullmatch(f"{scheme}-L{depth}.csv"):
         raise TableError(folder, f"scheme {scheme!r} and depth {depth!r} cannot name a file",
                          "use letters, digits and _ . + - in scheme names, and a positive depth")
     return Path(folder) / table.path.format(scheme=scheme, depth=depth)
@@ -155,7 +156,7 @@ def table_path(folder, table: Table, scheme: str | None = None, depth: int | str
 
 def table_files(folder, table: Table, scheme: str | None = None, depth: int | str | None = None) -> list[Path]:
     """The existing files of a table (those of a scheme or depth), by scheme, depth and run where it is spread."""
-    if "{" not in table.path:
+    if not table.spread:
         path = Path(folder) / table.path
         return [path] if path.exists() else []
     found = [(match, path) for path in (Path(folder) / table.path).parent.glob("*.csv*")
@@ -171,7 +172,7 @@ def rows_of(folder, table: Table, scheme: str | None = None, depth: int | str | 
 def _by_file(files: list[Path], table: Table) -> dict[Path, list[dict[str, str]]]:
     """The rows of each file. A write that was killed as it split a file or joined its parts leaves rows twice: a run's own file counts."""
     rows = {path: read_rows(path, table) for path in files}
-    own = {match[3] for path in files if "{" in table.path and (match := SPREAD.fullmatch(path.name))} - {None}
+    own = {_part_of(path) for path in files} - {None}
     return {path: [row for row in lines if row["run_id"] not in own or _part_of(path) == row["run_id"]] if own else lines
             for path, lines in rows.items()}
 
@@ -203,7 +204,7 @@ def package_text(folder) -> str:
         required = {column.name for column in table.columns if column.required}
         key = {"primaryKey": list(table.key)} if required >= set(table.key) else {"uniqueKeys": [list(table.key)]}
         resources.append({
-            "name": table.name + part, "description": table.meaning, "path": files if "{" in table.path else files[0],
+            "name": table.name + part, "description": table.meaning, "path": files if table.spread else files[0],
             "format": "csv", "mediatype": "text/csv", "encoding": "utf-8", **({"compression": "gz"} if part else {}),
             "schema": {"fields": fields, **key, "missingValues": [""]},
         })
@@ -342,15 +343,16 @@ def put_rows(path, table: Table, rows, drop_run_ids=()) -> None:
     """
     path, new = Path(path), as_text(path, table, rows)
     replaced = {row["run_id"] for row in new} | set(drop_run_ids)
-    match = SPREAD.fullmatch(path.name) if "{" in table.path else None
+    match = SPREAD.fullmatch(path.name) if table.spread else None
     files = table_files(_folder(path, table), table, *(match.groups()[:2] if match else ()))
     all_rows = [row for rows in _by_file(files, table).values() for row in rows if row["run_id"] not in replaced] + new
     if match is None or len(render(table, all_rows)) <= LARGEST:
         parts = {path: all_rows}
     else:
-        parts = {path.with_name(f"{path.stem}.{run_id}.csv.gz"): [] for run_id in sorted({row["run_id"] for row in all_rows})}
+        own = defaultdict(list)
         for row in all_rows:
-            parts[path.with_name(f"{path.stem}.{row['run_id']}.csv.gz")].append(row)
+            own[row["run_id"]].append(row)
+        parts = {path.with_name(f"{path.stem}.{run_id}.csv.gz"): own[run_id] for run_id in sorted(own)}
     for part, lines in parts.items():
         _write(part, table, lines)
     for old in files:

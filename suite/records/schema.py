@@ -40,6 +40,11 @@ class Table:
     columns: tuple[Column, ...]
     order: tuple[str, ...] = ()  # columns to sort by; the key where empty
 
+    @property
+    def spread(self) -> bool:
+        """Whether it lies in several files, one for each scheme and depth."""
+        return "{" in self.path
+
 
 def _text(name, meaning, **constraints):
     return Column(name, "string", "", meaning, **constraints)

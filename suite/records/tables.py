@@ -58,7 +58,7 @@ def read(folder, name: str, scheme: str | None = None, depth: int | None = None)
     files = table_files(folder, table)
     if name == "runs" and not files:
         raise TableError(folder / table.path, "no such table", "run something first, or check the --results folder")
-    rows = rows_of(folder, table, *((scheme, depth) if "{" in table.path else ()))
+    rows = rows_of(folder, table, *((scheme, depth) if table.spread else ()))
     frame = {}
     for column in table.columns:
         cells = [row[column.name] for row in rows]
@@ -249,7 +249,7 @@ def _check_side(path: Path, table: Table, side, runs) -> list[str]:
     """Rows of runs that runs.csv does not know, rows in another run's file, and scores of samples that cannot have one."""
     ids = {row["run_id"] for row in side} - ({REAL} if table.name == "quality" else set())
     problems = [f"{path}: rows of run {i}, which is not in runs.csv; run it again or drop them" for i in sorted(ids - runs.keys())]
-    if "{" in table.path:
+    if table.spread:
         scheme, depth, part = SPREAD.fullmatch(path.name).groups()
         problems += [f"{path}: run {i} belongs to another file ({runs[i]['scheme']}, depth {runs[i]['depth']}); run it again"
                      for i in sorted(ids & runs.keys()) if (runs[i]["scheme"], runs[i]["depth"], part or i) != (scheme, depth, i)]

@@ -52,12 +52,13 @@ def said(runs: Sequence[Run]) -> str:
     """What these runs will add to the tables, in words; "" where there are none."""
     if not runs:
         return ""
-    files = Counter()
+    files, death = Counter(), 0
     for run in runs:
-        for name, size in _by_table(run)[0].items():
-            files[(name, run.scheme, run.depth) if "{" in getattr(TABLES.get(name), "path", "") else name] += size
-    total = sum(round(size * PACKED) if isinstance(file, tuple) and size > LARGEST else size for file, size in files.items())
-    death = max(of_run(run)[1] for run in runs)
+        tables, dying = _by_table(run)
+        files.update({(name, run.scheme, run.depth): size for name, size in tables.items()})
+        death = max(death, dying)
+    spread = [name for name, table in TABLES.items() if table.spread]
+    total = sum(round(size * PACKED) if name in spread and size > LARGEST else size for (name, _, _), size in files.items())
     more = f", and up to {_mb(death)} for each run that dies" if death else ""
     return f"; the rest will add about {_mb(total)} to the tables{more}"
 

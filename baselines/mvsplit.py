@@ -25,6 +25,3 @@ class MVSplit(Residual):
             return x_BTD + f_BTD
         mean_f_BTD, mean_x_BTD = token_mean(f_BTD, ctx.segments), token_mean(x_BTD, ctx.segments)
         return x_BTD + self.gate_beta * (f_BTD - mean_f_BTD) + self.gate_alpha * (mean_f_BTD - mean_x_BTD)
-
-    def fused(self):
-        return None if self.plain else ("mvsplit_rms_norm", (self.gate_alpha, self.gate_beta))

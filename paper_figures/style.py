@@ -21,7 +21,6 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from paper_figures.pixels import BUILD
 from paper_figures.shown import digest
 from suite.protocol import SCHEMES
 
@@ -171,11 +170,11 @@ def plain_log(ax, subs=(1, 2, 5), which: str = "y") -> None:
 
 
 def rendered(figure: Figure) -> dict[str, bytes]:
-    """The files of a figure by kind: PNG (150 dpi) and PDF, with the mark of what they show and the build that drew them, no date."""
+    """The files of a figure by kind: PNG (150 dpi) and PDF, with the mark of what they show, and no date."""
     mark = shows(figure)
     _settle(figure)
-    words = {"png": {"Software": BUILD, "Description": mark},
-             "pdf": {"CreationDate": None, "Creator": BUILD, "Producer": None, "Subject": mark}}
+    words = {"png": {"Software": None, "Description": mark},
+             "pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Subject": mark}}
     files = {}
     for kind in KINDS:
         figure.savefig(buffer := io.BytesIO(), format=kind, dpi=150, metadata=words[kind])

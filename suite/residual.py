@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 EPS = 1e-6  # Table 3 of arXiv:2605.06169 (the released code has 1e-5)
 HALF = (torch.bfloat16, torch.float16)  # what autocast makes of a linear map's output
-FUSED: dict[str, Callable[..., Tensor]] = {}  # operators in use, by name; `suite.model.fused` fills it, on CUDA only
 
 
 class Context(NamedTuple):
@@ -102,16 +101,8 @@ class Residual(nn.Module):
         """z from trunk and branch output, all (B, T, D)."""
         raise NotImplementedError(f"{type(self).__name__} overrides neither merge nor forward")
 
-    def fused(self) -> tuple[str, tuple[Tensor, ...]] | None:
-        """Name and gates of an operator (x, f, *gates, segments, eps) -> rms_norm(merge(x, f)) of `suite.model.kernels`, if any."""
-        return None
-
     def forward(self, x_BTD: Tensor, branch: Callable[[Tensor], Tensor], ctx: Context) -> Tensor:
-        f_BTD = branch(x_BTD)
-        if FUSED and (operator := self.fused()):
-            name, gates = operator
-            return FUSED[name](x_BTD, f_BTD, *gates, ctx.segments, EPS)
-        return rms_norm(self.merge(x_BTD, f_BTD, ctx))
+        return rms_norm(self.merge(x_BTD, branch(x_BTD), ctx))
 
     def open(self, x_BTD: Tensor) -> Tensor:
         """Called once on the first block's input; a multi-stream scheme opens its streams here."""

@@ -7,9 +7,6 @@ from functools import partial
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which the first compilation does
-
 from suite import registry
 from suite.model.backbone import DiT
 

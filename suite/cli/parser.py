@@ -66,8 +66,6 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--executor", choices=("local", "slurm"), default="local", help="this machine, or a Slurm cluster (default: local)")
     run.add_argument("--slurm", type=filled, action="append", default=[], metavar="K=V,...",
                      help="with --executor slurm: jobs=N,time=MINUTES and what submitit takes (partition, account, cpus_per_task, ...)")
-    run.add_argument("--kernels", choices=("auto", "off"), default="auto",
-                     help="fused kernels on CUDA, or never (default: auto); recorded, but no part of a run id: compare in two --results")
     run.add_argument("--retry-failed", action="store_true", help="also repeat runs that ended in oom, timeout or error")
     encode = add("encode", help="make a folder for --data latents:DIR: images through an autoencoder, captions through a text encoder")
     encode.add_argument("--images", type=directory, required=True, metavar="DIR", help="pictures; without --captions in class folders")

@@ -35,7 +35,6 @@ def _plan_of(selection, results: Path):
 def plan(args) -> int:
     from suite.records.completeness import done_ids
     from suite.records.tables import Store
-    from suite.sweep import footprint
 
     if args.gpus and not args.cost:
         raise ValueError("--gpus goes with --cost")
@@ -50,7 +49,7 @@ def plan(args) -> int:
     what = f", {sum(r.run_id in done for r in runs)} done"
     if cells is not None:
         what = f" in the next round of the search (none: the edges of all {len(cells)} cells are known)"
-    print(f"{len(runs)} runs{what}{footprint.said([run for run in runs if run.run_id not in done])}")
+    print(f"{len(runs)} runs{what}")
     return 0
 
 
@@ -92,7 +91,7 @@ def run(args) -> int:
         print("accelerate started one process, not several (--cpu needs MPI): this is an ordinary run; for data parallelism say "
               "--multi_gpu instead of --cpu, which needs no GPU", file=sys.stderr)  # fmt: skip
     if launched():
-        return run_distributed(runs, args.results.resolve(), args.features, args.kernels)
+        return run_distributed(runs, args.results.resolve(), args.features)
     say_quality(runs, args.features)
     if args.slurm and args.executor != "slurm":
         raise ValueError("--slurm goes with --executor slurm")
@@ -117,7 +116,7 @@ def _sweep(args, runs) -> int:
 
         with interruptible():
             return run_on_slurm(
-                runs, args.results.resolve(), settings=args.slurm, workers=args.workers, features=args.features, kernels=args.kernels,
+                runs, args.results.resolve(), settings=args.slurm, workers=args.workers, features=args.features,
                 replicas=args.replicas, plugins=args.plugin, retry=args.retry_failed,
             )  # fmt: skip
     if args.workers and args.workers > (cores := environment.usable_cores()):
@@ -126,7 +125,7 @@ def _sweep(args, runs) -> int:
 
     sweep = Sweep(
         runs, args.results.resolve(), workers=environment.workers(args.workers), features=args.features,
-        plugins=args.plugin, retry=args.retry_failed, kernels=args.kernels, replicas=args.replicas,
+        plugins=args.plugin, retry=args.retry_failed, replicas=args.replicas,
     )  # fmt: skip
     (args.results / ".work").mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused here
     backlog = sweep.backlog

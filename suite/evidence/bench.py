@@ -158,25 +158,13 @@ def gpu_targets(table) -> list[dict]:
     def best(depth):
         return of("step", by="replicas", scheme="plain", variant="suite", depth=depth).sort_values()[:1].rename("{} runs as one".format)
 
-    ratio, bandwidth, paper = {}, {}, {"setting": "paper", "by": "variant"}
-    for phase, word in (("merge_forward", "forward"), ("merge_forward_backward", "with backward")):
-        for graph, where in (("", "from Python"), ("_graph", "in a graph")):
-            time, rate = of(phase, **paper), of(phase, "gb_per_s", **paper)
-            copy = of("merge_forward", "gb_per_s", **paper)
-            if {f"kernel{graph}", f"compiled{graph}"} <= set(time.index):
-                ratio[f"{word} {where}"] = time[f"compiled{graph}"] / time[f"kernel{graph}"]
-            if f"kernel{graph}" in rate and f"copy{graph}" in copy:
-                bandwidth[f"{word} {where}"] = rate[f"kernel{graph}"] / copy[f"copy{graph}"]
     deep = [best(depth) for depth in (100, 400)]
     over = deep[1] / deep[0].iloc[0] if len(deep[0]) else deep[1]
-    series = type(deep[0])
     return [
         _target("step of 100 blocks at the best number of replicas, ms a run", deep[0], 0.6),
         _target("the same at 400 blocks, over it", over, 4.2),
         _target("held-out loss at 100 blocks, ms a run", of("heldout", depth=100, replicas=120), 20.0),
         _target("256 samples at 100 blocks, s a run", of("sample", depth=100, replicas=120) * 256 / 1e3, 2.0),
-        _target("fused merge at the paper's shape, times as fast as torch.compile, worst", series(ratio, dtype=float), 1.5, most=False),
-        _target("fused merge, share of a copy's bandwidth, worst", series(bandwidth, dtype=float), 0.7, most=False),
     ]  # fmt: skip
 
 

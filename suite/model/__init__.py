@@ -1,1 +1,1 @@
-"""The network: backbone, rectified flow, compiled blocks, fused kernels."""
+"""The network: backbone, rectified flow, compiled blocks, replicas."""

@@ -113,7 +113,7 @@ RUNS = (
     _flag("compiled", "whether the blocks were compiled (changes rounding, so it is part of run_id)"),
     _text("dtype", "floating-point type of weights and activations"),
     _text("device", "device type the run trained on: cpu or cuda"),
-    _text("kernels", "fused GPU kernels that did the merges, and their triton; empty for the plain formulas (changes rounding)"),
+    _text("kernels", "always empty: earlier versions had GPU kernels of their own for one scheme"),
     _integer("threads", "1", "compute threads of the process (changes rounding)"),
     _integer("processes", "1", "data-parallel processes the run trained in (changes rounding)"),
     _integer("replicas", "1", "runs that were trained as one model with this one, itself included (changes rounding)"),
@@ -224,18 +224,16 @@ BENCH = (
           "clip and update of all weights (optimiser); an audit pass of the anatomy protocol's layers (audit); the held-out loss "
           "(heldout); one sampled image (sample); the first step of a model built in a new process, with an empty compile cache "
           "(first_step_cold) or a filled one at another depth (first_step_warm); a sweep's worker from nothing to its first step "
-          "(worker_start); one run of a sweep, its wall-clock time shared out (sweep); one merge and its norm (merge)", required=True,
+          "(worker_start); one run of a sweep, its wall-clock time shared out (sweep)", required=True,
           enum=("step", "block_forward", "block_forward_backward", "optimiser", "audit", "heldout", "sample", "first_step_cold",
-                "first_step_warm", "worker_start", "sweep", "merge_forward", "merge_forward_backward")),
-    _text("variant", "suite: this project's; reference: the straightforward eager one of tests/bench/reference.py; of a merge: the "
-          "fused kernel, the plain formula eager or compiled, or a copy of one tensor, called from Python or (graph) in a CUDA graph",
-          required=True,
-          enum=("suite", "reference", "kernel", "eager", "compiled", "copy", "kernel_graph", "compiled_graph", "copy_graph")),
+                "first_step_warm", "worker_start", "sweep")),
+    _text("variant", "suite: this project's; reference: the straightforward eager one of tests/bench/reference.py", required=True,
+          enum=("suite", "reference")),
     _text("scheme", "residual scheme; of a sweep all of its schemes"),
     _integer("depth", "block", "number of blocks; empty where several or none"),
     _text("setting", "digits: the laptop protocol's sizes; wide: 64 channels, 64+4 tokens, batch 32, activation checkpointing; "
-          "paper: the merge of the paper's model; tiny: digits without compilation", required=True,
-          enum=("digits", "wide", "paper", "tiny")),
+          "tiny: digits without compilation", required=True,
+          enum=("digits", "wide", "tiny")),
     _integer("width", "channel", "model width D", required=True),
     _integer("image_tokens", "token", "image tokens in a sequence", required=True),
     _integer("caption_tokens", "token", "caption tokens in a sequence", required=True),
@@ -255,7 +253,6 @@ BENCH = (
     _number("evaluation_share", "time in held-out loss, sampling and scores over time in training; of a sweep, over all its runs"),
     _number("over_plain", "median over the rounds of a step's time over that of a step of plain taken just before it, in turn; of a "
             "step of another scheme", "1"),
-    _number("gb_per_s", "memory traffic that the shape cannot do without over the median time; of a merge", "GB/s"),
     _text("hardware", "processor or accelerator it was timed on"),
     _text("started", "when the call of bench that measured it began, UTC: only rows that share it may be compared", required=True),
     *(column for column in RUNS if column.name in PROVENANCE),

@@ -51,7 +51,7 @@ def launched_alone() -> bool:
     return not launched() and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
-def run_distributed(runs: list[Run], results: Path, features: str, kernels: str = "auto") -> int:
+def run_distributed(runs: list[Run], results: Path, features: str) -> int:
     """Train the one run of the selection with the same global batch as a single process; returns the exit status.
 
     Gradients are averages of the processes' shares, so curves agree with a single process within rounding, not to the
@@ -92,7 +92,7 @@ def run_distributed(runs: list[Run], results: Path, features: str, kernels: str 
     try:
         if fault:
             return 2
-        if word == "train" and (record := execute(run, results, features, kernels=kernels, sharding=sharding)):
+        if word == "train" and (record := execute(run, results, features, sharding=sharding)):
             store.add(record)
         word = "done"
     finally:

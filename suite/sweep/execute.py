@@ -17,7 +17,6 @@ from suite.diagnosis.probe import probe
 from suite.diagnosis.sidepass import final_state
 from suite.globalstate import kept
 from suite.model.flow import random_state, seeded
-from suite.model.fused import use_kernels
 from suite.protocol import Run
 from suite.records.tables import REAL
 from suite.sweep.groups import group_id
@@ -34,23 +33,20 @@ from suite.verdict.signature import of_audit
 load_data = cache(load)  # a worker takes many runs of the same data
 
 
-def execute(
-    run: Run, results: Path, features: str, report: Report | None = None, kernels: str = "auto", sharding: Sharding | None = None
-) -> dict:
+def execute(run: Run, results: Path, features: str, report: Report | None = None, sharding: Sharding | None = None) -> dict:
     """Train and measure one run; returns its record for `tables.Store.add`. Resumes from the newest whole checkpoint.
 
-    kernels: "auto" or "off", as `fused.use_kernels` has it. sharding: as `Trainer` has it.
+    sharding: as `Trainer` has it.
     """
     environment.reset_peak_memory()
     with kept():
         member = _member([run], results, features, run, sharding)
         trainer = member.trainer
-        fused = use_kernels(kernels, trainer.state.dit, trainer.device)
         trainer.restore()
         with _nothing_drawn(run):
             trainer.train(report, member.before_update, member.after_update)
         first = trainer.accelerator.is_main_process
-        record = _record(trainer, [run], results, features, fused) if first or trainer.state.dit.sharded else {}
+        record = _record(trainer, [run], results, features) if first or trainer.state.dit.sharded else {}
         return record if first else {}
 
 
@@ -75,7 +71,7 @@ def execute_group(runs: Sequence[Run], results: Path, features: str, report: Rep
     def finish(member: Member) -> None:
         trainer = member.trainer
         try:
-            record = _record(trainer, runs, results, features, fused="")
+            record = _record(trainer, runs, results, features)
         except Exception as error:
             if failure(error)["status"] == "disk":
                 raise
@@ -104,7 +100,7 @@ def _member(group: Sequence[Run], results: Path, features: str, run: Run, shardi
 
 
 @seeded("record")
-def _record(trainer: Trainer, group: Sequence[Run], results: Path, features: str, fused: str) -> dict:
+def _record(trainer: Trainer, group: Sequence[Run], results: Path, features: str) -> dict:
     """What a run that has ended leaves, measured on its model; the trainer may be left in an earlier state.
 
     Of a sharded model all processes measure together, and what the first one returns is whole.
@@ -120,7 +116,7 @@ def _record(trainer: Trainer, group: Sequence[Run], results: Path, features: str
     if p.probe and verdict.crash_step is None:
         with trainer.clock.timed("probe"):
             probe_rows = probe(trainer)
-    row = _run_row(trainer, group) | {"kernels": fused}  # before the replay, which leaves the trainer inside its window
+    row = _run_row(trainer, group)  # before the replay, which leaves the trainer inside its window
     if p.audit_every and verdict.outcome in ("collapsed", "degraded", "nonfinite"):  # not at init: that is no event
         row["reason"] = Auditor(trainer).replay(verdict)
         row["mms_signature"] = of_audit(trainer.state.log["audit"], verdict.crash_step, deep_from=run.depth // 2)

@@ -46,7 +46,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, int | str]:
     return found
 
 
-def run_on_slurm(runs: list[Run], results: Path, *, settings: Sequence[str], workers: int | None, features: str, kernels: str,
+def run_on_slurm(runs: list[Run], results: Path, *, settings: Sequence[str], workers: int | None, features: str,
                  replicas: int | None, plugins: Sequence[str], retry: bool) -> int:
     """Train what is not done yet, wait, gather; returns the exit status: 1 where a run broke or did not end, 130 after Ctrl-C.
 
@@ -65,7 +65,7 @@ def run_on_slurm(runs: list[Run], results: Path, *, settings: Sequence[str], wor
     print(f"{len(runs)} runs: {len(skip)} done before, {len(runs) - len(skip)} to do", file=sys.stderr)
     if shares:
         files = [str(Path(p).resolve()) for p in plugins]
-        task = {"workers": workers, "features": features, "kernels": kernels, "replicas": replicas, "plugins": files, "retry": retry}
+        task = {"workers": workers, "features": features, "replicas": replicas, "plugins": files, "retry": retry}
         jobs = _submit(executor, [task | {"results": str(f), "runs": [r.to_json() for r in share]} for f, share in shares.items()])
         try:
             _wait(jobs, shares)
@@ -163,7 +163,7 @@ def main() -> int:
     task = json.load(sys.stdin)
     sweep = Sweep(
         [Run.from_json(text) for text in task["runs"]], Path(task["results"]), workers=environment.workers(task["workers"]),
-        features=task["features"], kernels=task["kernels"], replicas=task["replicas"], plugins=task["plugins"], retry=task["retry"],
+        features=task["features"], replicas=task["replicas"], plugins=task["plugins"], retry=task["retry"],
     )  # fmt: skip
     sweep.run()
     return 0

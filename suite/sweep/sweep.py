@@ -30,7 +30,7 @@ class Sweep:
     """One call of `run`: the backlog, the workers on it, and what came of the runs they took."""
 
     def __init__(
-        self, runs: list[Run], results: Path, *, workers: int, features: str, plugins: Sequence[str], retry: bool, kernels: str = "auto",
+        self, runs: list[Run], results: Path, *, workers: int, features: str, plugins: Sequence[str], retry: bool,
         replicas: int | None = None,
     ) -> None:  # fmt: skip
         """replicas: how many runs are trained as one model at most, as `in_groups` has it."""
@@ -38,7 +38,7 @@ class Sweep:
         self.stores = {run.protocol.name: Store(results / run.protocol.name) for run in runs}
         self.backlog = Backlog(runs, results, self.stores, retry, replicas)
         self.workers = max(1, min(workers, len(self.backlog.todo)))
-        self.settings = {"features": features, "plugins": plugins, "kernels": kernels}  # of every worker
+        self.settings = {"features": features, "plugins": plugins}  # of every worker
         self.broken: list[tuple[Run, str]] = []
         self.finished = 0
         self.fatal: queue.Queue[BaseException] = queue.Queue()

@@ -80,7 +80,7 @@ def main() -> None:
             if len(runs) > 1:
                 execute_group(runs, results, job["features"], report)
             else:
-                save_record(execute(run, results, job["features"], report, job["kernels"]), results)
+                save_record(execute(run, results, job["features"], report), results)
             say(event="done")
         except BaseException as error:  # any failure is the run's own, a plugin's sys.exit() too: it becomes a row, and the sweep goes on
             say(event="failed", **failure(error), trace=traceback.format_exc())

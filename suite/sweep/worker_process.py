@@ -27,9 +27,9 @@ FAREWELL = 10  # seconds that a worker gets to end by itself
 class WorkerProcess:
     """One worker process and the pipe to it; starts on first use and again after a death."""
 
-    def __init__(self, results: Path, features: str, plugins: Sequence[str], kernels: str = "auto", number: int = 0) -> None:
+    def __init__(self, results: Path, features: str, plugins: Sequence[str], number: int = 0) -> None:
         """number: of the worker, which chooses its card where there are several."""
-        self.job = {"results": str(results), "features": features, "plugins": [str(Path(p).resolve()) for p in plugins], "kernels": kernels}
+        self.job = {"results": str(results), "features": features, "plugins": [str(Path(p).resolve()) for p in plugins]}
         self.process: subprocess.Popen | None = None
         self.log = results / ".work" / f"worker-{os.getpid()}-{id(self)}.log"
         self.number = number

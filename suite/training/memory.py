@@ -1,7 +1,7 @@
 """Memory of a training step by arithmetic: parameters with their optimiser, and the activations that backward needs.
 
 Counted is what eager code keeps on a GPU. Not counted: the workspaces of kernels, CUDA's own (about a GiB), what an allocator loses,
-and that compiled blocks and fused merges keep less. All sizes are bytes; a row is one image of the batch with its caption.
+and that compiled blocks keep less. All sizes are bytes; a row is one image of the batch with its caption.
 
 Shapes: B batch, T tokens, D width, N heads, F FFN width.
 """

@@ -11,7 +11,7 @@ import torch
 from suite.environment import ROOT
 
 SCRIPT = ROOT / "tests" / "gpu" / "check.sh"
-PARTS = ("2-kernel", "3-step", "4-tests", "5-sweep")
+PARTS = ("2-step", "3-tests", "4-sweep")
 STAND_IN = """#!/bin/sh
 if [ "$1" = - ]; then cat >/dev/null; [ -n "$2" ] && echo "card 0: a card"; exit 0; fi
 echo "$*" >>"$LOG"
@@ -40,17 +40,17 @@ def test_a_second_call_repeats_what_did_not_pass(tmp_path):
     log, python = tmp_path / "log", tmp_path / "python"
     python.write_text(STAND_IN)
     python.chmod(0o755)
-    env = {"PYTHON": str(python), "LOG": str(log), "FAILS": "cuda and merge"}
+    env = {"PYTHON": str(python), "LOG": str(log), "FAILS": "cuda and not reference"}
     code, said = check(tmp_path / "out", **env)
-    assert code == 1 and said[1] == "2-kernel: failed with exit status 3 after 0 s"
-    assert [line.partition(" in ")[0] for line in said[2:]] == ["3-step: passed", "4-tests: passed", "5-sweep: passed"]
-    assert (tmp_path / "out" / "2-kernel.txt").read_text().startswith("broken\n")
-    assert len(log.read_text().splitlines()) == 4
+    assert code == 1 and said[1] == "2-step: failed with exit status 3 after 0 s"
+    assert [line.partition(" in ")[0] for line in said[2:]] == ["3-tests: passed", "4-sweep: passed"]
+    assert (tmp_path / "out" / "2-step.txt").read_text().startswith("broken\n")
+    assert len(log.read_text().splitlines()) == 3
     code, said = check(tmp_path / "out", **env | {"FAILS": "nothing"})
-    assert code == 0 and said[1].startswith("2-kernel: passed in") and said[2:] == [f"{part}: passed before" for part in PARTS[1:]]
-    assert len(log.read_text().splitlines()) == 5
+    assert code == 0 and said[1].startswith("2-step: passed in") and said[2:] == [f"{part}: passed before" for part in PARTS[1:]]
+    assert len(log.read_text().splitlines()) == 4
 
 
 def test_the_limits_add_up_to_eight_minutes_at_most():
     limits = [int(seconds) for seconds in re.findall(r"^part \d-\w+ (\d+) ", SCRIPT.read_text(), re.M)]
-    assert len(limits) == 5 and sum(limits[1:]) <= 8 * 60 - 30  # the first takes a second
+    assert len(limits) == 4 and sum(limits[1:]) <= 8 * 60 - 30  # the first takes a second

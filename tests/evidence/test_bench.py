@@ -59,28 +59,21 @@ def gpu():
             [(100, 1, 30.0), (100, 120, 0.6), (100, 240, 0.7), (400, 30, 2.52), (400, 1, 100.0)]]  # fmt: skip
     rows += [row("heldout", depth=100, ms=20.0, replicas=120, **card), row("heldout", depth=100, ms=400.0, **card)]
     rows += [row("sample", depth=100, ms=2000 / 256, replicas=120, **card)]
-    for graph in ("", "_graph"):
-        rows += [row("merge_forward", "mvsplit", None, 1.0, variant=f"copy{graph}", setting="paper", gb_per_s=1000.0, **card)]
-        for phase in ("merge_forward", "merge_forward_backward"):
-            for name, ms in (("kernel", 2.0), ("compiled", 3.0)):
-                rows += [row(phase, "mvsplit", None, ms, variant=f"{name}{graph}", setting="paper", gb_per_s=1400 / ms, **card)]
     return rows
 
 
 @pytest.mark.parametrize(("place", "change"), [
     (None, {}), (0, {"phase": "step", "replicas": 120, "median_ms": 0.71}), (1, {"depth": 400, "replicas": 30, "median_ms": 2.53}),
     (2, {"phase": "heldout", "replicas": 120, "median_ms": 20.1}), (3, {"phase": "sample", "median_ms": 8.0}),
-    (4, {"phase": "merge_forward", "variant": "kernel_graph", "median_ms": 2.1}),
-    (5, {"phase": "merge_forward_backward", "variant": "kernel", "gb_per_s": 690.0}),
 ])  # fmt: skip
 def test_targets_of_a_gpu(tmp_path, place, change):
-    """Each is met at its bound and by no more; the best number of replicas is the fastest, and the kernel's worst case counts."""
+    """Each is met at its bound and by no more; the best number of replicas is the fastest."""
     rows, key = gpu(), {k: v for k, v in change.items() if k in ("phase", "depth", "replicas", "variant")}
     for one in rows:
         if change and all(one[k] == v for k, v in key.items()):
             one |= change
     found = bench.gpu_targets(table_of(tmp_path, rows))
-    assert [target["held"] for target in found] == ["no" if i == place else "yes" for i in range(6)]
+    assert [target["held"] for target in found] == ["no" if i == place else "yes" for i in range(4)]
     if place is None:
         assert found[0]["measured"] == "0.6 (120 runs as one)" and found[1]["measured"] == "4.2 (30 runs as one)"
     assert {target["held"] for target in bench.gpu_targets(table_of(tmp_path, whole()))} == {"not measured"}

@@ -189,56 +189,6 @@ def test_a_users_results_are_not_held_against_the_readme(copy, monkeypatch, tmp_
     assert any("README" in line for line in problems_of(copy))
 
 
-@pytest.mark.parametrize("build", ["this", "another"])
-@pytest.mark.parametrize("change", ["none", "shifted", "word", "patch", "tint", "garbage"])
-def test_a_picture_that_was_painted_over_is_noticed(build, change):
-    """Its mark is kept, its pixels are not. What another build may set otherwise, a word or an edge, is let pass there alone."""
-    import io
-
-    import numpy as np
-    from matplotlib.figure import Figure
-    from PIL import Image, PngImagePlugin
-
-    from paper_figures import pixels, style
-
-    with style.context():
-        figure = Figure(figsize=(6, 4))
-        figure.subplots().plot([1, 3, 2], label="loss")
-        right = style.rendered(figure)
-    assert {pixels.build_of(data) for data in right.values()} == {pixels.BUILD}
-    image = Image.open(io.BytesIO(right["png"]))
-    array, info, buffer = np.array(image), PngImagePlugin.PngInfo(), io.BytesIO()
-    info.add_text("Description", image.text["Description"])
-    if build == "this":
-        info.add_text("Software", pixels.BUILD)
-    if change == "shifted":
-        array = np.roll(array, 1, axis=1)
-    elif change == "word":
-        array[100:104, 300:310, :3] = 0
-    elif change == "patch":
-        array[100:160, 300:400, :3] = (120, 200, 120)
-    elif change == "tint":
-        array[..., 0] = np.maximum(array[..., 0], 60) - 60
-    Image.fromarray(array).save(buffer, "PNG", pnginfo=info, dpi=(150, 150))
-    data = b"no picture" if change == "garbage" else buffer.getvalue()
-    let_pass = {"this": ("none",), "another": ("none", "shifted", "word")}[build]
-    assert (pixels.differs(data, right["png"], "png") == "") is (change in let_pass)
-
-
-def test_the_commands_of_a_pdf_count():
-    from matplotlib.figure import Figure
-
-    from paper_figures import pixels, style
-
-    drawn = []
-    for points in ([1, 3, 2], [1, 2, 3]):
-        with style.context():
-            figure = Figure(figsize=(6, 4))
-            figure.subplots().plot(points)
-            drawn.append(style.rendered(figure)["pdf"])
-    assert pixels.differs(drawn[0], drawn[0], "pdf") == "" != pixels.differs(drawn[1], drawn[0], "pdf")
-
-
 @pytest.mark.parametrize("column", ["fid", "kid", "features_digest", "fid_n"])
 def test_the_real_row_of_no_run_is_measured_again(copy, column):
     rewrite(copy / "laptop" / "quality.csv", lambda rows: [row.update({column: "9"}) for row in rows if row["run_id"] == "real"])

@@ -257,6 +257,23 @@ def test_pictures_that_tables_no_longer_give_are_found(small, capsys):
     assert stems() == {"samples"}
 
 
+def test_a_picture_is_missing_another_or_broken(small, monkeypatch):
+    results, out = small
+    monkeypatch.setattr(draw, "figures", lambda: [outcomes])
+    for path in out.glob("*"):
+        if "outcomes" not in path.name:
+            path.unlink()
+    png, pdf = out / "laptop-outcomes.png", out / "laptop-outcomes.pdf"
+    assert draw.stale(results, out) == []
+    whole = {path: path.read_bytes() for path in (png, pdf)}
+    for path, data, words in ((png, whole[png][:-200], "cannot be decoded"), (pdf, whole[pdf][:-20], "no whole PDF"),
+                              (png, b"", "does not show"), (pdf, whole[png], "no whole PDF"), (png, None, "missing")):
+        path.unlink() if data is None else path.write_bytes(data)
+        (problem,) = draw.stale(results, out)
+        assert str(path) in problem and words in problem
+        path.write_bytes(whole[path])
+
+
 def _nudge(lines, scheme, folder):
     """The lines of quality.csv with the sixth digit of the fid of the scheme's shallow run changed."""
     run_id = next((folder / "samples").glob(f"{scheme}-L25-*.png")).stem.split("-")[-1]

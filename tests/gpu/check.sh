@@ -68,16 +68,15 @@ else:
     print("no CUDA device: what needs one is not measured")
 PY
 if grep -q '^no CUDA device' "$out/1-versions.txt"; then
-    for name in 2-kernel 3-step 4-tests 5-sweep; do
+    for name in 2-step 3-tests 4-sweep; do
         echo "not measured: no CUDA device" | tee "$out/$name.txt" | sed "s/^/$name: /"
     done
     exit $failed
 fi
-part 2-kernel 75 "$python" -m suite bench --only 'cuda and merge' --results "$out/bench-kernel"
-part 3-step 135 "$python" -m suite bench --results "$out/bench-step" --only \
+part 2-step 135 "$python" -m suite bench --results "$out/bench-step" --only \
     'cuda and not reference and (100-digits or 400-digits) and (step or heldout or sample)'
 spread=(-n 6 --dist loadfile)
-part 4-tests 150 "$python" -m pytest -q $([[ " $lacks " == *" xdist "* ]] || echo "${spread[@]}") tests
-part 5-sweep 90 "$python" -m suite run --schemes plain,mvsplit --depths 100 --lrs 2e-3,3e-3,4e-3,5e-3 \
+part 3-tests 150 "$python" -m pytest -q $([[ " $lacks " == *" xdist "* ]] || echo "${spread[@]}") tests
+part 4-sweep 90 "$python" -m suite run --schemes plain,mvsplit --depths 100 --lrs 2e-3,3e-3,4e-3,5e-3 \
     --seeds "$(seq -s, 0 29)" --results "$out/results"
 exit $failed

@@ -250,7 +250,7 @@ def test_compiled_runs_are_the_same_alone_after_others_and_resumed(tmp_path):
     process = subprocess.Popen([sys.executable, "-m", "suite.sweep.worker"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.DEVNULL, text=True,
                                env=os.environ | {"OMP_NUM_THREADS": "1"})
-    job = {"results": str(cut), "features": "digits", "plugins": [], "kernels": "auto", "runs": [run.to_json()]}
+    job = {"results": str(cut), "features": "digits", "plugins": [], "runs": [run.to_json()]}
     process.stdin.write(json.dumps(job) + "\n")
     process.stdin.flush()
     while not (work_folder(cut, run.run_id) / "step-00000004").exists():

@@ -169,14 +169,6 @@ def test_a_worker_that_does_not_go_is_killed(tmp_path, monkeypatch):
     assert process.returncode == -signal.SIGKILL and worker.start() is None
 
 
-def test_the_choice_of_kernels_reaches_the_worker(tmp_path):
-    """A word that no kernel knows is refused where it is used, in the process that trains; on a CPU the cell is empty."""
-    (run,) = plan(("mvsplit",), depths=(2,))
-    (broken,) = work([run], tmp_path, kernels="nonsense").broken
-    assert broken == (run, "error: ValueError: kernels='nonsense' is not one of auto, off")
-    assert work([run], tmp_path, kernels="off", retry=True).broken == [] and rows(tmp_path)[run.run_id]["kernels"] == ""
-
-
 def test_notes_of_a_worker_reach_the_person(fake_worker, capsys):
     fake_worker('read x\necho \'{"event": "note", "text": "checkpoint passed over"}\'\necho \'{"event": "done"}\'\nread x')
     assert "seed 0: checkpoint passed over" in capsys.readouterr().err

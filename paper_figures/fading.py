@@ -26,7 +26,8 @@ def draw(folder: Path, protocol: str):
     runs = runs[runs["run_id"].isin(audit["run_id"])]
     if runs.empty:
         return skip(folder, NAME, "no run that survived was audited")
-    rows = {row.run_id: uniform(audit[audit["run_id"] == row.run_id]) for row in runs.itertuples()}
+    of_run = dict(iter(audit.groupby("run_id")))
+    rows = {row.run_id: uniform(of_run[row.run_id]) for row in runs.itertuples()}
     ends = {row.run_id: at_end(rows[row.run_id], row.depth) for row in runs.itertuples()}
     figure, body = page(WIDTH, HEIGHT, TITLE, caption(
         runs, "Runs that the crash rule calls survived, each run a line or mark; gradient: root mean square of the loss's "

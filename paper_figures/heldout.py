@@ -47,7 +47,7 @@ def draw(folder: Path, protocol: str):
                 ax.axhline(floor, color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1)
     for ax in axes[len(panels):]:
         ax.remove()
-    handles = scheme_handles(runs, markers=True) + [crash_handle()] * bool(runs["crashed"].any())
+    handles = scheme_handles(runs, markers=True) + [crash_handle(_gone(runs, " "))] * bool(runs["gone"].any())
     if scored and floor == floor:
         label = "real against real (FID)"
         handles.append(Line2D([], [], color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1, label=label))
@@ -67,10 +67,10 @@ def _with_fid(runs, quality):
 
 
 def _panel(ax, runs, looks, metric, depths) -> None:
-    """One marker per run, a line through the means, and on the top edge a strip for runs that crashed."""
+    """One marker per run, a line through the means, and on the top edge a strip for runs that are dead or untrained."""
     strip = ax.inset_axes([0, 1.0, 1, 0.11], sharex=ax)
     strip.set(ylim=(0, 1), facecolor="#f1f1f1")
-    strip.set_yticks([0.5], ["crashed"])
+    strip.set_yticks([0.5], [_gone(runs, "\n")], fontsize=7.5)
     strip.tick_params(length=0, labelbottom=False)
     strip.grid(False)
     for side in ("bottom", "left"):
@@ -81,19 +81,24 @@ def _panel(ax, runs, looks, metric, depths) -> None:
         colour, marker = scheme_look(look.scheme)
         x = {depth: depths.index(depth) + _beside(look.label, labels, len(looks))
              for depth, labels in at_depth.items() if look.label in labels}  # fmt: skip
-        alive = mine[~mine["crashed"] & mine[metric].notna()]
+        alive = mine[~mine["gone"] & mine[metric].notna()]
         ax.plot(alive["depth"].map(x), alive[metric], linestyle="", marker=marker, color=colour, markersize=6.5,
                 markeredgecolor="white", markeredgewidth=0.6, zorder=4)
         means = alive.groupby("depth")[metric].mean()
         ax.plot([x[depth] for depth in means.index], means, linewidth=1.2, alpha=0.7, zorder=3, **line_of(look))
         for depth, group in mine.groupby("depth"):
-            crashed, seen = int(group["crashed"].sum()), int((group["status"] == "done").sum())
-            if not crashed:
+            gone, seen = int(group["gone"].sum()), int((group["status"] == "done").sum())
+            if not gone:
                 continue
-            strip.plot(x[depth], 0.5, "X", color=colour, alpha=1.0 if crashed == seen else 0.5, markersize=9,
+            strip.plot(x[depth], 0.5, "X", color=colour, alpha=1.0 if gone == seen else 0.5, markersize=9,
                        markeredgecolor="white", zorder=5)
     ax.set_xticks(range(len(depths)), [f"{depth}" for depth in depths])
     ax.set(xlim=(-0.5, len(depths) - 0.5), xlabel="depth (blocks)")
+
+
+def _gone(runs, blank: str) -> str:
+    """What a mark on the strip says of a run, of a panel's or a figure's."""
+    return "dead" if runs["crashed"].sum() == runs["gone"].sum() else f"dead or{blank}untrained"
 
 
 def _beside(label: str, labels: list[str], most: int) -> float:
@@ -102,10 +107,9 @@ def _beside(label: str, labels: list[str], most: int) -> float:
 
 
 def _notes(runs, features: str, scored: list[float], lrs: list[float]) -> list[str]:
-    notes = ["Lines join the means of runs that did not crash; a run that crashed or was collapsed from the start "
-             "has only a mark on the top edge."]  # fmt: skip
-    if runs[runs["status"] == "done"].groupby(["label", "depth", "lr"])["crashed"].nunique().gt(1).any():
-        notes.append("A pale mark: some of the seeds crashed.")
+    notes = ["Lines join the means of runs that lived; one that is dead, or never trained, has only a mark on the top edge."]  # fmt: skip
+    if runs[runs["status"] == "done"].groupby(["label", "depth", "lr"])["gone"].nunique().gt(1).any():
+        notes.append("A pale mark: some of the seeds.")
     if not scored:
         return notes
     if scored != lrs:

@@ -9,8 +9,7 @@ from matplotlib.lines import Line2D
 from paper_figures.rows import caption, load_runs
 from paper_figures.style import NEUTRAL, legend, line_of, page, scheme_handles, skip
 from suite.evidence.hazard import HEALTHY, died_healthy, healthy_spans
-from suite.records.completeness import Parts
-from suite.records.tables import Store
+from suite.records.tables import Parts, Store
 from suite.verdict.outcomes import DEAD
 
 NAME = "lives"

@@ -95,15 +95,13 @@ def cell_text(cell: pd.DataFrame) -> tuple[str, str]:
         detail = f"step {steps.min()}" + (f"–{steps.max()}" if steps.max() > steps.min() else "")
     if len(cell) == 1:
         result = cell["result"].iloc[0]
-        return ("collapsed", "at init") if result == "collapsed_at_init" else (OUTCOMES[result][0], detail)
+        return OUTCOMES[result][0], detail
     failed = ", ".join(f"{n} {name}" for name, n in counts.items() if name in set(cell["status"]))
     if done.empty:
         return failed, ""
     kinds = set(done["result"])
     result = kinds.pop() if len(kinds) == 1 else "survived"
-    if result == "collapsed_at_init":
-        detail = "at init"
-    return f"{counts[result]}/{len(done)} {OUTCOMES[result][0].removesuffix(' at init')}", failed or detail
+    return f"{counts[result]}/{len(done)} {OUTCOMES[result][0]}", failed or detail
 
 
 def note(runs) -> str:

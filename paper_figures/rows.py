@@ -11,25 +11,26 @@ import pandas as pd
 from paper_figures.style import OUTCOMES, scheme_order
 from suite.protocol import PROTOCOLS
 from suite.records.tables import read
+from suite.verdict.outcomes import DEAD, GONE
 
-CRASHED = ("collapsed", "degraded", "collapsed_at_init", "nonfinite")
-VARIANT = ["arm", "params", "writers", "data", "compiled"]  # what tells the variants of a scheme apart
+VARIANT = ["arm", "params", "writers", "gate_lr", "data", "compiled"]  # what tells the variants of a scheme apart
 
 
 def load_runs(folder: Path) -> pd.DataFrame:
     """The runs of the newest protocol version, schemes in the project's order.
 
-    Further columns: `result` (the outcome, or the status of an attempt that had none), `crashed`, `label` (the scheme,
-    with what tells its variants apart) and `variant` (its number within the scheme; 0 is the main one).
+    Further columns: `result` (the outcome, or the status of an attempt that had none), `crashed` (it is dead), `gone` (or
+    untrained), `label` (the scheme, with what tells its variants apart) and `variant` (its number within the scheme; 0 is the main one).
     """
     runs = read(folder, "runs")
     newest = runs["protocol_version"].max()
     older = int((runs["protocol_version"] != newest).sum())
     runs = runs[runs["protocol_version"] == newest].copy()
+    runs["gate_lr"] = runs["gate_lr"].fillna(1.0)
     known = runs["compiled"].dropna()  # a run that broke has none
     runs["compiled"] = runs["compiled"].fillna(known.mode()[0] if len(known) else True).astype(bool)
     runs["result"] = runs["outcome"].where(runs["status"] == "done", runs["status"])
-    runs["crashed"] = runs["outcome"].isin(CRASHED)
+    runs["crashed"], runs["gone"] = runs["outcome"].isin(DEAD), runs["outcome"].isin(GONE)
     names = {}
     for scheme, group in runs.groupby("scheme"):
         counts = Counter(group[VARIANT].itertuples(index=False, name=None))
@@ -53,12 +54,12 @@ def _changed_params(protocol: str, scheme: str) -> set[str]:
 
 def _label(scheme: str, variant: tuple, variants: list[tuple]) -> str:
     """The scheme and whatever of the variant is not the same in all its variants (of the same arm, for parameters)."""
-    arm, params, writers, data, compiled = variant
+    arm, params, writers, gate_lr, data, compiled = variant
     differ = [len(set(column)) > 1 for column in zip(*variants, strict=True)]
     siblings = [set(other[1].split(",")) for other in variants if other[0] == arm]
     words = [word for word in params.split(",") if not all(word in sibling for sibling in siblings)]
     words += ["native"] * (arm == "native" and differ[0]) + [f"{writers} writers"] * differ[2]
-    words += [data] * differ[3] + ["eager"] * (differ[4] and not compiled)
+    words += [f"gate_lr={gate_lr:g}"] * differ[3] + [data] * differ[4] + ["eager"] * (differ[5] and not compiled)
     return " ".join([scheme, *words])
 
 
@@ -123,5 +124,5 @@ def _commits(column) -> str:
 def short_outcome(row) -> str:
     """"collapsed at step 151" for a run: its result in words, with the step where there is one."""
     words = OUTCOMES[row.result][0]
-    at = row.crashed and row.result != "collapsed_at_init" and pd.notna(row.crash_step)
+    at = row.crashed and pd.notna(row.crash_step)
     return f"{words} at step {row.crash_step}" if at else words

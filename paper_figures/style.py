@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import textwrap
+from functools import cache
 from pathlib import Path
 
 import matplotlib as mpl
@@ -47,7 +48,7 @@ OUTCOMES = {  # name in the tables: words, base colour, share of colour, hatch
     "stuck": ("stuck", PALETTE[5], 0.35, "OO"),
     "collapsed": ("collapsed", PALETTE[3], 0.50, "//"),
     "degraded": ("degraded", PALETTE[1], 0.40, "\\\\"),
-    "collapsed_at_init": ("collapsed at init", PALETTE[4], 0.45, "xx"),
+    "untrained": ("untrained", PALETTE[4], 0.45, "xx"),
     "nonfinite": ("nonfinite", PALETTE[0], 0.40, ".."),
     "too_short": ("too short", PALETTE[8], 0.35, "--"),
     "oom": ("oom", PALETTE[7], 0.55, "++"),
@@ -94,9 +95,9 @@ def scheme_handles(runs, markers: bool) -> list[Line2D]:
                    **line_of(row)) for row in rows]
 
 
-def crash_handle() -> Line2D:
+def crash_handle(label: str = "crash") -> Line2D:
     """The legend entry of a crash mark."""
-    return Line2D([], [], linestyle="", marker="X", markersize=9, color=NEUTRAL, markeredgecolor="white", label="crash")
+    return Line2D([], [], linestyle="", marker="X", markersize=9, color=NEUTRAL, markeredgecolor="white", label=label)
 
 
 def legend(body, handles, width: float) -> None:
@@ -124,6 +125,7 @@ def caption_of(figure) -> str:
     return " ".join(figure.subfigs[-1].texts[0].get_text().split())
 
 
+@cache
 def _width(text: str, size: float) -> float:
     """Width of one line of text in inches, unhinted and not bold."""
     return text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0] / 72
@@ -134,7 +136,8 @@ def wrap(text: str, width: float, size: float) -> list[str]:
     letters = int(width * 72 / (0.4 * size))
     while letters > 1:
         lines = textwrap.wrap(text, letters, break_on_hyphens=False) or [""]
-        if all(_width(line, size) * (1.15 if size > 10 else 1.04) <= width for line in lines):  # titles are bold
+        longest = sorted(lines, key=len, reverse=True)  # first, since the first that is too wide ends the look, and measuring takes long
+        if all(_width(line, size) * (1.15 if size > 10 else 1.04) <= width for line in longest):  # titles are bold
             break
         letters -= 1
     return lines

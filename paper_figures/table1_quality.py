@@ -71,13 +71,13 @@ def table(runs, scored, steps) -> dict[str, dict]:
         out[label] = {"n": len(group)}
         for step in steps:
             at = scored[(scored["label"] == label) & (scored["step"] == step)]
-            dead = int((group["crash_step"].astype(float) <= step).sum())
+            dead = int(((group["crash_step"].astype(float) <= step) | (group["gone"] & ~group["crashed"])).sum())
             if at.empty:
-                out[label][step] = (None, "—" if dead else "", f"{dead}/{len(group)} crashed" if 0 < dead < len(group) else "")
+                out[label][step] = (None, "—" if dead else "", f"{dead}/{len(group)} lost" if 0 < dead < len(group) else "")
                 continue
             fid, low, high = at["fid"].mean(), at["fid"].min(), at["fid"].max()
             small = f"{low:.2f}–{high:.2f}" if len(at) > 1 else ""
-            small = "; ".join(filter(None, [small, f"{dead}/{len(group)} crashed" * bool(dead)]))
+            small = "; ".join(filter(None, [small, f"{dead}/{len(group)} lost" * bool(dead)]))
             out[label][step] = (fid, f"{fid:.2f} / {at['inception_score'].mean():.2f}", small)
     return out
 
@@ -102,8 +102,8 @@ def _notes(scored, features: str, noise: str) -> list[str]:
     what = (f"FID and score are on a small digit classifier's 16 features with n={n} samples, not Inception's"
             if features.startswith("digits") else f"FID and score are on the features {features} with n={n} samples")
     return [
-        "Cells: FID (lower is better) / score (higher is better), means of the runs not crashed by then, below them the range of FID"
-        f" over seeds; bold: lowest FID of the column; dash: crashed.{noise}",
+        "Cells: FID (lower is better) / score (higher is better), means of the runs not lost by then, below them the range of FID"
+        f" over seeds; bold: lowest FID of the column; dash: lost, that is dead by then or untrained.{noise}",
         f"{what}; the paper's are FID-50K and Inception score on ImageNet 256x256, one run each, and comparable in their order only.",
         "In the paper (400 layers, but for its last row) plain at η/2 beats 400-layer MV-Split at 10k and 20k, before its crash.",
     ]

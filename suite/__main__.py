@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from suite import environment
 from suite.cli import leave, main
+from suite.sweep.launcher import launched
 
 
 class _Forgiving(io.TextIOWrapper):
@@ -35,7 +36,7 @@ def _open_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # also of the processes that it starts
     sys.stderr = _Forgiving(open(2, "wb", buffering=0, closefd=False), "utf-8", "backslashreplace", write_through=True)
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
@@ -49,8 +50,7 @@ def program() -> NoReturn:
         signal.signal(signal.SIGINT, leave)
     environment.forget(*environment.OF_TORCH)  # before torch is imported, which reads them; also for the workers
     status = main()
-    several = sys.modules.get("suite.sweep.distributed")
-    if status == 130 or several and several.launched():
+    if status == 130 or launched():
         # Ctrl-C: do not let torch take its time to say goodbye. Several processes: a thread of gloo that lets go of a tensor while
         # Python shuts down aborts a process that has done its work (PyTorch issue 190489), also after destroy_process_group
         sys.stdout.flush()

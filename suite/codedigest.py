@@ -1,13 +1,14 @@
 """What a scheme's class is made of, as a digest: its file, those of its bases, and those of what they import, transitively.
 
-Files of installed packages and of Python itself do not count (their versions stand in runs.csv), nor does the suite, which the
-protocol's version covers, but for `suite.residual`, the base of every scheme. Names and places of files on a disk do not count.
-What a scheme reads otherwise (a file of numbers, an environment variable) is not seen.
+Files of installed packages and of Python itself do not count (their versions stand in runs.csv), nor does the suite, the base of
+every scheme included, which the protocol's version covers. Names and places of files on a disk do not count. What a scheme reads
+otherwise (a file of numbers, an environment variable) is not seen.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import site
 import sys
 import sysconfig
@@ -17,15 +18,24 @@ from pathlib import Path
 from types import ModuleType
 
 from suite.protocol import short_hash
+from suite.specialise import specialised
 
-PLUGIN = "screambench_plugin_"  # how the names of modules begin that `registry.load_plugin` makes from a path
+PLUGIN = "screambench_plugin_"  # how the names of modules begin that `registry.load` makes from a path
 PROGRAM = ("__main__", "__mp_main__")  # another in a worker than in its parent
-HOUSE = ("baselines", "suite.residual")  # count, installed or not
+HOUSE = ("baselines",)  # counts, installed or not
 
 
-def class_digest(cls: type) -> str:
-    """d and 15 hex digits over the code that a class is made of. Raises ValueError where a part of it cannot be read."""
-    parts = {name: _text(path, name) for name, path in _sources(cls).items()}
+def class_digest(cls: type, at_default: dict[str, object], others: dict[str, str]) -> str:
+    """d and 15 hex digits over the code that a class is made of. Raises ValueError where a part of it cannot be read.
+
+    at_default: parameters that have their default values, which the code then holds (`suite.specialise`). others: the rest, as text.
+    """
+    files = _sources(cls)
+    parts = {name: _text(path, name) for name, path in files.items()}
+    if files[""].suffix == ".py":
+        around = [_tree(path, name) for name, path in files.items() if name and path.suffix == ".py"]
+        parts[""] = _without_words(specialised(_tree(files[""], ""), cls.__name__, at_default, around))
+    parts["parameters"] = json.dumps(others, sort_keys=True)
     return short_hash("d", "\0".join(f"{name}\0{text}" for name, text in sorted(parts.items())).encode(), 16)
 
 
@@ -41,7 +51,7 @@ def _sources(cls: type) -> dict[str, Path]:
     seen = set()
     while todo:
         name = todo.pop()
-        if name in seen or name in PROGRAM or name.partition(".")[0] == "suite" and name not in HOUSE:
+        if name in seen or name in PROGRAM or name.partition(".")[0] == "suite":
             continue
         seen.add(name)
         path, package = _file(name)

@@ -28,12 +28,17 @@ HARMLESS = (  # of both, what changes no number, or says where to train
 )  # fmt: skip
 
 
+def harmless(name: str, *beginnings: str) -> bool:
+    """Whether a variable of the environment changes no number, or is none of those that begin so."""
+    return not name.startswith(beginnings or OF_TORCH) or name in HARMLESS
+
+
 def forget(*beginnings: str) -> None:
     """Take the variables that begin so out of this process's environment: a run is a function of its id, not of what a shell exports.
 
     `ATEN_CPU_CAPABILITY` stays, and the column `cpu_isa` says what it did.
     """
-    for name in [name for name in os.environ if name.startswith(beginnings) and name not in HARMLESS]:
+    for name in [name for name in os.environ if not harmless(name, *beginnings)]:
         del os.environ[name]
 
 
@@ -132,6 +137,11 @@ def cpu_wanted() -> bool:
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
 
 
+def sharding_wanted() -> bool:
+    """Whether this process was launched to shard, by Accelerate's settings."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
+
+
 def cards() -> int:
     """CUDA devices that Accelerate would train on."""
     import torch
@@ -168,11 +178,6 @@ def free_memory() -> int | None:
         except (OSError, ValueError):  # none of this version, or no limit ("max")
             pass
     return max(0, min(free)) if free else None
-
-
-def workers(wanted: int | None) -> int:
-    """Worker processes: as many as are `wanted`, or one per card, or per usable core where there is no card; never more than cores."""
-    return min(wanted or cards() or usable_cores(), usable_cores())
 
 
 def package(name: str) -> str:

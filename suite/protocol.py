@@ -30,17 +30,29 @@ LAST = max(k for k in range(100) if rate(k) <= HOTTEST)
 KNOWN = {rate(k): k for k in range(LAST + 1)}
 
 
+def later(default: object, old: object):
+    """A dataclass field that came after runs had been made, and the value at which all is as it was before: run ids leave it out there."""
+    return field(default=default, metadata={"old": old})
+
+
+def _counted(thing) -> dict[str, object]:
+    """The fields of a dataclass that say something: not those of `later` at their old value."""
+    values = {f.name: (getattr(thing, f.name), f.metadata) for f in fields(thing)}
+    return {name: value for name, (value, metadata) in values.items() if "old" not in metadata or value != metadata["old"]}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One scheme of a protocol's plan. params as the registry parses them; writers "" = the scheme's legal default.
 
-    depths, lrs, seeds: its own; () = the protocol's.
+    gate_lr: as in `Run`. depths, lrs, seeds: its own; () = the protocol's.
     """
 
     scheme: str
     arm: str = "controlled"
     params: str = ""
     writers: str = ""
+    gate_lr: float = 1.0
     depths: tuple[int, ...] = ()
     lrs: tuple[float, ...] = ()
     seeds: tuple[int, ...] = ()
@@ -113,7 +125,7 @@ class Protocol:
     def settings(self) -> dict[str, object]:
         """What goes into run ids: all but the plan and the prose."""
         plan = ("purpose", "group_blocks", "cells", "depths", "lrs", "seeds", "data", "search", "unscored", "at_depth")
-        return {k: v for k, v in asdict(self).items() if k not in plan}
+        return {k: v for k, v in _counted(self).items() if k not in plan}
 
 
 def _presets() -> dict[str, Protocol]:
@@ -234,11 +246,15 @@ class Run:
     data_digest: str
     code_digest: str
     compiled: bool
+    gate_lr: float = later(1.0, old=1.0)  # times the learning rate for the parameters that a scheme owns; 0 = they stay as they start
 
     @property
     def run_id(self) -> str:
-        """r and 11 hex digits over everything that changes the numbers: never paths, devices, workers or log cadence."""
-        identity = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("protocol", "data")}
+        """r and 11 hex digits over everything that changes the numbers: never paths, devices, workers or log cadence.
+
+        The code's digest covers the scheme's parameters.
+        """
+        identity = {name: value for name, value in _counted(self).items() if name not in ("protocol", "data", "params")}
         identity["protocol"] = self.protocol.settings() | {"compiled": self.compiled}
         return short_hash("r", json.dumps(identity, sort_keys=True).encode(), 12)
 
@@ -246,7 +262,8 @@ class Run:
         """Short human name for progress lines and messages."""
         params = "" if self.params == NO_PARAMS else f"({self.params})"
         arm = "" if self.arm == "controlled" else f" {self.arm}"
-        return f"{self.scheme}{params}{arm} {self.writers}-writers L{self.depth} lr {self.lr:g} seed {self.seed}"
+        gates = "" if self.gate_lr == 1 else f" gate_lr {self.gate_lr:g}"
+        return f"{self.scheme}{params}{arm} {self.writers}-writers{gates} L{self.depth} lr {self.lr:g} seed {self.seed}"
 
     def to_json(self) -> str:
         return json.dumps({f.name: getattr(self, f.name) for f in fields(self)} | {"protocol": asdict(self.protocol)})

@@ -1,6 +1,6 @@
-"""Names for schemes: `@register`, discovery of `baselines/` and of files named with `--plugin`.
+"""Names for schemes: `@register`, and the schemes of this process: of one file that was loaded, or of all of `baselines/`.
 
-Importing this module does not import torch; discovering the schemes does.
+Importing this module does not import torch; loading a scheme's file does. What other processes know of theirs is in `suite.catalogue`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import inspect
 import pkgutil
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 
 from suite.codedigest import PLUGIN, class_digest
 from suite.numerals import decimal, whole
@@ -36,17 +38,32 @@ class RegistryError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
+    """A scheme in one of its arms. cls is None in a process that has not loaded its file: `suite.catalogue` has the rest from one that did.
+
+    module: that registered it; file: that was loaded for it; fault: why nothing of it can be trained, half a line, or "".
+    """
+
     name: str
     arm: str
     paper: str
-    cls: type
+    cls: type | None
     defaults: dict[str, object]
+    later: frozenset[str] = frozenset()  # parameters behind `*`: the column `params` has them only where they are not at their default
+    zero_writers: str = ""
+    module: str = ""
+    file: str = ""
+    fault: str = ""
 
-    @cached_property
-    def code_digest(self) -> str:
-        """Digest of what the class is made of; to be asked first when its file has been run to the end."""
+    def code_digest(self, values: dict[str, object]) -> str:
+        """Digest of what the class is made of at these values; to be asked first when its file has been run to the end.
+
+        A parameter that is not named, or has its default, is a constant of the code: one that is added to the class later, with the
+        old behaviour as its default, changes no digest.
+        """
+        words = _words(self.defaults | values)
+        others = {key: words[key] for key, value in values.items() if value != self.defaults[key]}
         try:
-            return class_digest(self.cls)
+            return class_digest(self.cls, {k: v for k, v in self.defaults.items() if k not in others}, others)
         except ValueError as error:
             raise RegistryError(f"scheme {self.name}: {error}") from error
 
@@ -64,6 +81,8 @@ def register(name: str, *, arm: str = "controlled", paper: str = ""):
     if arm not in ARMS:
         raise RegistryError(f"scheme {name}: arm {arm!r} is not one of {', '.join(ARMS)}")
 
+    module = sys._getframe(1).f_globals.get("__name__", "")
+
     def enter(cls: type) -> type:
         from suite.residual import Residual
 
@@ -80,7 +99,11 @@ def register(name: str, *, arm: str = "controlled", paper: str = ""):
         defaults = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
         if odd := [key for key, value in defaults.items() if not isinstance(value, bool | int | float | str)]:
             raise RegistryError(f"scheme {name}: the default of {odd[0]} is not a number, text, True or False")
-        entry = Entry(name, arm, paper, cls, defaults)
+        bare = Residual(None)
+        if taken := [key for key in defaults if hasattr(bare, key)]:
+            raise RegistryError(f"scheme {name}: {taken[0]} is a member of suite.residual.Residual; give the parameter another name")
+        later = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+        entry = Entry(name, arm, paper, cls, defaults, later, cls.zero_writers, module)
         for key, value in defaults.items():  # runs get their parameters from the column `params`, defaults too
             if _written(entry, key) != value:
                 raise RegistryError(f"scheme {name}: the default of {key}, {value!r}, cannot be written into a table as it is: use a"
@@ -94,7 +117,7 @@ def register(name: str, *, arm: str = "controlled", paper: str = ""):
 def _written(entry: Entry, key: str) -> object:
     """The default of a parameter as it comes back from the column `params`; None where it does not."""
     try:
-        alone = replace(entry, defaults={key: entry.defaults[key]})
+        alone = replace(entry, defaults={key: entry.defaults[key]}, later=frozenset())
         return parse_params(alone, format_params(alone, {}))[key]
     except (RegistryError, KeyError):
         return None
@@ -106,58 +129,77 @@ def _origin(cls: type) -> str:
 
 
 def discover() -> None:
-    """Import every module of `baselines/`, once."""
+    """Import every module of `baselines/`, once; nothing in a process that has loaded a file: that one is all it knows."""
     global _discovered
-    if _discovered:
-        return
-    _discovered = True
+    if not _discovered:
+        _discovered = True
+        for path in built_in():
+            importlib.import_module(f"baselines.{path.stem}")
+
+
+def built_in() -> list[Path]:
+    """The files of `baselines/`, in alphabetical order."""
     package = importlib.import_module("baselines")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"baselines.{module.name}")
+    return [Path(package.__path__[0], f"{module.name}.py").resolve() for module in pkgutil.iter_modules(package.__path__)]
 
 
-def load_plugin(path: str | Path) -> None:
-    """Run a user's Python file that registers schemes. A plugin is code: it is executed with your rights.
+def called(path: Path) -> str:
+    """A scheme's file in messages."""
+    return f"baselines/{path.name}" if path in built_in() else f"--plugin {path.name}"
 
-    What it sets for the whole process (the default dtype, seeds, threads, environment, `sys.path`, ...) is put back, so that other
-    schemes train as without it; a plugin that replaces a part of the suite or of torch is refused.
+
+def load(path: str | Path) -> list[Entry]:
+    """Import one scheme's file into this process, with your rights, and say what it registers itself.
+
+    What another file of `baselines/` registers that it imports is not its own. Raises RegistryError, and then nothing of it stays.
     """
-    from suite.globalstate import GlobalStateError, import_all, kept, unpatched
-
-    path = Path(path).resolve()
-    name = f"{PLUGIN}{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return
-    if not path.is_file():
-        raise RegistryError(f"--plugin {path}: no such file")
-    discover()  # so that a clash is reported against the plugin, not against the built-in scheme
-    import_all()
-    before = dict(_entries)
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None:
-        raise RegistryError(f"--plugin {path}: not a Python file (its name must end in .py)")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is written beside a user's file
+    global _discovered
+    path, known, _discovered = Path(path).resolve(), dict(_entries), True
+    built = path in built_in()
+    name = f"baselines.{path.stem}" if built else f"{PLUGIN}{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     try:
-        with unpatched(), kept():
-            spec.loader.exec_module(module)
-            new = [entry for key, entry in _entries.items() if key not in before]
-            for entry in new:
-                entry.code_digest  # noqa: B018  while modules are found where the plugin looks for them
-        if gone := [key[0] for key, entry in before.items() if _entries.get(key) is not entry]:
-            raise RegistryError(f"replaces scheme {gone[0]}; register another name")
-        if not new:
+        if name not in sys.modules:
+            _run(name, path)
+        own = [entry for key, entry in _entries.items() if entry.module == name
+               or key not in known and entry.module.partition(".")[0] != "baselines"]  # fmt: skip
+        for entry in own:
+            entry.code_digest({})  # while modules are found where the file looks for them
+        if not (own or built):
             raise RegistryError("registers no scheme; decorate a Residual class with @register(name)")
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):  # Ctrl-C
             raise
         sys.modules.pop(name, None)
         _entries.clear()
-        _entries.update(before)
+        _entries.update(known)
         where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        what = str(error) if isinstance(error, RegistryError | GlobalStateError) else f"{type(error).__name__}: {error}"
-        raise RegistryError(f"--plugin {path.name}{where}: {what}") from error
+        what = str(error) if isinstance(error, RegistryError) else f"{type(error).__name__}: {error}"
+        raise RegistryError(f"{called(path)}{where}: {what}") from error
+    return [replace(entry, file=str(path)) for entry in own]
+
+
+class _FromText(SourceFileLoader):
+    """Runs what stands in the file, which is what its digest is of: Python's own bytecode is believed by time and size."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+def _run(name: str, path: Path) -> None:
+    """Import a scheme's file under a name of ours; nothing is written beside it."""
+    if not path.is_file():
+        raise RegistryError("no such file")
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None:
+        raise RegistryError("not a Python file (its name must end in .py)")
+    if isinstance(spec.loader, SourceFileLoader):
+        spec.loader = _FromText(name, str(path))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        spec.loader.exec_module(module)
     finally:
         sys.dont_write_bytecode = writes
 
@@ -171,13 +213,18 @@ def names(arm: str | None = None) -> list[str]:
 def get(name: str, arm: str = "controlled") -> Entry:
     """The entry of a scheme; an unknown name raises RegistryError with near matches."""
     discover()
-    if (name, arm) in _entries:
-        return _entries[name, arm]
-    if name in names():
-        raise RegistryError(f"scheme {name} has no {arm} arm; it has {', '.join(a for n, a in _entries if n == name)}")
-    near = difflib.get_close_matches(name, names(), n=3)
-    hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names())}"
-    raise RegistryError(f"unknown scheme {name!r}; {hint}")
+    if (name, arm) not in _entries:
+        raise unknown(name, arm, _entries)
+    return _entries[name, arm]
+
+
+def unknown(name: str, arm: str, known: Iterable[tuple[str, str]]) -> RegistryError:
+    """What to raise for a scheme that is not among these (name, arm), with near matches."""
+    if arms := [a for n, a in known if n == name]:
+        return RegistryError(f"scheme {name} has no {arm} arm; it has {', '.join(arms)}")
+    all_names = sorted({n for n, _ in known})
+    near = difflib.get_close_matches(name, all_names, n=3)
+    return RegistryError(f"unknown scheme {name!r}; " + (f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(all_names)}"))
 
 
 NUMBERS = {int: whole, float: decimal}  # read strictly
@@ -213,7 +260,12 @@ def parse_params(entry: Entry, text: str) -> dict[str, object]:
 
 
 def format_params(entry: Entry, values: dict[str, object]) -> str:
-    """The canonical `params` column: every parameter in signature order, defaults included; NO_PARAMS for none."""
+    """The canonical `params` column: every parameter in signature order, defaults included but for `Entry.later`; NO_PARAMS for none."""
     given = entry.defaults | values
-    words = {k: f"{v:g}" if isinstance(v, float) else str(v).lower() if isinstance(v, bool) else str(v) for k, v in given.items()}
-    return ",".join(f"{k}={word}" for k, word in words.items()) or NO_PARAMS
+    shown = {k: v for k, v in given.items() if k not in entry.later or v != entry.defaults[k]}
+    return ",".join(f"{k}={word}" for k, word in _words(shown).items()) or NO_PARAMS
+
+
+def _words(values: dict[str, object]) -> dict[str, str]:
+    """Values of parameters as the tables write them."""
+    return {k: f"{v:g}" if isinstance(v, float) else str(v).lower() if isinstance(v, bool) else str(v) for k, v in values.items()}

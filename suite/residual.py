@@ -14,28 +14,44 @@ from torch import Tensor, nn
 
 EPS = 1e-6  # Table 3 of arXiv:2605.06169 (the released code has 1e-5)
 HALF = (torch.bfloat16, torch.float16)  # what autocast makes of a linear map's output
+WEIGHTS = {"attn": ("q", "k", "v", "o"), "ffn": ("w1", "w3", "w2")}  # by site, the names of the branch weights that schemes know
 
 
 class Context(NamedTuple):
     """What a scheme may look at besides x and f; everything that changes over a run is a tensor, so nothing recompiles.
 
-    segments: token counts per segment in sequence order, (image, caption).
-    site: "attn" or "ffn", the merge of the block this is.
+    segments: token counts per segment in sequence order, (image, caption); their sum is T.
+    site: "attn" or "ffn", the merge of the block this is; "attn" in `open`.
     step: optimiser step, 0-dim float tensor, for schemes with a schedule.
+    t_B: diffusion time of every sample, (B,) float tensor; 0 is data, 1 is noise.
     """
 
     segments: tuple[int, ...]
     site: str
     step: Tensor
+    t_B: Tensor
 
 
 class Site(NamedTuple):
-    """Where a scheme instance lives, given to its constructor. block counts from 0; depth is the number of blocks."""
+    """Where a scheme instance lives, given to its constructor.
+
+    width: D. depth: number of blocks. block: counts from 0. site: "attn" or "ffn". inner: width of what the writer of this site
+    reads (attention: D, its heads side by side; FFN: F), as `Residual.inner` gets it. heads: attention heads.
+    """
 
     width: int
     depth: int
     block: int
     site: str
+    inner: int
+    heads: int
+
+
+class Factors(NamedTuple):
+    """What the optimiser multiplies for one weight: its learning rate, and Adam's epsilon. Finite numbers above 0."""
+
+    rate: float = 1.0
+    eps: float = 1.0
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -85,10 +101,13 @@ def centered(x_BTD: Tensor, segments: tuple[int, ...]) -> Tensor:
 class Residual(nn.Module):
     """Base of every scheme: post-norm, ``rms_norm(merge(x, branch(x), ctx))``.
 
-    Most schemes override `merge` alone; pre-norm ones override `forward`, multi-stream ones `open` and `fold` too.
-    Keyword arguments of the constructor are the scheme's parameters: they become the `params` column. Numbers that
-    depend on depth must be buffers, not Python attributes (a Python number read in `forward` recompiles every block).
-    Every parameter a scheme owns is a gate: never decayed.
+    Most schemes override `merge` alone; pre-norm ones override `forward`, those with several streams or a memory of earlier outputs
+    `open` and `fold` too. One class serves all blocks: a first block that differs asks `site.block` in its constructor.
+    Keyword arguments of the constructor are the scheme's parameters: they become the `params` column. Numbers that differ by block,
+    or depend on depth, must be buffers, not Python attributes (a Python number read in `forward` recompiles every block).
+    Every parameter a scheme owns is a gate: never decayed. No method may draw random numbers but the constructor and `init_weights`.
+
+    Shapes: B batch, T tokens, D width. The trunk x is (B, T, D), or whatever `open` made of it, from the first block to the last.
     """
 
     shared = False  # True: one instance serves both merges of a block (ReZero)
@@ -102,16 +121,39 @@ class Residual(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} overrides neither merge nor forward")
 
     def forward(self, x_BTD: Tensor, branch: Callable[[Tensor], Tensor], ctx: Context) -> Tensor:
+        """The trunk behind this merge, of the shape of x. branch: attention or FFN, (B, T, D) -> (B, T, D), to be called once."""
         return rms_norm(self.merge(x_BTD, branch(x_BTD), ctx))
 
-    def open(self, x_BTD: Tensor) -> Tensor:
-        """Called once on the first block's input; a multi-stream scheme opens its streams here."""
+    def open(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        """The trunk that the first block reads, from its tokens (B, T, D). Called once a forward, on the first block's first instance.
+
+        Streams, or slots for earlier outputs, are a further axis: (B, T, S, D). What all blocks share (an embedding of ctx.t_B that
+        modulates them) may be made here, of parameters of site.block 0 alone, and travel along as more tokens: (B, T + K, D).
+        """
         return x_BTD
 
     def fold(self, x_BTD: Tensor) -> Tensor:
-        """Called once on the last block's output; folds streams, or adds the final norm that pre-norm needs."""
+        """(B, T, D) from the trunk behind the last block: folds streams, or adds the final norm that pre-norm needs.
+
+        Called on the last block's last instance. Measurements see a trunk of another shape than (B, T, D) as this gives it, at any depth.
+        """
         return x_BTD
+
+    def inner(self, h: Tensor, ctx: Context) -> Tensor:
+        """What the writer of this site reads, from what it would read: (B, T, site.inner) in and out. For a norm inside the branch."""
+        return h
 
     @torch.no_grad()
     def init_weights(self, site: str, weights: dict[str, Tensor]) -> None:
-        """Rescale the freshly drawn weights of this site in place: q, k, v, o (attention) or w1, w3, w2 (FFN)."""
+        """Rescale the freshly drawn weights of this site in place, by the names in WEIGHTS, each (fan_out, fan_in)."""
+
+    def factors(self, site: str) -> dict[str, Factors]:
+        """Factors of the learning rate and of Adam's epsilon at this site, by the names in WEIGHTS[site] and those of its own parameters.
+
+        Asked once, before training. What is not named has none. Decay is by the rate, as in AdamW.
+        """
+        return {}
+
+    def gates(self) -> dict[str, Tensor]:
+        """What the table `gates.csv` follows, by kind: here its own parameters named gate_KIND. Read at every held-out evaluation."""
+        return {name.removeprefix("gate_"): p for name, p in self.named_parameters() if name.startswith("gate_")}

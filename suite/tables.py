@@ -1,6 +1,5 @@
 """The public door to the tables: `suite.tables.read(folder, name)` checks a table and types it."""
 
-from suite.records.csvfile import TableError
-from suite.records.tables import read
+from suite.records.tables import TableError, read
 
 __all__ = ["TableError", "read"]

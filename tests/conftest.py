@@ -1,6 +1,5 @@
 """Shared by every test file: one thread, and a model small enough to be checked by explicit loops."""
 
-import os
 import sys
 from functools import partial
 

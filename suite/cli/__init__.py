@@ -20,6 +20,10 @@ def main(argv: list[str] | None = None) -> int:
         "collect": tables.collect, "figures": tables.figures, "verify": tables.verify, "report": tables.report, "detect": tables.detect,
         "bench": tables.bench,
     }  # fmt: skip
+    if args.verb in ("list", "plan", "run", "verify"):
+        from suite import forks
+
+        forks.start()  # while it imports torch, this process reads what it is to do
     try:
         return verbs[args.verb](args)
     except BrokenPipeError:  # `| head` has seen enough

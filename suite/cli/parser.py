@@ -28,7 +28,7 @@ def _selection_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--protocol", default="laptop", metavar="NAME", help="what is fixed (default: laptop)")
     parser.add_argument("--schemes", type=names, metavar="A,B", help="residual schemes (default: the protocol's)")
     parser.add_argument("--params", type=filled, action="append", metavar="[SCHEME:]K=V,...",
-                        help="scheme parameters, writers=zero|std included; repeat for more cells")
+                        help="scheme parameters, and writers=zero|std, gate_lr=FACTOR; repeat for more cells")
     parser.add_argument("--arms", type=names, metavar="A,B", help="controlled, native (default: the protocol's)")
     parser.add_argument("--depths", type=list_of(whole, "a number of blocks, 1 to 100000", lambda v: 0 < v <= 100_000), metavar="N,N")
     parser.add_argument("--lrs", type=list_of(decimal, "a positive learning rate of at most six digits", rate), metavar="X,X")
@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     collect.add_argument("--protocol", metavar="NAME", help="one protocol (default: all)")
     _results_flag(collect)
     figures = add("figures", help="draw every figure its tables allow")
+    figures.add_argument("--check", action="store_true", help="draw nothing: do the pictures that are there show what the tables give?")
     figures.add_argument("--out", type=Path, metavar="DIR", help="default: paper_figures/out for results, DIR/figures otherwise")
     _results_flag(figures)
     verify = add("verify", help="recompute what can be recomputed from the tables; exit status 1 where something differs")
@@ -100,6 +101,6 @@ def parser() -> argparse.ArgumentParser:
     detect.add_argument("--plot", type=Path, metavar="FILE", help="draw the loss and what was found: .png, .pdf or .svg")
     bench = add("bench", help="what a step costs by scheme and depth, beside the project's targets; about 40 minutes on an idle machine")
     bench.add_argument("--quick", action="store_true", help="two schemes and few depths, in about five minutes")
-    bench.add_argument("--only", default="", metavar="EXPR", help="rows whose name fits, as in: 'cuda and merge'")
+    bench.add_argument("--only", default="", metavar="EXPR", help="rows whose name fits, as in: 'cuda and step'")
     _results_flag(bench)
     return top

@@ -8,23 +8,22 @@ from pathlib import Path
 
 from suite.cli.interrupt import interruptible
 from suite.cli.parser import COMMITTED
+from suite.cli.training import warn
 
 
 def show(args) -> int:
     from suite import registry
+    from suite.catalogue import read
     from suite.protocol import PROTOCOLS
 
-    for plugin in args.plugin:
-        registry.load_plugin(plugin)
+    catalogue = read(args.plugin)
     print("protocols")
     for p in PROTOCOLS.values():
         print(f"  {p.name:10} v{p.version}  {p.purpose}")
     print("schemes")
-    for name in registry.names():
-        for arm in registry.ARMS:
-            if name in registry.names(arm):
-                entry = registry.get(name, arm)
-                print(f"  {name:10} {arm:10}  {entry.paper:16}  {registry.format_params(entry, {})}")
+    for (name, arm), entry in sorted(catalogue.entries.items()):
+        print(f"  {name:10} {arm:10}  {entry.paper:16}  {registry.format_params(entry, {})}")
+    warn(catalogue)
     return 0
 
 
@@ -49,8 +48,9 @@ def status(args) -> int:
 def collect(args) -> int:
     from suite.evidence.report import beside
     from suite.protocol import PROTOCOLS
+    from suite.records.checks import check_folder
     from suite.records.completeness import check_parts
-    from suite.records.tables import Store, check_folder
+    from suite.records.tables import Store
 
     if args.protocol and args.protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {args.protocol!r}; known: {', '.join(PROTOCOLS)}")
@@ -74,9 +74,14 @@ def collect(args) -> int:
 
 
 def figures(args) -> int:
-    from paper_figures.draw import draw_all
+    from paper_figures.draw import draw_all, stale
 
-    return draw_all(args.results, args.out or _pictures(args.results))
+    out = args.out or _pictures(args.results)
+    if not args.check:
+        return draw_all(args.results, out)
+    problems = stale(args.results, out)
+    print("\n".join([*problems, f"{out}: {len(problems)} problems"]))
+    return 1 if problems else 0
 
 
 def _pictures(results: Path) -> Path:
@@ -85,15 +90,16 @@ def _pictures(results: Path) -> Path:
 
 
 def verify(args) -> int:
-    from suite import environment, registry
+    from suite.catalogue import read
     from suite.evidence.verify import rerun, verify
     from suite.records.tables import format_table
+    from suite.sweep.sweep import workers
 
-    for plugin in args.plugin:
-        registry.load_plugin(plugin)
+    catalogue = read(args.plugin)
+    warn(catalogue)
     pictures = _pictures(args.results)
     drawn = pictures.is_dir() or args.results.resolve() == COMMITTED  # a user may not have drawn any yet
-    checked, problems = verify(args.results, pictures if drawn else None)
+    checked, problems = verify(args.results, pictures if drawn else None, catalogue)
     if not checked and not problems:
         raise ValueError(f"{args.results}: no results to verify; start with: python -m suite run")
     for problem in problems:
@@ -101,7 +107,7 @@ def verify(args) -> int:
     print(f"{args.results}: {checked} runs{' and their pictures' if drawn else ''} checked, {len(problems)} problems")
     if not args.rerun:
         return 1 if problems or not checked else 0
-    rows = rerun(args.results, args.rerun, args.seed[0], environment.workers(None), args.plugin)
+    rows = rerun(args.results, args.rerun, args.seed[0], workers(None), catalogue)
     print(format_table(rows, ("run", "compared", "agrees", "why")))
     return 0 if not problems and all(row["agrees"] for row in rows) else 1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from suite.diagnosis.monitor import Monitor
 
@@ -41,7 +41,7 @@ def lightning_monitor(**kwargs):
 
     class MonitorCallback(Callback):
         monitor: Monitor | None = None
-        loss: float | None = None
+        loss: Tensor | None = None
 
         def on_train_start(self, trainer, pl_module):
             more = dict(kwargs)
@@ -50,7 +50,7 @@ def lightning_monitor(**kwargs):
             self.monitor = Monitor(model, **{"start": trainer.global_step} | more)
 
         def on_before_backward(self, trainer, pl_module, loss):
-            self.loss = float(loss)
+            self.loss = loss.detach()
 
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
             self.monitor.step(self.loss)

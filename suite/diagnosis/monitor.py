@@ -1,9 +1,7 @@
 """Watch a network of any kind while it trains: `from suite.audit import Monitor`.
 
-Loss and gradient norm are read at every step. At every N-th step the writers are measured by a side pass: the network is run once more on
-the inputs of that step, eagerly, with the random state, autocast and buffers that it had, and the gradient that the loss had sent into
-its outputs goes back to the writers. Nothing of it reaches the training: no hook inside the network, no .grad, no random number, no
-buffer. It costs a forward and half a backward at every N-th step.
+Loss and gradient norm are read at every step. At every N-th step the residual writers are measured in the training's own forward and
+backward: hooks that only look, for that forward alone. No pass is added and no state is touched, so none has to be put back.
 
 Shapes: B samples, T tokens; as in `suite.diagnosis.metrics`.
 """
@@ -12,25 +10,27 @@ from __future__ import annotations
 
 import csv
 import math
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from suite.diagnosis.any_model import AuditError, by_sample, captured, token_first, undisturbed
+from suite.diagnosis.guard import Guard, say
 from suite.diagnosis.metrics import rho, tcs, writer_gradient
-from suite.diagnosis.outputs import Call, Watched, unwrapped
+from suite.diagnosis.recording import AuditError, Recording
+from suite.diagnosis.second_pass import SecondPass, tensors
 from suite.diagnosis.watch import LossWatch
+from suite.diagnosis.watched import Forward, Watched, wrappers
 from suite.diagnosis.writers import guess_writers, is_writer, query_key_gradients
 
 COLUMNS = ("step", "loss", "grad_norm", "norm_growth", "g_mean", "g_ctr", "tcs", "rho", "q_grad", "k_grad", "update_rms")
 NOW, BEFORE = 5, 20  # steps whose median gradient norm is compared with that of the steps before them, as in the README's early warnings
-PATIENCE = 3  # measurements in a row that may fail before the writers are given up
 OVERFLOWS = 10  # steps in a row without a finite gradient that are no gradient scaler's search any more
+MEASURED = ("g_mean", "g_ctr", "tcs", "rho")  # of each writer
 FLUSH = 20  # steps after which the csv is on the disk at the latest
 EQUAL = 0.99  # TCS of the writers' outputs at which tokens are one vector; healthy networks of ours stay below .6 (design, section 2)
 
@@ -53,16 +53,27 @@ class Monitor:
     `SummaryWriter`. told: called with (step, kind, sentence) for each alarm, in place of a `DyingWarning`. start: steps done before.
     batch_dim: 1 where inputs are (tokens, batch, width).
     After each step `row` holds what was seen, and after a measurement `by_writer` one dictionary a writer. Of several forwards the
-    last with a gradient counts; under a gradient scaler gradients have its factor. A hook of yours inside the network runs once more.
-    A step that cannot be measured is passed over; three in a row, and the writers are given up with a warning. Raises AuditError where a
-    writer is none, or the csv cannot be opened.
+    last in training mode into which a gradient came counts; under a gradient scaler gradients have its factor.
+
+    Whatever goes wrong is said once, in a warning, and the training goes on: no exception leaves `step`, also none of `board` or `told`
+    (a loop that wants to stop at an alarm looks at `alarms`). A writer that cannot be measured (not called, called twice, of another
+    batch size, compiled, checkpointed) is left out alone. From a measured forward until `step` the writers' inputs and the gradients of
+    their outputs are kept. Raises AuditError, when it is made, where a writer is none or the csv cannot be opened.
+
+    second_pass: for what is compiled or checkpointed, where hooks do not see. At a measured step `step` runs the model once more, on the
+    inputs, random numbers and autocast of the training's forward, with compiled parts eager, and sends back the gradient that the loss
+    sent into its outputs; that costs a forward and half a backward. Afterwards .grad, buffers and the random states of torch, numpy and
+    `random` are as they were. What else a forward of the model advances (a counter, a list, a generator of its own, a parameter or array
+    that it writes to, hooks of yours) advances twice at such a step, so such a model trains otherwise than without the Monitor; and a
+    model compiled in place (`model.compile()`) gets a break of its graph at its two ends.
     """
 
     def __init__(
         self, model: nn.Module, writers: Iterable[str] | None = None, *, every: int = 50, csv: str | Path | None = None, board=None,
-        told: Callable[[int, str, str], None] | None = None, start: int = 0, batch_dim: int = 0,
+        told: Callable[[int, str, str], None] | None = None, start: int = 0, batch_dim: int = 0, second_pass: bool = False,
     ) -> None:  # fmt: skip
-        self.model, self.inner = model, unwrapped(model)
+        *self._around, self.inner = wrappers(model)
+        self.model, self.second_pass = model, second_pass
         if writers is None:
             writers = guess_writers(self.inner)
             print(f"Monitor: watching {', '.join(writers) or 'no writers: none has a name that is known; name them'}")
@@ -73,15 +84,13 @@ class Monitor:
                 raise AuditError(f"{name!r} is not an nn.Linear with a weight of its own in this model")
         if not batch_dim and any(isinstance(m, nn.MultiheadAttention) and not m.batch_first for m in modules.values()):
             raise AuditError("a MultiheadAttention here has batch_first=False; give batch_dim=1 for inputs of (tokens, batch, width)")
-        self.batch_dim, self._failed = batch_dim, 0
-        self.every, self.board, self.told, self.at = every, board, told, start
+        self.batch_dim, self.every, self.board, self.told, self.at = batch_dim, every, board, told, start
         self.alarms: list[tuple[int, str, str]] = []
         self.row: dict[str, float] = {}
         self.by_writer: list[dict[str, object]] = []
         self._loss_watch, self._equal, self._broken, self._weights = LossWatch(), False, False, {}
         self._overflows = 0
         self._norms: deque[float] = deque(maxlen=NOW + BEFORE)
-        self._token_first = token_first(self.inner)
         self._file = None
         if csv is not None:
             try:
@@ -90,11 +99,24 @@ class Monitor:
                 raise AuditError(f"csv {csv}: cannot be written ({error.strerror})") from None
             if not self._file.tell():
                 self._file.write(",".join(COLUMNS) + "\n")
-        self._watched = Watched(model, self._due)
+        self._guard, self._left = Guard(), set()
+        self._watched = Watched(model, self._begin, self._guard, traced=second_pass)
 
     def _due(self) -> bool:
         """Whether the step under way is one that is measured."""
         return bool(self.every and self.writers) and (self.at + 1) % self.every == 0
+
+    def _begin(self, args: tuple, kwargs: dict) -> Forward | None:
+        """A forward begins: what is to be kept of it."""
+        if not self._due():
+            return None
+        batch = next((t.shape[self.batch_dim] for t in tensors([args, kwargs]) if t.ndim > self.batch_dim), 0)
+
+        def record() -> Recording:
+            return Recording(self.inner, self.writers, batch, self.batch_dim, of_output=_of_output, live=not self.second_pass,
+                             around=self._around)  # fmt: skip
+
+        return SecondPass(self.inner, args, kwargs, record) if self.second_pass else record()
 
     def step(self, loss: Tensor | float | None = None, grad_norm: Tensor | float | None = None) -> None:
         """Call once a step, behind the backward pass and before gradients are clipped and used.
@@ -104,33 +126,20 @@ class Monitor:
         """
         due, self.at = self._due(), self.at + 1
         self.row = {"step": self.at}
-        if (loss := self._watched.loss() if loss is None else _number(loss)) is not None:
-            self.row["loss"] = loss
-        if (norm := self._norm() if grad_norm is None else _number(grad_norm)) is not None:
-            self.row["grad_norm"] = norm
-            self._norms.append(norm)
-            if len(self._norms) == NOW + BEFORE:
-                late, early = list(self._norms)[-NOW:], list(self._norms)[:BEFORE]
-                self.row["norm_growth"] = _median(late) / _median(early)
-        self._watch_weights()
+        parts = [("the loss", partial(self._see_loss, loss)), ("the gradient norm", partial(self._see_norm, grad_norm)),
+                 ("the size of the update", self._watch_weights)]  # fmt: skip
         if due:
-            try:
-                self._measure()
-                self._failed = 0
-            except Exception as error:  # whatever is the matter with the side pass, the training goes on
-                self._failed += 1
-                self._weights = {}
-                if self._failed == PATIENCE:
-                    self.writers = []
-                    first = str(error).splitlines()[0] if str(error) else type(error).__name__
-                    warnings.warn(f"Monitor: the writers cannot be measured and are watched no longer: {first}", stacklevel=2)
-        self._watched.forget()
-        self._write()
-        self._judge()
+            parts += [("a measurement of queries and keys", self._see_attention), ("a measurement of the writers", self._measure)]
+        parts += [("the end of a step", self._watched.forget), ("the csv", self._write), ("the board", self._show),
+                  ("the watch", self._judge)]  # fmt: skip
+        for what, part in parts:
+            with self._guard(what):
+                part()
 
     def close(self) -> None:
-        """Take the two hooks off the model and close the file; nothing else was ever attached."""
-        self._watched.close()
+        """Take the hooks off the model and close the file."""
+        with self._guard("the end"):
+            self._watched.close()
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
@@ -142,6 +151,22 @@ class Monitor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _see_loss(self, loss: Tensor | float | None) -> None:
+        if (loss := self._watched.loss() if loss is None else _number(loss)) is not None:
+            self.row["loss"] = loss
+        else:
+            self._guard.once("no loss", "no loss is seen: hand it to step (of a compiled model the one that it returns is not seen)")
+
+    def _see_norm(self, grad_norm: Tensor | float | None) -> None:
+        if (norm := self._norm() if grad_norm is None else _number(grad_norm)) is None:
+            return
+        self.row["grad_norm"] = norm
+        self._norms.append(norm)
+        if len(self._norms) == NOW + BEFORE:
+            late, early = _median(list(self._norms)[-NOW:]), _median(list(self._norms)[:BEFORE])
+            if early > 0:  # gradients that were 0 grow by no factor
+                self.row["norm_growth"] = late / early
+
     def _norm(self) -> float | None:
         grads = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in self.model.parameters() if p.grad is not None]
         return float(nn.utils.get_total_norm([g.float() if g.dtype is torch.float16 else g for g in grads])) if grads else None
@@ -151,34 +176,29 @@ class Monitor:
         modules = dict(self.inner.named_modules())
         return {name: modules[name]._parameters["weight"] for name in names if is_writer(modules.get(name))}
 
-    def _measure(self) -> None:
-        weights = self._weights_of(self.writers)
+    def _see_attention(self) -> None:
         self.row |= query_key_gradients(self.inner)
+
+    def _measure(self) -> None:
+        """The writers, each alone; of one that cannot be measured the first time is said."""
+        self.by_writer, forward = [], self._watched.last()
+        if forward is None:
+            raise AuditError("no forward of the model was seen: give Monitor the module that the loop calls; if it is compiled, "
+                             "second_pass=True")  # fmt: skip
         self._watched.busy = True
         try:
-            self.by_writer = self._side_pass(self._watched.last(), {id(weight): name for name, weight in weights.items()})
+            rows, left = forward.rows(_of_gradient)
         finally:
             self._watched.busy = False
-        for name in ("g_mean", "g_ctr", "tcs", "rho"):
+        self.by_writer = [{"writer": row["writer"]} | dict(zip(MEASURED, torch.stack([row[name] for name in MEASURED]).tolist()))
+                          for row in rows]  # fmt: skip
+        for name in MEASURED if rows else ():
             self.row[name] = _median([row[name] for row in self.by_writer])
-        self._weights = {name: weight.detach().clone() for name, weight in weights.items()}
-
-    def _side_pass(self, call: Call, weights: dict[int, str]) -> list[dict[str, object]]:
-        with undisturbed(self.inner), call.surroundings():
-            with captured(weights) as seen:
-                outputs = call.again(self.inner)
-            roots, grads = call.matched(outputs)
-            names = [name for name in self.writers if name in seen and seen[name][1].requires_grad]  # others were dropped or are frozen
-            if not names:
-                raise AuditError("no writer was called, or none carries a gradient")
-            deltas = torch.autograd.grad(roots, [seen[name][1] for name in names], grads, allow_unused=True)
-        batch = next((t.shape[self.batch_dim] for t in call.inputs if t.ndim > self.batch_dim), 0)
-        rows = []
-        for name, delta in zip(names, deltas, strict=True):
-            if delta is not None:  # none: nothing of this loss comes from that writer
-                parts = [by_sample(t.detach(), batch, name, name in self._token_first, self.batch_dim) for t in (delta, *seen[name])]
-                rows.append({"writer": name} | _metrics(*parts))
-        return rows
+        for why, names in left.items():
+            if new := [name for name in names if name not in self._left]:
+                self._left.update(new)
+                say(f"Monitor: not measured: {', '.join(new[:3])}{f' and {len(new) - 3} more' if len(new) > 3 else ''}: {why}", UserWarning)
+        self._weights = {name: weight.detach().clone() for name, weight in self._weights_of(self.writers).items()}
 
     def _watch_weights(self) -> None:
         """The step behind a measurement: how far the optimiser moved the writers."""
@@ -186,17 +206,24 @@ class Monitor:
             now = self._weights_of(self._weights)
             moved = [float((now[name].detach().float() - old.float()).square().mean().sqrt())
                      for name, old in self._weights.items() if name in now and now[name].shape == old.shape]  # fmt: skip
-            self.row["update_rms"], self._weights = _median(moved), {}
+            self._weights = {}
+            if moved:
+                self.row["update_rms"] = _median(moved)
 
     def _write(self) -> None:
-        if self._file is not None:
-            try:
-                csv.writer(self._file, lineterminator="\n").writerow([_text(self.row.get(name)) for name in COLUMNS])
-                if self.at % FLUSH == 0 or "g_mean" in self.row:
-                    self._file.flush()
-            except OSError as error:
-                self._file = None
-                warnings.warn(f"Monitor: the csv cannot be written and ends here ({error.strerror})", stacklevel=3)
+        if self._file is None:
+            return
+        try:
+            csv.writer(self._file, lineterminator="\n").writerow([_text(self.row.get(name)) for name in COLUMNS])
+            if self.at % FLUSH == 0 or "g_mean" in self.row:
+                self._file.flush()
+        except OSError:
+            with suppress(OSError):
+                self._file.close()
+            self._file = None
+            raise
+
+    def _show(self) -> None:
         if self.board is not None:
             for name, value in self.row.items():
                 if name != "step":
@@ -218,20 +245,25 @@ class Monitor:
 
     def _tell(self, kind: str, sentence: str) -> None:
         self.alarms.append((self.at, kind, sentence))
-        if self.told is not None:
-            self.told(self.at, kind, sentence)
+        if self.told is None:
+            say(f"step {self.at}: {kind}: {sentence}", DyingWarning)
         else:
-            warnings.warn(f"step {self.at}: {kind}: {sentence}", DyingWarning, stacklevel=4)
+            with self._guard("told"):
+                self.told(self.at, kind, sentence)
 
 
-def _metrics(d_BTD: Tensor, y_BTF: Tensor, out_BTD: Tensor) -> dict[str, float]:
-    """A writer's row, in float32: gradients of 1e-20 are scaled before they are squared."""
-    d_BTD, y_BTF, out_BTD = (t.float() for t in (d_BTD, y_BTF, out_BTD))
+def _of_output(out_BTD: Tensor) -> dict[str, Tensor]:
+    out_BTD = out_BTD.float()
+    return {"tcs": tcs(out_BTD), "rho": rho(out_BTD)}
+
+
+def _of_gradient(d_BTD: Tensor, y_BTF: Tensor) -> dict[str, Tensor]:
+    """In float32: gradients of 1e-20 are scaled before they are squared."""
+    d_BTD, y_BTF = d_BTD.float(), y_BTF.float()
     size = d_BTD.abs().max()
     scale = torch.where((size > 0) & size.isfinite(), size, torch.ones_like(size))
     mean_DF, centered_DF = writer_gradient(d_BTD / scale, y_BTF)
-    found = torch.stack([mean_DF.norm() * scale, centered_DF.norm() * scale, tcs(out_BTD), rho(out_BTD)]).tolist()
-    return dict(zip(("g_mean", "g_ctr", "tcs", "rho"), found, strict=True))
+    return {"g_mean": mean_DF.norm() * scale, "g_ctr": centered_DF.norm() * scale}
 
 
 def _number(value: Tensor | float) -> float:

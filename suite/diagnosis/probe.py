@@ -29,18 +29,20 @@ def _features(trainer: Trainer) -> tuple[np.ndarray, np.ndarray, list[dict[str, 
     z, image = batch.z_BCHW, dit.segments[0]
     inputs = torch.stack([z.mean((1, 2, 3)), z.std((1, 2, 3)), z.square().mean((1, 2, 3)).sqrt()], 1)
     captions = trainer.train_step.captions(batch.caption_B)
-    x = dit.enter(z.to(trainer.device), captions)
+    t_B = batch.t_B.to(trainer.device)
+    x = dit.enter(z.to(trainer.device), captions, t_B)
     wanted, layers = set(anchor_layers(trainer.run.depth, trainer.run.protocol.audit_layers)), []
     for layer, block in enumerate(dit.blocks):
         if layer in wanted:
-            x_BID, x_BSD = x[:, :image].double(), x[:, image:].double()
+            x_BTD = dit.folded(x)
+            x_BID, x_BSD = x_BTD[:, :image].double(), x_BTD[:, image:].double()
             mean_BD = x_BID.mean(1)
             rms_B1 = (x_BID - token_mean(x_BID, (image,))).square().mean((1, 2)).sqrt()[:, None]
             parts = {"image_mean": mean_BD, "centered_rms": rms_B1}
             if x_BSD.shape[1]:
                 parts["caption_mean"] = x_BSD.mean(1)
             layers.append({"layer": layer} | {k: v.cpu().numpy() for k, v in parts.items()})
-        x = block.forward(x, dit.rope, dit.segments, dit.step)
+        x = block.forward(x, dit.rope, dit.segments, dit.step, t_B)
     return batch.t_B.double().numpy(), inputs.double().numpy(), layers
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from suite.diagnosis import metrics
-from suite.model.backbone import Block, DiT, attention_matrix
+from suite.model.backbone import DiT, attention_matrix
 from suite.residual import Context
 from suite.training.data import Data
 from suite.training.trainer import Trainer
@@ -28,40 +28,41 @@ def anchor_layers(depth: int, most: int) -> list[int]:
 
 
 class Site:
-    """What one merge of an audited block saw: x, y, f with their graph, and the attention matrix at attention sites."""
+    """What one merge of an audited block saw: the folded trunk x; y, f with their graph; the attention matrix at attention sites."""
 
     def __init__(self, layer: int, name: str, x_BTD: Tensor) -> None:
         self.layer, self.name, self.x = layer, name, x_BTD
         self.y = self.f = self.a = None
 
 
-def _watch(block: Block, layer: int, x: Tensor, rope: Tensor, segments: tuple[int, ...], step: Tensor) -> tuple[Tensor, list[Site]]:
+def _watch(dit: DiT, layer: int, x: Tensor, t_B: Tensor) -> tuple[Tensor, list[Site]]:
     """`Block.forward`, with the inputs and outputs of both writers recorded."""
-    attn, ffn = Site(layer, "attn", x), None
+    block, (first, second) = dit.blocks[layer], (Context(dit.segments, name, dit.step, t_B) for name in ("attn", "ffn"))
+    attn, ffn = Site(layer, "attn", dit.folded(x.detach()).detach()), None
 
     def attention(x_BTD: Tensor) -> Tensor:
-        q, k, v = block.qkv(x_BTD, rope)
+        q, k, v = block.qkv(x_BTD, dit.rope)
         attn.a = attention_matrix(q, k)
-        attn.y = (attn.a @ v).transpose(1, 2).flatten(2)
+        attn.y = block.residuals[0].inner((attn.a @ v).transpose(1, 2).flatten(2), first)
         attn.f = nn.functional.linear(attn.y, block.wo)
         return attn.f
 
     def feed_forward(x_BTD: Tensor) -> Tensor:
-        ffn.y = block.ffn_hidden(x_BTD)
+        ffn.y = block.residuals[-1].inner(block.ffn_hidden(x_BTD), second)
         ffn.f = nn.functional.linear(ffn.y, block.w2)
         return ffn.f
 
-    x = block.residuals[0](x, attention, Context(segments, "attn", step))
-    ffn = Site(layer, "ffn", x)
-    return block.residuals[-1](x, feed_forward, Context(segments, "ffn", step)), [attn, ffn]
+    x = block.residuals[0](x, attention, first)
+    ffn = Site(layer, "ffn", dit.folded(x.detach()).detach())
+    return block.residuals[-1](x, feed_forward, second), [attn, ffn]
 
 
-def _pass_through(dit: DiT, x: Tensor, start: int, stop: int) -> Tensor:
+def _pass_through(dit: DiT, x: Tensor, t_B: Tensor, start: int, stop: int) -> Tensor:
     """The trunk after blocks that nobody looks into: by the compiled functions where there are any, with no gradient kept."""
     if dit.compiled_blocks is not None and stop > start:
-        return dit.compiled_blocks(x, start, stop, into_grad=False)
+        return dit.compiled_blocks(x, t_B, start, stop, into_grad=False)
     for block in dit.blocks[start:stop]:
-        x = block.forward(x, dit.rope, dit.segments, dit.step)  # not block(...): that may be a compiled one
+        x = block.forward(x, dit.rope, dit.segments, dit.step, t_B)  # not block(...): that may be a compiled one
     return x
 
 
@@ -70,14 +71,14 @@ def side_pass(trainer: Trainer, layers: Sequence[int], step: int) -> tuple[list[
     dit, batch = trainer.state.dit, trainer.train_step.batch(step)
     wanted, sites = set(layers), []
     with torch.enable_grad():
-        x = dit.enter(batch.z_BCHW, trainer.train_step.captions(batch.caption_B))
+        x = dit.enter(batch.z_BCHW, trainer.train_step.captions(batch.caption_B), batch.t_B)
         done = 0
         for layer in sorted(wanted):
-            x = _pass_through(dit, x, done, layer)
-            x, seen = _watch(dit.blocks[layer], layer, x, dit.rope, dit.segments, dit.step)
+            x = _pass_through(dit, x, batch.t_B, done, layer)
+            x, seen = _watch(dit, layer, x, batch.t_B)
             sites += seen
             done = layer + 1
-        x = _pass_through(dit, x, done, len(dit.blocks))
+        x = _pass_through(dit, x, batch.t_B, done, len(dit.blocks))
         loss = (dit.leave(x, batch.z_BCHW).float() - batch.target_BCHW).square().mean()
         targets = [site.f for site in sites]
         targets += [w for i in layers for w in (dit.blocks[i].wqkv, dit.blocks[i].wo, dit.blocks[i].w2)]
@@ -94,7 +95,8 @@ def _relative_update(trainer: Trainer, names: list[str], step: int, v: Tensor | 
     g = torch.cat([flat.grads[flat.slices[n]] for n in names]).double()
     old = torch.cat([v[flat.slices[n]] for n in names]).double() if v is not None else torch.zeros_like(g)
     new = (p.beta2 * old + (1 - p.beta2) * g.square()) / (1 - p.beta2**step)
-    return metrics.rms(g / (new.sqrt() + p.adam_eps)).item()
+    eps = p.adam_eps * torch.cat([flat.eps_factors(n) for n in names]).to(g.device)
+    return metrics.rms(g / (new.sqrt() + eps)).item()
 
 
 def _rows(
@@ -102,7 +104,7 @@ def _rows(
 ) -> list[dict]:
     dit, block = trainer.state.dit, trainer.state.dit.blocks[site.layer]
     d_BTD, image = grads[site.f].detach(), dit.segments[0]
-    x, y, f = site.x.detach().double(), site.y.detach(), site.f.detach().double()
+    x, y, f = site.x.double(), site.y.detach(), site.f.detach().double()
     rows = []
     for segment, cut in zip(SEGMENTS, (slice(None), slice(image), slice(image, None)), strict=True):
         if x[:, cut].shape[1] == 0:
@@ -143,7 +145,7 @@ def final_state(trainer: Trainer) -> str:
     """What kind of state a crashed run ended in, from the trunk of its deeper half on held-out images.
 
     mean_dominated: mean TCS above 0.9 (the paper's white contour, Fig. 7); mean_free: within 0.02 of -1/(T-1), a token
-    mean of zero; other. Pre- and multi-stream trunks are judged as they are.
+    mean of zero; other. Trunks of several streams are judged as `fold` gives them, all others as they are; at t = 0.
     """
     dit, data = trainer.state.dit, trainer.data
     if dit.sharded:  # its blocks' weights may come in bf16
@@ -155,12 +157,13 @@ def final_state(trainer: Trainer) -> str:
 def _state(trainer: Trainer, dit: DiT, data: Data) -> str:
     rows = data.heldout[:16]
     z_BCHW = data.x0(rows).to(trainer.device)
-    x = dit.enter(z_BCHW, trainer.train_step.captions(data.caption(rows)))
+    t_B = torch.zeros(len(z_BCHW), device=z_BCHW.device)
+    x = dit.enter(z_BCHW, trainer.train_step.captions(data.caption(rows)), t_B)
     values = []
     for layer, block in enumerate(dit.blocks):
-        x = (block if dit.sharded else block.forward)(x, dit.rope, dit.segments, dit.step)  # a call gathers the shards
+        x = (block if dit.sharded else block.forward)(x, dit.rope, dit.segments, dit.step, t_B)  # a call gathers the shards
         if layer >= len(dit.blocks) // 2:
-            values.append(metrics.tcs(x.double()).item())
+            values.append(metrics.tcs(dit.folded(x).double()).item())
     value = sum(values) / len(values)
     if math.isfinite(value) and value > 0.9:
         return "mean_dominated"

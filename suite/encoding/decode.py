@@ -51,7 +51,7 @@ def fault(data: Latents, features: str, n: int) -> str:
         return "the digit features judge the shipped digits alone; other images need --features inception"
     try:
         real, net = moments.load(data.folder / FILE), extractor(features)
-        _decoder(data)
+        decoder = _decoder(data)
     except QualityError as error:
         missing = not (data.folder / FILE).is_file()
         return f"no {FILE} in {data.folder}; encode again with {features} weights at hand" if missing else str(error)
@@ -59,6 +59,9 @@ def fault(data: Latents, features: str, n: int) -> str:
         return str(error)
     if real.digest != net.digest:
         return f"{data.folder / FILE} is of {real.name} {real.digest[:9]}..., not {net.digest[:9]}...; delete it and encode again"
+    made = data.sidecar.notes["encoder"]
+    if real.images != frozen.digest_of(made["files"], made["size"], decoder.image_channels):
+        return f"{data.folder / FILE} is of other images than the latents; delete it and encode again"
     return f"FID needs {MIN_IMAGES} samples" if n < MIN_IMAGES else ""
 
 

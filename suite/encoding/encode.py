@@ -24,7 +24,7 @@ from suite.encoding.listing import Listing, listing
 from suite.encoding.text import LONGEST, TextEncoder
 from suite.encoding.work import Work
 from suite.encoding.writer import clear
-from suite.training import sidecar
+from suite.training import contents, sidecar
 from suite.training.shards import files_of, open_shards
 from suite.training.sources import DataError, Source
 
@@ -55,12 +55,12 @@ def encode(
         raise found.source.error(f"size {size} is not a multiple of {coder.factor}, the pixels that {vae} makes one position of")
     reader = TextEncoder(text, device) if found.captions else None
     tokens = _tokens(found, reader, tokens, say) if reader else None
-    settings = {
-        "vae": coder.identity, "text": reader and reader.identity, "size": size, "tokens": tokens, "shard_rows": shard_rows,
-        "images": len(found.files), "files": found.digest(), "versions": frozen.versions(),
-    }  # fmt: skip
     names = {"vae": coder.name, "text": reader and reader.name}
     with _alone(target, out):
+        settings = {
+            "vae": coder.identity, "text": reader and reader.identity, "size": size, "tokens": tokens, "shard_rows": shard_rows,
+            "images": len(found.files), "files": found.digest(out / contents.NOTES), "versions": frozen.versions(),
+        }  # fmt: skip
         done = _begin(target, out, settings, shard_rows)
         work = Work(found, coder, reader, size, tokens, batch or (CUDA_BATCH if device.type == "cuda" else CPU_BATCH))
         empty_SD = work.embed([""])[0] if reader else None
@@ -75,9 +75,11 @@ def encode(
             done[path.name] = work.shard(path, range(shard * shard_rows, min((shard + 1) * shard_rows, len(found.files))))
             _save(target, out, settings, done)
             say(f"encoded {min((shard + 1) * shard_rows, len(found.files)):,} of {len(found.files):,} images")
-        if not _finished(out):
+        if found.digest(out / contents.NOTES) != settings["files"]:
+            raise found.source.error(f"images changed while they were encoded; delete {out} and encode again")
+        if not _finished(target, out, settings, done):
             _finish(target, out, settings, names, done, empty_SD)
-        reference.write(found, size, coder.image_channels, out, say)
+        reference.write(found, settings["files"], size, coder.image_channels, out, say)
     return out
 
 
@@ -122,7 +124,10 @@ def _begin(target: Source, out: Path, settings: dict, shard_rows: int) -> dict[s
             raise target.error(f"{path} cannot be read; delete it and the shards to encode anew") from error
         if other := [key for key in settings if before.get(key) != settings[key]]:
             raise target.error(f"was begun with other {' and '.join(other)}; name another folder, or delete this one")
-        done = {name: shard for name, shard in shards.items() if _size(out / name) == shard["bytes"]}
+        done = {name: shard for name, shard in shards.items() if (out / name).is_file()}
+        written = sidecar.digests_of(target, out, [out / name for name in done])
+        if other := [name for name in done if written[name] != done[name].get("sha256")]:
+            raise target.error(f"{out / other[0]} is not what was written; delete it and encode again, which makes it anew")
     planned = {_name(shard) for shard in range(-(-settings["images"] // shard_rows))}
     present = {file.name for file in out.iterdir() if file.suffix in (".arrow", ".parquet")}
     if foreign := sorted(present - (planned if path.is_file() else set())):
@@ -131,29 +136,33 @@ def _begin(target: Source, out: Path, settings: dict, shard_rows: int) -> dict[s
     return done
 
 
-def _finished(out: Path) -> bool:
-    """Whether a sidecar lies there that says how the shards were made; one that `load` made anew does not."""
-    try:
-        return json.loads((out / sidecar.NOTES).read_bytes())["encoder"] is not None
-    except (OSError, ValueError, KeyError, TypeError):
+def _finished(target: Source, out: Path, settings: dict, done: dict[str, dict]) -> bool:
+    """Whether a sidecar lies there that says how these shards were made; one that `load` made anew does not. Raises DataError."""
+    known = sidecar.read(target, out, files_of(target, out))
+    if known is None or not (made := known.notes["encoder"]):
         return False
+    told = {part: value and {key: word for key, word in value.items() if key != "name"} if part in ("vae", "text") else value
+            for part, value in made.items()}  # fmt: skip
+    shards = {shard["name"]: shard["sha256"] for shard in known.notes["shards"]}
+    return told == _told(settings) and shards == {name: shard["sha256"] for name, shard in done.items()}
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
+def _told(settings: dict) -> dict:
+    """What the sidecar says of the settings, beside the models' names."""
+    return {key: value for key, value in settings.items() if key not in ("images", "shard_rows")}
 
 
 def _save(target: Source, out: Path, settings: dict, done: dict[str, dict]) -> None:
     notes = {"settings": settings, "shards": [done[name] for name in sorted(done)]}
     try:
-        sidecar.write_aside(out / NOTES, json.dumps(notes, indent=1).encode() + b"\n")
+        contents.write_aside(out / NOTES, json.dumps(notes, indent=1).encode() + b"\n")
     except OSError as error:
         raise target.error(f"{out / NOTES} cannot be written ({error.strerror})") from error
 
 
 def _finish(target: Source, out: Path, settings: dict, names: dict, done: dict[str, dict], empty_SD: Tensor | None) -> None:
     """The sidecar, which reads every shard again: one that is not what was written is named."""
-    encoder = {key: value for key, value in settings.items() if key not in ("images", "shard_rows")}
+    encoder = _told(settings)
     encoder |= {part: encoder[part] and {"name": names[part]} | encoder[part] for part in names}
     digests = {name: shard["sha256"] for name, shard in done.items()}
     sidecar.make(target, out, open_shards(target, files_of(target, out)), encoder=encoder, empty_SD=empty_SD, digests=digests)

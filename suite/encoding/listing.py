@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from suite.training import sources
+from suite.training import contents, sources
 from suite.training.sources import PICTURES, Source, first_line
 
 TABLES = (".csv", ".jsonl", ".parquet")
@@ -24,11 +24,14 @@ class Listing:
     captions: list[str] | None
     labels: list[int] | None
 
-    def digest(self) -> str:
-        """Hex digits over names, sizes in bytes, and captions or classes."""
-        sha = hashlib.sha256()
-        for name, file, word in zip(self.names, self.files, self.captions or self.labels):
-            sha.update(repr((name, file.stat().st_size, word)).encode("utf-8", "surrogateescape"))
+    def digest(self, notes: Path) -> str:
+        """Hex digits over names, captions or classes, and contents. notes: as `contents.digests` has it. Raises DataError."""
+        try:
+            sha = hashlib.sha256(contents.digests({"images": self.files}, notes)["images"].encode())
+        except OSError as error:
+            raise self.source.error(f"image {error.filename} cannot be read: {error.strerror}") from error
+        for name, word in zip(self.names, self.captions or self.labels):
+            sha.update(repr((name, word)).encode("utf-8", "surrogateescape"))
         return sha.hexdigest()
 
 

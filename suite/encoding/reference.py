@@ -18,19 +18,19 @@ from suite.encoding import frozen
 from suite.encoding.listing import Listing
 from suite.quality import moments
 from suite.quality.features import QualityError, extractor
+from suite.training import contents
 from suite.training import images as pictures
-from suite.training.sidecar import write_aside
 
 FILE = "reference.safetensors"
 BATCH, THREADS = 256, 8
 
 
-def write(found: Listing, size: int, channels: int, out: Path, say: Callable[[str], object]) -> None:
+def write(found: Listing, files: str, size: int, channels: int, out: Path, say: Callable[[str], object]) -> None:
     """Features of all images, cropped and resized as they were encoded; one line where there is no network to make them.
 
-    Goes over the images by itself: it takes one pass, and is made again from the start if it is killed.
+    Goes over the images by itself: it takes one pass, and is made again from the start if it is killed. files: their digest.
     """
-    of = frozen.digest_of(found.digest(), size, channels)
+    of = frozen.digest_of(files, size, channels)
     try:
         if moments.load(out / FILE).images == of:
             return
@@ -42,7 +42,10 @@ def write(found: Listing, size: int, channels: int, out: Path, say: Callable[[st
         say(f"no FID of runs over this folder: {error}; encode again with them, and only that is made")
         return
     net.to(frozen.device())
-    write_aside(out / FILE, replace(moments.gather(_batches(found, size, channels), net), images=of).to_bytes())
+    gathered = moments.gather(_batches(found, size, channels), net)
+    if found.digest(out / contents.NOTES) != files:
+        raise found.source.error(f"images changed while their features were measured; delete {out} and encode again")
+    contents.write_aside(out / FILE, replace(gathered, images=of).to_bytes())
     say(f"measured the features of {len(found.files):,} images, for FID")
 
 

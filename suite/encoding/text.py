@@ -33,7 +33,8 @@ class TextEncoder:
                 raise DataError(one_line(f"text encoder {name}: its tokenizer has no token to pad with"))
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.identity = frozen.identity(model, model.config.to_dict()) | {"dtype": str(self.dtype).removeprefix("torch.")}
-        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        rules = getattr(self.tokenizer, "backend_tokenizer", None)  # merges, normalising, what is added at the ends; slow ones have none
+        vocabulary = rules.to_str() if rules is not None else sorted(self.tokenizer.get_vocab().items())
         self.identity["tokenizer"] = frozen.digest_of(vocabulary, self.tokenizer.padding_side, self.tokenizer.pad_token)
 
     def lengths(self, captions: list[str]) -> list[int]:

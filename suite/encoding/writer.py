@@ -13,7 +13,7 @@ import numpy as np
 from datasets.arrow_writer import ArrowWriter
 
 from suite.training.checkpoint import sync_folder
-from suite.training.sidecar import sha256_of
+from suite.training.contents import sha256_of
 
 BLOCK = 256  # rows of a record batch: the bytes of a shard do not depend on the batches that they came in
 

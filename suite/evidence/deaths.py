@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from suite.evidence.hazard import died_healthy
-from suite.records.completeness import REPLAYED, Parts
-from suite.records.tables import Store
+from suite.records.tables import Parts, Store
+from suite.verdict.outcomes import DEAD
 from suite.verdict.signature import SIGNATURE_EARLY, SIGNATURE_LATE
 from suite.verdict.smooth import robust_sd
 
@@ -59,13 +59,13 @@ def deaths(folder: Path) -> list[dict[str, object]]:
     """
     parts, out = Parts(folder), []
     for row in Store(folder).runs():
-        if row["outcome"] not in REPLAYED:
+        if row["outcome"] not in DEAD:
             continue
-        window = _window(parts.rows("audit", row))
+        window = _window(parts.frame("audit", row))
         if window.empty:
             continue
         crash, depth = int(row["crash_step"]), int(row["depth"])
-        left = {name: leaves(series, crash) for name, series in _series(parts.rows("curves", row), window, depth, crash)}
+        left = {name: leaves(series, crash) for name, series in _series(parts.frame("curves", row), window, depth, crash)}
         first = min((step for step in left.values() if step == step), default=None)
         g_mean, tcs = (_deep(window, depth, "attn", name) for name in ("g_mean", "tcs"))
         calm = g_mean[g_mean.index < crash - CALM_UNTIL].median()
@@ -78,23 +78,21 @@ def deaths(folder: Path) -> list[dict[str, object]]:
     return out
 
 
-def strided(lines: list[dict[str, str]], depth: int) -> dict[str, pd.Series]:
+def strided(audit: pd.DataFrame, depth: int) -> dict[str, pd.Series]:
     """Quantity -> deep median by step, at the steps that every run is audited at, also those of them within the window around a crash;
     empty where there is none."""
-    rows = _window(lines, dense="false")
+    rows = _window(audit, dense=False)
     stride = rows["step"].drop_duplicates().sort_values().diff().median()
     if stride == stride:
-        within = _window(lines)
+        within = _window(audit)
         rows = pd.concat([rows, within[within["step"] % stride == 0]])
     return {} if rows.empty else {name: _positive(_deep(rows, depth, *where), name) for name, where in QUANTITIES.items()}
 
 
-def _window(lines: list[dict[str, str]], dense: str = "true") -> pd.DataFrame:
-    """The rows over all tokens of the steps around a crash (or of all others), with numbers as such."""
+def _window(audit: pd.DataFrame, dense: bool = True) -> pd.DataFrame:
+    """The rows over all tokens of the steps around a crash (or of all others)."""
     wanted = sorted({column for _, column in QUANTITIES.values()})
-    rows = [(int(line["step"]), int(line["layer"]), line["site"], *(float(line[name] or "nan") for name in wanted))
-            for line in lines if line["window"] == dense and line["segment"] == "all"]  # fmt: skip
-    return pd.DataFrame(rows, columns=["step", "layer", "site", *wanted])
+    return audit.loc[(audit["window"] == dense) & (audit["segment"] == "all"), ["step", "layer", "site", *wanted]]
 
 
 def _positive(series: pd.Series, name: str) -> pd.Series:
@@ -107,11 +105,10 @@ def _deep(window: pd.DataFrame, depth: int, site: str, column: str) -> pd.Series
     return rows.groupby("step")[column].median()
 
 
-def _series(curve: list[dict[str, str]], window: pd.DataFrame, depth: int, crash: int):
+def _series(curve: pd.DataFrame, window: pd.DataFrame, depth: int, crash: int):
     """(name, series by step) of the curve and of the audit's quantities over the window."""
-    steps = [int(point["step"]) for point in curve]
     for name, column in CURVE.items():
-        series = pd.Series([float(point[column]) for point in curve], index=steps)
+        series = curve.set_index("step")[column]
         yield name, series[series.index >= window["step"].min()]
     for name, (site, column) in QUANTITIES.items():
         yield name, _positive(_deep(window, depth, site, column), name)

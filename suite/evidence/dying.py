@@ -11,8 +11,7 @@ from suite.evidence.edges import said
 from suite.evidence.hazard import HEALTHY, LOOSER, PER, Risk, hazard_ratio, longer, risks
 from suite.evidence.markdown import table
 from suite.protocol import PROTOCOLS, Protocol
-from suite.records.completeness import Parts
-from suite.records.tables import Store
+from suite.records.tables import Parts, Store
 
 SERIES = [(PROTOCOLS["anatomy"], PROTOCOLS["frontier"]), (PROTOCOLS["anatomy64"], PROTOCOLS["frontier64"])]
 SPECIAL = {item for cell in (*PROTOCOLS["anatomy"].cells, *PROTOCOLS["deep"].cells) for item in cell.params.split(",") if item} - {"beta=1"}

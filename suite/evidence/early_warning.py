@@ -19,8 +19,7 @@ from suite.evidence.deaths import QUANTITIES, strided
 from suite.evidence.hazard import died_healthy
 from suite.evidence.markdown import table
 from suite.evidence.stats import LEVEL
-from suite.records.completeness import Parts
-from suite.records.tables import Store
+from suite.records.tables import Parts, Store
 
 HORIZONS, AUDITED_HORIZONS = (10, 25, 100, 400), (25, 100, 400)  # steps before a death
 ONE_IN = 1e-3  # of the healthy steps lie above the second line
@@ -73,9 +72,7 @@ SIGNALS: dict[str, Signal] = {
 def lives(folders: list[Path]) -> Iterator[Life]:
     """Runs that lived or died with a finite loss, with the signals of loss and gradient norm."""
     for row, parts in _runs(folders):
-        curve = parts.rows("curves", row)
-        loss, norm = (np.array([float(point[name]) for point in curve]) for name in ("loss", "grad_norm"))
-        steps = np.array([int(point["step"]) for point in curve])
+        steps, loss, norm = (parts.frame("curves", row)[name].to_numpy() for name in ("step", "loss", "grad_norm"))
         signals = {name: f(loss, norm) for name, f in SIGNALS.items()}
         yield Life(_crash(row), died_healthy(row, parts.rows("evals", row)), signals, steps, _cell(row))
 
@@ -83,7 +80,7 @@ def lives(folders: list[Path]) -> Iterator[Life]:
 def audited(folders: list[Path]) -> Iterator[Life]:
     """The same with what the audit measured at every so many steps, medians over the deep blocks."""
     for row, parts in _runs(folders):
-        found = strided(parts.rows("audit", row), int(row["depth"]))
+        found = strided(parts.frame("audit", row), int(row["depth"]))
         if found:
             steps = np.array(sorted(set.union(*(set(series.index) for series in found.values()))))
             yield Life(_crash(row), died_healthy(row, parts.rows("evals", row)),

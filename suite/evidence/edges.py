@@ -18,7 +18,7 @@ from suite.records.tables import Store, format_table
 from suite.verdict.crash import STUCK
 from suite.verdict.outcomes import DEAD, UNUSABLE
 
-CELL = ("scheme", "arm", "params", "writers", "data", "compiled", "depth")
+CELL = ("scheme", "arm", "params", "writers", "gate_lr", "data", "compiled", "depth")
 ENOUGH = 5  # runs that each end of a bracket needs; issue 14
 PRIMARY = ("mvsplit", "plain")  # the one comparison that was fixed before the runs, per depth; all others are looked at
 

@@ -14,8 +14,7 @@ from suite.evidence.hazard import PER, healthy_deaths, risks
 from suite.evidence.headline import in_words, standing
 from suite.evidence.stats import Critical
 from suite.protocol import PROTOCOLS, SCHEMES
-from suite.records.completeness import Parts
-from suite.records.tables import TABLES, Store, read_rows
+from suite.records.tables import TABLES, Parts, Store, read_rows
 from suite.verdict.outcomes import DEAD, UNUSABLE
 
 WELL = 0.5  # of c: a run whose loss has been below it trained well (a quarter of the way from what the digits allow, .65, to c = 2)

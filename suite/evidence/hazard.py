@@ -15,8 +15,7 @@ from pathlib import Path
 from suite.evidence.edges import PRIMARY, cells, edges, judged
 from suite.evidence.stats import LEVEL, Critical, critical
 from suite.protocol import KNOWN
-from suite.records.completeness import Parts
-from suite.records.tables import Store
+from suite.records.tables import Parts, Store
 from suite.verdict.outcomes import DEAD
 from suite.verdict.signature import SIGNATURE_EARLY
 

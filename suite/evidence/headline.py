@@ -1,7 +1,7 @@
 """The rule that chooses the laptop protocol's two learning rates from the frontier, and says which of its cells are decided.
 
-Written down when the first runs of the frontier were in and none of them had died. A run's fate is dead, unusable (stuck, or collapsed at
-init) or live.
+Written down when the first runs of the frontier were in and none of them had died. A run's fate is dead, unusable (stuck or untrained) or
+live.
 
 cool: the hottest rate at which every cell of the frontier has runs of three seeds or more, and all of them live.
 hot: of the rates that every scheme at 100 blocks has three seeds or more at, hotter than cool, and at which plain at 100 blocks is

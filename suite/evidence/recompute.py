@@ -7,21 +7,23 @@ from __future__ import annotations
 
 from functools import cache
 
+from suite.catalogue import Catalogue
 from suite.protocol import Protocol, Run
-from suite.records.completeness import Parts
 from suite.records.schema import TABLES
-from suite.records.tables import REAL, format_value
+from suite.records.tables import REAL, Parts, format_value
 
 DIGITS = "digits"  # the data set and the features that come with the suite; what lies elsewhere is not looked for
+SIZES = ("width", "heads", "ffn", "patch", "caption_tokens")  # of a protocol, on which a model's parameters depend
 FLOOR_RTOL, FLOOR_ATOL = 1e-3, 1e-5  # of the real row's scores: another processor's matrix square root differs by 1e-5
 
 
-def model_cells(run: Run) -> dict[str, str]:
+def model_cells(run: Run, catalogue: Catalogue) -> dict[str, str]:
     """The columns that follow from the model and the data, as text; none where the data are not the suite's own."""
     if run.data != DIGITS:
         return {}
     data, p = _digits(), run.protocol
-    sizes = _model(p, run.scheme, run.arm, run.params, run.depth, data.shape)
+    network = Protocol("", 0, "", **{name: getattr(p, name) for name in SIZES})  # protocols share theirs, and a deep one takes a second
+    sizes = _sizes(catalogue, network, run.scheme, run.arm, run.params, run.depth, data.shape)
     constant = format_value(_constant(p.patch), "number")
     return {name: str(size) for name, size in sizes.items()} | {"data_digest": data.digest, "constant_loss": constant}
 
@@ -29,7 +31,7 @@ def model_cells(run: Run) -> dict[str, str]:
 def real_row_problems(rows: list[dict[str, str]], parts: Parts) -> list[str]:
     """The row of real against real samples in quality.csv, which belongs to no run: measured again where all runs are of the digits."""
     done = [row for row in rows if row["status"] == "done"]
-    real = parts.of_all("quality", done[0])[REAL] if done else []
+    real = parts.of_all("quality").get(REAL) if done else None
     if not real:
         return []
     where, cells = f"{parts.folder.name}/quality.csv: the real row", real[0]
@@ -56,6 +58,12 @@ def _digits():
 
 
 @cache
+def _sizes(
+    catalogue: Catalogue, p: Protocol, scheme: str, arm: str, params: str, depth: int, shape: tuple[int, int, int]
+) -> dict[str, int]:
+    return catalogue.call(catalogue.get(scheme, arm), _model, p, scheme, arm, params, depth, shape)
+
+
 def _model(p: Protocol, scheme: str, arm: str, params: str, depth: int, shape: tuple[int, int, int]) -> dict[str, int]:
     import torch
 

@@ -15,13 +15,14 @@ from suite.evidence.findings import findings
 from suite.evidence.headline import UNSURE, in_words, standing
 from suite.evidence.markdown import table
 from suite.protocol import PROTOCOLS, SCHEMES
-from suite.records.tables import TABLES, Store, compare, format_table, read_rows
+from suite.records.beside import compare
+from suite.records.tables import TABLES, Store, format_table, read_rows
 from suite.verdict.crash import STUCK
 from suite.verdict.outcomes import DEAD, UNUSABLE
 
 END = "<!-- end -->"
 WORDS = {"survived": "survived", "stuck": "**stuck**", "collapsed": "**collapsed**", "degraded": "**degraded**", "nonfinite": "**nan**",
-         "collapsed_at_init": "**collapsed at init**", "too_short": "too short"}  # fmt: skip
+         "untrained": "**untrained**", "too_short": "too short"}  # fmt: skip
 README = ROOT / "README.md"
 SEEN = ("data", "scheme", "arm", "params", "writers", "depth", "lr", "mine_seeds", "mine_outcome", "mine_crash_step", "mine_final_loss",
         "committed_seeds", "committed_outcome", "committed_crash_step", "committed_final_loss", "agree")  # fmt: skip
@@ -104,7 +105,7 @@ def edge_tables(folder: Path) -> str:
     parts = [
         f"LR50@{horizon}: half are dead by step {horizon}.",
         _by_depth(found, lambda edge: said(edge.lr50)),
-        f"LR50u@{horizon}: the same, counting the stuck and the collapsed at init as well.",
+        f"LR50u@{horizon}: the same, counting the stuck and the untrained as well.",
         _by_depth(found, lambda edge: said(edge.lr50u)),
         f"Over plain's, per depth. {PRIMARY[0]} over {PRIMARY[1]} was fixed as the comparison before the runs; the other intervals are "
         "unadjusted.", _ratio_table(rows),

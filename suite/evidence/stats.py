@@ -17,6 +17,7 @@ import numpy as np
 DRAWS = 2000  # bootstrap samples: the ends of a 95 % interval then rest on 50 each
 LEVEL = 0.95
 STEPS, LONGEST = 200, 2.0  # of the fit, in units of the scaled coefficients: a full step may overshoot where cells are nearly separated
+LEAST, ROUGH = 1e-10, 1e-6  # the step at which a fit is at its end; of a bootstrap's, of which quantiles are printed with three digits
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,21 @@ class Critical:
         return {"bracket": f"in ({self.low:.2e}, {self.high:.2e})", "above": f"> {self.low:.2e}", "below": f"< {self.high:.2e}"}[self.kind]
 
 
-def firth(x, y, weights=None, penalty: float = 1.0):
+def firth(x, y, weights=None, penalty: float = 1.0, least: float = LEAST):
     """(intercept, slope) that maximise log likelihood + penalty/2 log det information of P(y) = 1/(1 + exp(-a - b x)).
 
     x: (N,); y, weights: (..., N); y is 0 or 1 (or a share), weights count runs. Leading axes are fits of their own, done at once; floats
-    where there are none. penalty 1 is Firth's, 0 maximum likelihood (which must exist then). At least two x need a weight.
+    where there are none. penalty 1 is Firth's, 0 maximum likelihood (which must exist then); least: as LEAST. At least two x need a weight.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     n = np.broadcast_to(np.ones_like(y) if weights is None else np.asarray(weights, dtype=float), y.shape)
     center, scale = x.mean(), x.std() or 1.0
-    a, b = _fit((x - center) / scale, n.reshape(-1, len(x)), (n * y).reshape(-1, len(x)), penalty).T
+    a, b = _fit((x - center) / scale, n.reshape(-1, len(x)), (n * y).reshape(-1, len(x)), penalty, least).T
     a, b = (a - b * center / scale).reshape(y.shape[:-1]), (b / scale).reshape(y.shape[:-1])
     return (float(a), float(b)) if y.ndim == 1 else (a, b)
 
 
-def _fit(z, n, died, penalty) -> np.ndarray:
+def _fit(z, n, died, penalty, least) -> np.ndarray:
     """(F, 2) coefficients of F fits by Fisher scoring on Firth's modified score, with steps halved until they climb. n, died: (F, N)."""
     from scipy.special import expit, log_expit
 
@@ -87,7 +88,7 @@ def _fit(z, n, died, penalty) -> np.ndarray:
         while (falls := (parts(beta + move, n_, died_)[0] < best) & (np.abs(move).max(1) > 1e-12)).any():
             move[falls] /= 2
         out[at] = beta + move
-        at = at[np.abs(move).max(1) >= 1e-10]
+        at = at[np.abs(move).max(1) >= least]
         if not len(at):
             break
     return out
@@ -99,10 +100,10 @@ def _shares(lr, dead):
     return rates, np.bincount(at), np.bincount(at, weights=dead)
 
 
-def _lr50(rates, n, died) -> np.ndarray:
+def _lr50(rates, n, died, least: float = LEAST) -> np.ndarray:
     """(F,) rates at which half are dead, of F cells over the same rates; nan where a fit does not rise. n, died: (F, R)."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        a, b = firth(np.log(rates), np.where(n > 0, died / n, 0.0), n)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        a, b = firth(np.log(rates), np.where(n > 0, died / n, 0.0), n, least=least)
         return np.where(b > 0, np.exp(-a / b), np.nan)
 
 
@@ -152,21 +153,19 @@ def _resampled(times, seed, lr, dead) -> np.ndarray:
     np.add.at(died, (seed, at), dead)
     drawn, where = np.unique(times, axis=0, return_inverse=True)  # many draws are alike
     n, died = drawn @ runs, drawn @ died
-    out = np.full(len(drawn), np.nan)
-    for i, (of, dead_of) in enumerate(zip(n, died, strict=True)):
-        present = rates[of > 0]
-        if len(present) and not dead_of.any():
-            out[i] = present.max()
-        elif len(present) and (dead_of == of).all():
-            out[i] = present.min()
-        elif len(present) == 1:
-            out[i] = present[0]
-    fitted = np.isnan(out) & (n.sum(1) > 0)
+    there, out = n > 0, np.full(len(drawn), np.nan)
+    coldest, hottest = rates[there.argmax(1)], rates[len(rates) - 1 - there[:, ::-1].argmax(1)]
+    empty, none, every = ~there.any(1), ~died.any(1), (died == n).all(1)
+    fitted = ~(empty | none | every | (coldest == hottest))
+    out[none | (coldest == hottest)] = hottest[none | (coldest == hottest)]
+    out[every & ~none] = coldest[every & ~none]
+    out[empty] = np.nan
     if fitted.any():
-        found = _lr50(rates, n[fitted], died[fitted])
-        middle = [np.median(np.repeat(rates, of.astype(int))) for of in n[fitted]]
-        ends = np.array([(rates[of > 0].min(), rates[of > 0].max()) for of in n[fitted]])
-        out[fitted] = np.where(np.isnan(found), middle, np.clip(found, *ends.T))
+        found = _lr50(rates, n[fitted], died[fitted], ROUGH)
+        falls = np.isnan(found)
+        found = np.clip(found, coldest[fitted], hottest[fitted])
+        found[falls] = [np.median(np.repeat(rates, of.astype(int))) for of in n[fitted][falls]]
+        out[fitted] = found
     return out[where.ravel()]
 
 

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from paper_figures.draw import stale
-from suite import registry
+from suite.catalogue import Catalogue, read
 from suite.environment import ROOT
 from suite.evidence.recompute import model_cells, real_row_problems
 from suite.evidence.report import readme_differs
 from suite.protocol import PROTOCOLS, Run
-from suite.records.completeness import REPLAYED, Parts, check_parts, is_picture
-from suite.records.tables import TABLES, Store, TableError, check_folder, content, picture_path, table_files
+from suite.records.checks import check_folder
+from suite.records.completeness import LATENTS, check_parts, is_picture
+from suite.records.parts import SIDES
+from suite.records.tables import Parts, Store, TableError, picture_path
 from suite.sweep.groups import group_id, group_order
 from suite.verdict import crash
-from suite.verdict.outcomes import fate
+from suite.verdict.outcomes import DEAD, fate
 from suite.verdict.signature import of_audit
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 EARLY = 20  # steps compared on another processor: later ones drift apart, exponentially, from rounding
 EARLY_RTOL = 1e-3  # eager against compiled differs by 4e-6 in a step; two processors should not differ by more than this
@@ -35,40 +42,40 @@ def is_older(row: dict[str, str]) -> bool:
     return protocol is not None and row["protocol_version"].isdigit() and int(row["protocol_version"]) < protocol.version
 
 
-def run_of(row: dict[str, str]) -> Run:
+def run_of(row: dict[str, str], catalogue: Catalogue) -> Run:
     """The run of a row of runs.csv, as today's code would make it; ValueError where it no longer can."""
     protocol = PROTOCOLS.get(row["protocol"])
     if protocol is None or str(protocol.version) != row["protocol_version"]:
         raise ValueError(f"was made under {row['protocol']} v{row['protocol_version']}, which this code no longer has")
-    entry = registry.get(row["scheme"], row["arm"])
+    entry = catalogue.get(row["scheme"], row["arm"])
     return Run(
         protocol.at(int(row["depth"]), float(row["lr"])), row["scheme"], row["arm"], row["params"], row["writers"],
-        int(row["depth"]), float(row["lr"]), int(row["seed"]), row["data"], row["data_digest"], entry.code_digest,
-        row["compiled"] == "true",
+        int(row["depth"]), float(row["lr"]), int(row["seed"]), row["data"], row["data_digest"], catalogue.code_digest(entry, row["params"]),
+        row["compiled"] == "true", float(row["gate_lr"]),
     )  # fmt: skip
 
 
-def verify(results: Path, pictures: Path | None = None) -> tuple[int, list[str]]:
+def verify(results: Path, pictures: Path | None = None, catalogue: Catalogue | None = None) -> tuple[int, list[str]]:
     """(rows checked, problems): schema, digests, run ids, verdicts and aggregates of every protocol, and the README's table.
 
     Of runs of an older protocol version ids and settings cannot be recomputed; all that rests on their rows alone is.
     With `pictures`, also whether the figures in that folder show what the tables give.
     """
-    problems, checked = [], 0
+    problems, checked, catalogue = [], 0, catalogue or read()
     for folder in sorted(p.parent for p in results.glob("*/runs.csv")):
         with Store(folder).still():
-            problems += check_folder(folder) + check_parts(folder)
+            parts = Parts(folder)
+            problems += check_folder(folder, parts) + check_parts(folder, parts)
             try:
                 rows = Store(folder).runs()
             except TableError:
                 continue  # said by check_folder
-            parts = Parts(folder)
             pictures_of = {picture_path(folder, row["scheme"], row["depth"], row["run_id"]) for row in rows}
             extra = sorted(set((folder / "samples").glob("*.png")) - pictures_of)
             problems += [f"{path}: belongs to no run; remove it" for path in extra]
             for row in rows:
                 checked += 1
-                problems += [f"{folder.name}/runs.csv: run {row['run_id']}: {what}" for what in _row_problems(row, parts)]
+                problems += [f"{folder.name}/runs.csv: run {row['run_id']}: {what}" for what in _row_problems(row, parts, catalogue)]
             with suppress(TableError):  # said by check_folder
                 problems += real_row_problems(rows, parts)
     if results.resolve() == COMMITTED:
@@ -78,16 +85,18 @@ def verify(results: Path, pictures: Path | None = None) -> tuple[int, list[str]]
     return checked, problems
 
 
-def _row_problems(row: dict[str, str], parts: Parts) -> list[str]:
+def _row_problems(row: dict[str, str], parts: Parts, catalogue: Catalogue) -> list[str]:
     """What is wrong with a run, in words; also where a cell is so wrong that nothing can be worked out."""
     try:
-        return _run_problems(row, parts)
+        return _run_problems(row, parts, catalogue)
+    except TableError:
+        return []  # said by check_folder
     except ValueError as error:
         return [str(error)]
 
 
-def _run_problems(row: dict[str, str], parts: Parts) -> list[str]:
-    run = None if is_older(row) else run_of(row)
+def _run_problems(row: dict[str, str], parts: Parts, catalogue: Catalogue) -> list[str]:
+    run = None if is_older(row) else run_of(row, catalogue)
     protocol = run.protocol if run else PROTOCOLS[row["protocol"]]
     if row["status"] != "done" and not row["code_digest"]:
         return []  # a run that broke may have none
@@ -98,45 +107,44 @@ def _run_problems(row: dict[str, str], parts: Parts) -> list[str]:
     if empty := [name for name in NEEDED if not row[name]]:
         return [f"{', '.join(empty)}: empty"]
     found = [] if run is None or run.run_id == row["run_id"] else [f"its settings give the run id {run.run_id}"]
-    points, evals = parts.rows("curves", row), parts.rows("evals", row)
-    if not points:
+    curve, evals = parts.frame("curves", row), parts.rows("evals", row)
+    if not len(curve):
         return [*found, "has no curve"]
-    if gaps := [f"{name} of step {point['step']}" for point in points for name in ("loss", "grad_norm") if not point[name]]:
-        return [*found, f"its curve: {gaps[0]} is empty"]
     held = _heldout(row, evals)
     if row["heldout_loss"] != held:
         found.append(f"heldout_loss is {row['heldout_loss'] or 'empty'}, evals.csv says at the horizon {held or 'nothing'}")
-    again = judged(row, points, evals, protocol.warmup)
+    again = judged(row, curve, evals, protocol.warmup)
     differ = [name for name in JUDGED if not _same(row[name], again[name])]
     found += [f"{name} is {row[name] or 'empty'}, its curve gives {again[name]}" for name in differ]
-    settings = _settings(run) if run else {}
+    settings = _settings(run, catalogue) if run else {}
     found += [f"{name} is {row[name] or 'empty'}, its protocol says {cell}" for name, cell in settings.items() if row[name] != cell]
-    if (row["outcome"] in REPLAYED) != bool(row["crash_step"]) and row["outcome"] != "collapsed_at_init":
+    if (row["outcome"] in DEAD) != bool(row["crash_step"]):
         return found  # said by JUDGED; without its step the audit cannot be asked
-    if protocol.audit_every and row["mms_signature"] != (sign := _signature(row, parts.rows("audit", row))):
+    if protocol.audit_every and row["mms_signature"] != (sign := _signature(row, parts.frame("audit", row))):
         found.append(f"mms_signature is {row['mms_signature'] or 'empty'}, its audit gives {sign or 'nothing'}")
-    if protocol.fid_samples:
-        picture = picture_path(parts.folder, row["scheme"], row["depth"], row["run_id"])
-        if picture.is_symlink() or not is_picture(picture):
-            found.append(f"{picture.name}: is no picture of its own")
+    picture = picture_path(parts.folder, row["scheme"], row["depth"], row["run_id"])
+    there = picture.is_symlink() or picture.exists()
+    may_lack = row["data"].startswith(LATENTS)  # which nothing may decode; one that was lost differs from its digest
+    if protocol.fid_samples and (there or not may_lack) and (picture.is_symlink() or not is_picture(picture)):
+        found.append(f"{picture.name}: is no picture of its own")
     return found
 
 
-def _settings(run: Run) -> dict[str, str]:
+def _settings(run: Run, catalogue: Catalogue) -> dict[str, str]:
     """The columns that follow from the protocol and the model, as text."""
     p = run.protocol
-    values = {"horizon": p.horizon, "window": p.window, "width": p.width, "batch": p.batch, "caption_tokens": p.caption_tokens,
-              "init": p.init}
-    return {name: str(value) for name, value in values.items()} | {"dtype": p.dtype, "lr": f"{run.lr:.6g}"} | model_cells(run)
+    values = {"horizon": p.horizon, "window": p.window, "width": p.width, "batch": p.batch, "init": p.init}
+    if not run.data.startswith(LATENTS):  # captions that come with latents have a length of their own
+        values["caption_tokens"] = p.caption_tokens
+    return {name: str(value) for name, value in values.items()} | {"dtype": p.dtype, "lr": f"{run.lr:.6g}"} | model_cells(run, catalogue)
 
 
-def _signature(row: dict[str, str], audit: list[dict[str, str]]) -> str:
+def _signature(row: dict[str, str], audit: DataFrame) -> str:
     """The cell `mms_signature` that the audit around the crash gives."""
-    if row["outcome"] not in REPLAYED or row["reason"]:
+    if row["outcome"] not in DEAD or row["reason"]:
         return ""
-    rows = [{"window": line["window"] == "true", "site": line["site"], "segment": line["segment"], "layer": int(line["layer"] or -1),
-             "step": int(line["step"]), **{name: float(line[name] or "nan") for name in ("g_mean", "q_grad", "k_grad")}}
-            for line in audit]  # fmt: skip
+    columns = ["window", "site", "segment", "layer", "step", "g_mean", "q_grad", "k_grad"]
+    rows = audit.loc[audit["window"] & (audit["site"] == "attn") & (audit["segment"] == "all"), columns].to_dict("records")
     found = of_audit(rows, int(row["crash_step"]), deep_from=int(row["depth"]) // 2)
     return {None: "", True: "true", False: "false"}[found]
 
@@ -146,20 +154,20 @@ def _heldout(row: dict[str, str], evals: list[dict[str, str]]) -> str:
     return next((line["heldout_loss"] for line in reversed(evals) if int(line["step"]) <= int(row["horizon"])), "")
 
 
-def judged(row: dict[str, str], points: list[dict[str, str]], evals: list[dict[str, str]], warmup: int) -> dict[str, object]:
+def judged(row: dict[str, str], curve: DataFrame, evals: list[dict[str, str]], warmup: int) -> dict[str, object]:
     """The columns of runs.csv that follow from the committed curve and held-out losses (six digits of them)."""
     held = _heldout(row, evals)
-    steps, loss, norm = ([float(p[name]) for p in points] for name in ("step", "loss", "grad_norm"))
+    steps, loss, norm = (curve[name].to_numpy() for name in ("step", "loss", "grad_norm"))
     verdict = crash.judge(
         steps, loss, constant_loss=float(row["constant_loss"]), window=int(row["window"]), horizon=int(row["horizon"]),
         grad_norm=norm, warmup=warmup, heldout_loss=float(held) if held else None,
     )  # fmt: skip
-    bad = [n for n in norm if not abs(n) < float("inf")]
+    bad = norm[~np.isfinite(norm)]
     return {
         "outcome": verdict.outcome, "crash_step": verdict.crash_step,
         "confirmed": None if verdict.crash_step is None else verdict.confirmed, "late_step": verdict.late_step,
         "last_step": int(steps[-1]),
-        "best_loss": verdict.best_loss, "final_loss": verdict.final_loss, "max_grad_norm": bad[0] if bad else max(norm),
+        "best_loss": verdict.best_loss, "final_loss": verdict.final_loss, "max_grad_norm": float(bad[0] if len(bad) else norm.max()),
         "spikes": verdict.spikes,
     }  # fmt: skip
 
@@ -175,7 +183,7 @@ def _same(cell: str, value: object) -> bool:
     return a == b or a != a and b != b or abs(a - b) <= 2e-5 * max(abs(a), abs(b))
 
 
-def rerun(results: Path, k: int, seed: int, workers: int, plugins: Sequence[str] = ()) -> list[dict[str, object]]:
+def rerun(results: Path, k: int, seed: int, workers: int, catalogue: Catalogue | None = None) -> list[dict[str, object]]:
     """Re-train k committed runs aside; one row a run: what was compared, and whether it agrees.
 
     The first is the headline's (plain, the deepest network, the hot rate of `laptop`) where it is there; the others are drawn.
@@ -183,7 +191,7 @@ def rerun(results: Path, k: int, seed: int, workers: int, plugins: Sequence[str]
     """
     from suite.sweep.sweep import Sweep
 
-    candidates = []
+    candidates, catalogue = [], catalogue or read()
     for folder in sorted(p.parent for p in results.glob("*/runs.csv")):
         for row in Store(folder).runs():
             if row["status"] == "done" and not is_older(row):
@@ -193,13 +201,13 @@ def rerun(results: Path, k: int, seed: int, workers: int, plugins: Sequence[str]
     first = [item for item in candidates if _is_headline(item[1])][:1]
     others = [item for item in candidates if item not in first]
     chosen = (first + random.Random(seed).sample(others, min(k, len(others))))[:k]
-    runs, out = [run_of(row) for _, row in chosen], []
-    parties = [_party(folder, row) for folder, row in chosen]
+    runs, out = [run_of(row, catalogue) for _, row in chosen], []
+    parties = [_party(folder, row, catalogue) for folder, row in chosen]
     alone = [run for (run,) in (party for party in parties if len(party) == 1)]
     groups = {group_id(party): party for party in parties if len(party) > 1}
     with tempfile.TemporaryDirectory(prefix="screambench-verify-") as aside:
         for together, size in ((alone, 1), *((group, len(group)) for group in groups.values())):
-            Sweep(together, Path(aside), workers=workers, features="digits", plugins=plugins, retry=False, replicas=size).run()
+            Sweep(together, Path(aside), workers=workers, features="digits", retry=False, replicas=size, catalogue=catalogue).run()
         for (folder, row), run in zip(chosen, runs, strict=True):
             new_folder = Path(aside) / folder.name
             new = {r["run_id"]: r for r in Store(new_folder).runs()}.get(run.run_id)
@@ -213,10 +221,10 @@ def _is_headline(row: dict[str, str]) -> bool:
     return cell == (laptop.name, "plain", str(max(laptop.depths)), max(laptop.lrs))
 
 
-def _party(folder: Path, row: dict[str, str]) -> list[Run]:
+def _party(folder: Path, row: dict[str, str], catalogue: Catalogue) -> list[Run]:
     """The runs to train as one model to repeat this one: those of its group if the tables hold them all, else itself."""
-    mates = [run_of(other) for other in Store(folder).runs() if row["group"] and other["group"] == row["group"]]
-    return mates if mates and group_id(sorted(mates, key=group_order)) == row["group"] else [run_of(row)]
+    mates = [run_of(other, catalogue) for other in Store(folder).runs() if row["group"] and other["group"] == row["group"]]
+    return mates if mates and group_id(sorted(mates, key=group_order)) == row["group"] else [run_of(row, catalogue)]
 
 
 def _compare(folder: Path, row: dict[str, str], new_folder: Path, new: dict[str, str] | None) -> dict[str, object]:
@@ -224,7 +232,8 @@ def _compare(folder: Path, row: dict[str, str], new_folder: Path, new: dict[str,
     if new is None or new["status"] != "done":
         return {"compared": "nothing", "agrees": False, "why": "the run broke: " + (new["reason"] if new else "no row")}
     if all(row[name] == new[name] for name in SAME_MACHINE):
-        same = _lines(folder, row) == _lines(new_folder, new)
+        old_tables, new_tables = (Parts(where).written(own) for where, own in ((folder, row), (new_folder, new)))
+        same = row == new and all(old_tables.get(name) == new_tables.get(name) for name in SIDES if name != "throughput")
         return {"compared": "bytes", "agrees": same, "why": "" if same else "tables differ"}
     old_early, new_early = (_early(f, r) for f, r in ((folder, row), (new_folder, new)))
     worst = max((abs(a - b) / abs(a) for a, b in zip(old_early, new_early, strict=False)), default=float("inf"))
@@ -235,14 +244,4 @@ def _compare(folder: Path, row: dict[str, str], new_folder: Path, new: dict[str,
 
 
 def _early(folder: Path, row: dict[str, str]) -> list[float]:
-    return [float(p["loss"]) for p in Parts(folder).rows("curves", row)][:EARLY]
-
-
-def _lines(folder: Path, row: dict[str, str]) -> dict[str, list[str]]:
-    """Every line of a run in every table but throughput.csv, as text."""
-    out = {}
-    for name, table in TABLES.items():
-        if name != "throughput":
-            texts = [content(path).decode() for path in table_files(folder, table, row["scheme"], row["depth"])]
-            out[name] = [line for text in texts for line in text.splitlines() if line.startswith(row["run_id"] + ",")]
-    return {name: lines for name, lines in out.items() if lines}
+    return Parts(folder).frame("curves", row)["loss"][:EARLY].tolist()

@@ -1,7 +1,7 @@
 """The single-stream Post-Norm diffusion transformer of arXiv:2605.06169, section 2 and Table 3.
 
-No AdaLN and no timestep input; image and caption tokens in one sequence; 2-D RoPE on image tokens, then QK-Norm, then
-attention; SwiGLU; non-affine RMSNorm; no biases in blocks; two merges a block.
+No AdaLN, and of the timestep only what a scheme makes of it; image and caption tokens in one sequence; 2-D RoPE on image tokens,
+then QK-Norm, then attention; SwiGLU; non-affine RMSNorm; no biases in blocks; two merges a block.
 
 Shapes: B batch, C channels, H, W pixels, I image tokens, T all tokens, D width, N heads, K head dimension, F FFN width,
 E = C * patch * patch values of an image token, G width of given captions.
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from suite.model.flow import generator, seeded
-from suite.residual import Context, Residual, Site, rms_norm
+from suite.residual import WEIGHTS, Context, Residual, Site, rms_norm
 
 if TYPE_CHECKING:
     from suite.model.compiled_blocks import CompiledBlocks
 
 SiteFactory = Callable[[Site], Residual]
+PARTS = {"wqkv": ("q", "k", "v"), "wo": ("o",), "w13": ("w1", "w3"), "w2": ("w2",)}  # equal shares of a parameter's rows
 
 
 def linear(fan_in: int, fan_out: int) -> nn.Parameter:
@@ -77,23 +78,20 @@ class Block(nn.Module):
         self.wo = linear(width, width)
         self.w13 = linear(width, 2 * ffn)
         self.w2 = linear(ffn, width)
-        first = scheme(Site(width, depth, index, "attn"))
-        second = first if first.shared else scheme(Site(width, depth, index, "ffn"))
+        first = scheme(Site(width, depth, index, "attn", width, heads))
+        second = first if first.shared else scheme(Site(width, depth, index, "ffn", ffn, heads))
         self.residuals = nn.ModuleList([first] if first.shared else [first, second])
         self.recomputed = False  # whether the backward runs this block again rather than keep its activations
         self.compiled_merges: Callable[..., Tensor] | None = None
 
     def weights(self, site: str) -> dict[str, Tensor]:
         """Views of the branch weights by the names schemes know them by."""
-        if site == "attn":
-            q, k, v = self.wqkv.data.chunk(3)
-            return {"q": q, "k": k, "v": v, "o": self.wo.data}
-        w1, w3 = self.w13.data.chunk(2)
-        return {"w1": w1, "w3": w3, "w2": self.w2.data}
+        views = {name: view for of, names in PARTS.items() for name, view in zip(names, getattr(self, of).data.chunk(len(names)))}
+        return {name: views[name] for name in WEIGHTS[site]}
 
-    def attention(self, x_BTD: Tensor, rope: Tensor) -> Tensor:
+    def attention(self, x_BTD: Tensor, rope: Tensor, ctx: Context) -> Tensor:
         """Branch f of the first merge: RoPE, then QK-Norm, then softmax attention with scale 1/sqrt(K)."""
-        return F.linear(self.heads_out(*self.qkv(x_BTD, rope)), self.wo)
+        return F.linear(self.residuals[0].inner(self.heads_out(*self.qkv(x_BTD, rope)), ctx), self.wo)
 
     def qkv(self, x_BTD: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised queries and keys and plain values, each (B, N, T, K)."""
@@ -102,34 +100,41 @@ class Block(nn.Module):
         return q_BTNK.transpose(1, 2), k_BTNK.transpose(1, 2), v_BTNK.transpose(1, 2)
 
     def heads_out(self, q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor) -> Tensor:
-        """(B, T, D): what the writer W_O reads. Written out on a CPU, where it compiles to less work than the fused operator."""
+        """(B, T, D): what the writer W_O reads, but for `Residual.inner`.
+
+        Written out on a CPU, where it compiles to less work than the fused operator.
+        """
         if v_BNTK.device.type == "cpu":
             return (attention_matrix(q_BNTK, k_BNTK) @ v_BNTK).transpose(1, 2).flatten(2)
         return F.scaled_dot_product_attention(q_BNTK, k_BNTK, v_BNTK).transpose(1, 2).flatten(2)
 
     def ffn_hidden(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, F): what the writer W_2 reads, SiLU(g) * v with [g, v] = W_13 x (Eq. 1)."""
+        """(B, T, F): what the writer W_2 reads, but for `Residual.inner`: SiLU(g) * v with [g, v] = W_13 x (Eq. 1)."""
         gate_BTF, value_BTF = F.linear(x_BTD, self.w13).chunk(2, dim=-1)
         return F.silu(gate_BTF) * value_BTF
 
-    def ffn(self, x_BTD: Tensor) -> Tensor:
+    def ffn(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         """Branch f of the second merge."""
-        return F.linear(self.ffn_hidden(x_BTD), self.w2)
+        return F.linear(self.residuals[-1].inner(self.ffn_hidden(x_BTD), ctx), self.w2)
 
-    def forward(self, x_BTD: Tensor, rope: Tensor, segments: tuple[int, ...], step: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, segments: tuple[int, ...], step: Tensor, t_B: Tensor) -> Tensor:
         merges = self.compiled_merges or self.merges
         if self.recomputed and torch.is_grad_enabled():
-            return checkpoint(merges, x_BTD, rope, segments, step, use_reentrant=False, preserve_rng_state=False)
-        return merges(x_BTD, rope, segments, step)
+            return checkpoint(merges, x, rope, segments, step, t_B, use_reentrant=False, preserve_rng_state=False)
+        return merges(x, rope, segments, step, t_B)
 
-    def merges(self, x_BTD: Tensor, rope: Tensor, segments: tuple[int, ...], step: Tensor) -> Tensor:
+    def merges(self, x: Tensor, rope: Tensor, segments: tuple[int, ...], step: Tensor, t_B: Tensor) -> Tensor:
         """The trunk after both merges."""
-        x_BTD = self.residuals[0](x_BTD, lambda x: self.attention(x, rope), Context(segments, "attn", step))
-        return self.residuals[-1](x_BTD, self.ffn, Context(segments, "ffn", step))
+        attn, ffn = (Context(segments, site, step, t_B) for site in ("attn", "ffn"))
+        x = self.residuals[0](x, lambda x_BTD: self.attention(x_BTD, rope, attn), attn)
+        return self.residuals[-1](x, lambda x_BTD: self.ffn(x_BTD, ffn), ffn)
 
 
 class DiT(nn.Module):
-    """image (B, C, H, H) noisy pixels and caption (B, S, D) tokens, or (B, S, G) of another width -> velocity (B, C, H, H)."""
+    """image (B, C, H, H) noisy pixels, caption (B, S, D) tokens, or (B, S, G) of another width, and time t (B,) -> velocity (B, C, H, H).
+
+    Blocks do not read t; a scheme may.
+    """
 
     def __init__(
         self,
@@ -160,10 +165,12 @@ class DiT(nn.Module):
         self.register_buffer("rope", rope_2d(grid, sum(self.segments), width // heads), persistent=False)
         self.register_buffer("step", torch.zeros(()), persistent=False)
         self.compiled_blocks: CompiledBlocks | None = None
+        self.fell_back = False  # whether torch.compile stands in for the suite's own compiled blocks
         self.sharded = False  # whether blocks hold parts of their weights, and only a call of the module gathers them
 
     def compile(self) -> None:
-        """Run the blocks as compiled code from now on: on a CPU as `CompiledBlocks`, elsewhere and where sharded each by torch.compile.
+        """Run the blocks as compiled code from now on: on a CPU as `CompiledBlocks`, elsewhere and where sharded each by torch.compile,
+        as on a CPU with a torch that `suite.model.aot` was not tested with.
 
         To be called when the parameters lie where they will stay. Raises aot.CompileError for a scheme that cannot be.
         """
@@ -173,10 +180,13 @@ class DiT(nn.Module):
             torch._dynamo.config.fail_on_recompile_limit_hit = True
             return
         if self.rope.device.type == "cpu":
+            from suite.model import aot
             from suite.model.compiled_blocks import CompiledBlocks
 
-            self.compiled_blocks = CompiledBlocks(self.blocks, self.rope, self.step, self.segments, self.segment)
-            return
+            self.fell_back = aot.fall_back()
+            if not self.fell_back:
+                self.compiled_blocks = CompiledBlocks(self.blocks, self.rope, self.step, self.segments, self.segment)
+                return
         torch._dynamo.config.fail_on_recompile_limit_hit = True  # never fall back to eager without a word
         for block in self.blocks:
             block.compile(fullgraph=True, dynamic=False)
@@ -229,28 +239,35 @@ class DiT(nn.Module):
         p = self.patch
         return token_BIE.reshape(b, h // p, w // p, c, p, p).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
 
-    def _blocks(self, x: Tensor, start: int, stop: int) -> Tensor:
+    def _blocks(self, x: Tensor, t_B: Tensor, start: int, stop: int) -> Tensor:
         if self.compiled_blocks is not None:
-            return self.compiled_blocks(x, start, stop)
+            return self.compiled_blocks(x, t_B, start, stop)
         for block in self.blocks[start:stop]:
-            x = block(x, self.rope, self.segments, self.step)
+            x = block(x, self.rope, self.segments, self.step, t_B)
         return x
 
-    def enter(self, image_BCHW: Tensor, caption_BSD: Tensor) -> Tensor:
+    def enter(self, image_BCHW: Tensor, caption_BSD: Tensor, t_B: Tensor) -> Tensor:
         """What the first block reads: the tokens, in as many streams as the scheme opens."""
-        return self.blocks[0].residuals[0].open(self.tokens(image_BCHW, caption_BSD))
+        ctx = Context(self.segments, "attn", self.step, t_B)
+        return self.blocks[0].residuals[0].open(self.tokens(image_BCHW, caption_BSD), ctx)
+
+    def folded(self, x: Tensor) -> Tensor:
+        """The trunk of any depth as measurements look at it, (B, T, D): itself, or what `fold` makes of one of another shape."""
+        if x.ndim == 3 and x.shape[1:] == (sum(self.segments), self.embed.out_features):
+            return x
+        return self.blocks[-1].residuals[-1].fold(x)
 
     def leave(self, x: Tensor, like_BCHW: Tensor) -> Tensor:
         """The velocity from what the last block writes."""
         x_BTD = self.blocks[-1].residuals[-1].fold(x)
         return self.pixels(self.final(x_BTD[:, : self.segments[0]]), like_BCHW)
 
-    def forward(self, image_BCHW: Tensor, caption_BSD: Tensor) -> Tensor:
-        x = self.enter(image_BCHW, caption_BSD)
+    def forward(self, image_BCHW: Tensor, caption_BSD: Tensor, t_B: Tensor) -> Tensor:
+        x = self.enter(image_BCHW, caption_BSD, t_B)
         if self.segment and self.compiled_blocks is None and torch.is_grad_enabled():
             for start in range(0, len(self.blocks), self.segment):
-                x = checkpoint(self._blocks, x, start, start + self.segment, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(self._blocks, x, t_B, start, start + self.segment, use_reentrant=False, preserve_rng_state=False)
         else:
-            x = self._blocks(x, 0, len(self.blocks))
+            x = self._blocks(x, t_B, 0, len(self.blocks))
         out = self.leave(x, image_BCHW)
         return out.clone() if self.sharded else out  # FSDP warns of a view

@@ -118,7 +118,7 @@ class Sliced(Protocol):
 
 @torch.no_grad()
 def sample(
-    velocity: Callable[[Tensor, Tensor], Tensor],
+    velocity: Callable[[Tensor, Tensor, Tensor], Tensor],
     captions_BSD: Tensor | Sliced,
     empty_SD: Tensor,
     shape: tuple[int, int, int],
@@ -132,8 +132,8 @@ def sample(
 ) -> Tensor:
     """Euler from t = 1 (noise) to 0 with classifier-free guidance: v = v_empty + w (v_caption - v_empty).
 
-    captions_BSD: a tensor, or what gives one when it is sliced. velocity(z, captions) is called with 2 * chunk rows, guided and
-    unguided halves in one forward, behind the axis of `runs`, if it is that of several. Returns (*runs, B, C, H, W). Noise is drawn
+    captions_BSD: a tensor, or what gives one when it is sliced. velocity(z, captions, t) is called with 2 * chunk rows, guided
+    and unguided halves in one forward, behind the axis of `runs`, if it is that of several. Returns (*runs, B, C, H, W). Noise is drawn
     for all samples at once, and is the same for every run, so results do not depend on `chunk`. rows: (numbers of the captions given
     among all, how many all are) where they are a part of them. Steps are uniform in t (no time shift).
     """
@@ -148,8 +148,9 @@ def sample(
             cap = torch.cat([cap, cap.new_zeros(chunk - rows, *cap.shape[1:])])
         both = torch.cat([cap, empty_SD.expand_as(cap)])
         z, both = z.expand(*runs, *z.shape), both.expand(*runs, *both.shape)
-        for _ in range(nfe):
-            v_caption, v_empty = velocity(torch.cat([z, z], -4), both).chunk(2, -4)
+        for i in range(nfe):
+            t = torch.full(both.shape[:-2], 1 - i / nfe, device=z.device)
+            v_caption, v_empty = velocity(torch.cat([z, z], -4), both, t).chunk(2, -4)
             z = z + (v_empty + guidance * (v_caption - v_empty)) / nfe
         done.append(z[..., :rows, :, :, :])
     return torch.cat(done, -4).float()

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from suite.model import aot
 from suite.model.backbone import DiT
 from suite.model.compiled_blocks import CompiledBlocks
+from suite.model.stacked_blocks import StackedBlocks
 
 
 class _Part(nn.Module):
@@ -57,25 +59,30 @@ class Replicas:
             method: (_Part(first, method), {name: t for name, t in state.items() if name.startswith(tuple(f"dit.{p}" for p in prefixes))})
             for method, prefixes in reads.items()
         }
-        self.blocks: CompiledBlocks | None = None
+        self.blocks: CompiledBlocks | StackedBlocks | None = None
         if compiled:
             learnt = [[self.weights[f"blocks.{i}.{name}"] for name, _ in block.named_parameters()] for i, block in enumerate(first.blocks)]
             kept = [[self.buffers[f"blocks.{i}.{name}"] for name, _ in block.named_buffers()] for i, block in enumerate(first.blocks)]
-            weights = [[t.detach() for t in (*a, *b)] for a, b in zip(learnt, kept, strict=True)]
-            self.blocks = CompiledBlocks(
-                first.blocks, first.rope, first.step, first.segments, first.segment, learnt=learnt, weights=weights, replicas=len(dits)
-            )
+            weights = [[*a, *b] for a, b in zip(learnt, kept, strict=True)]
+            of_model = first.rope, first.step, first.segments, first.segment
+            if aot.fall_back():
+                self.blocks = StackedBlocks(first.blocks, *of_model, weights)
+                for dit in dits:
+                    dit.fell_back = True
+                return
+            weights = [[t.detach() for t in of_block] for of_block in weights]
+            self.blocks = CompiledBlocks(first.blocks, *of_model, learnt=learnt, weights=weights, replicas=len(dits))
 
     def _call(self, method: str, *inputs: Tensor) -> Tensor:
         """A method of the model, batched over its weights and inputs."""
         part, state = self.parts[method]
         return torch.vmap(lambda state, *inputs: torch.func.functional_call(part, state, inputs))(state, *inputs)
 
-    def __call__(self, image_RBCHW: Tensor, caption_RBSD: Tensor) -> Tensor:
+    def __call__(self, image_RBCHW: Tensor, caption_RBSD: Tensor, t_RB: Tensor) -> Tensor:
         """The velocities (R, B, C, H, W), each by its own model."""
         if self.blocks is None:
-            return self._call("forward", image_RBCHW, caption_RBSD)
-        return self._ends("leave", self.blocks(self._ends("enter", image_RBCHW, caption_RBSD)), image_RBCHW)
+            return self._call("forward", image_RBCHW, caption_RBSD, t_RB)
+        return self._ends("leave", self.blocks(self._ends("enter", image_RBCHW, caption_RBSD, t_RB), t_RB), image_RBCHW)
 
     def _ends(self, method: str, *inputs: Tensor) -> Tensor:
         """What comes before and after the blocks: on a CPU model by model: one product of several may round otherwise."""

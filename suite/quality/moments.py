@@ -6,6 +6,7 @@ Shapes: B images, C channels, H rows, W columns, F features. Images are floats i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Iterable
@@ -39,20 +40,35 @@ class Moments:
         """The content of a safetensors file; equal moments give equal bytes."""
         from safetensors.torch import save
 
-        notes = json.dumps({"n": self.n, "features": self.name, "digest": self.digest, "images": self.images})
+        notes = json.dumps(self._notes() | {"sha256": self._sha256()})
         return save({"mean": self.mean_F.contiguous(), "cov": self.cov_FF.contiguous()}, {META: notes})
+
+    def _notes(self) -> dict:
+        return {"n": self.n, "features": self.name, "digest": self.digest, "images": self.images}
+
+    def _sha256(self) -> str:
+        """Of everything here: a damaged number would be a score that nobody doubts."""
+        sha = hashlib.sha256(json.dumps(self._notes()).encode())
+        for tensor in (self.mean_F, self.cov_FF):
+            sha.update(f"{tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().astype("<f8").tobytes())
+        return sha.hexdigest()
 
 
 def load(path: Path) -> Moments:
-    """The moments in a file. Raises QualityError."""
+    """The moments in a file. Raises QualityError, also where they are not what was written."""
     from safetensors import safe_open
 
     try:
         with safe_open(path, "pt") as file:
             notes = json.loads(file.metadata()[META])
-            return Moments(file.get_tensor("mean"), file.get_tensor("cov"), notes["n"], notes["features"], notes["digest"], notes["images"])
+            mean, cov = file.get_tensor("mean"), file.get_tensor("cov")
+        found = Moments(mean, cov, notes["n"], notes["features"], notes["digest"], notes["images"])
+        right = notes["sha256"]
     except Exception as error:  # no file, another file, half a file
         raise QualityError(f"{path} holds no moments of features ({type(error).__name__})") from error
+    if found._sha256() != right:
+        raise QualityError(f"{path} is not what was written; delete it and encode again")
+    return found
 
 
 def gather(images: Iterable[Tensor], extractor: FeatureNet) -> Moments:

@@ -6,23 +6,45 @@ It finds changes and accidents, not a forger, who can write a new digest beside 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
+from suite.protocol import short_hash
+from suite.records.cells import format_value
 from suite.records.csvfile import render
 from suite.records.schema import OF_NO_RUN, TABLES
 
 LEFT_OUT = ("throughput", *OF_NO_RUN)  # wall-clock, which differs between repeats; and what is of no run
 
 
-def rows_digest(row: Mapping[str, str], sides: Mapping[str, Sequence[dict[str, str]]], picture: Path) -> str:
+def rows_digest(row: Mapping[str, str], sides: Mapping[str, bytes], picture: Path) -> str:
     """"d" and 15 hex digits over a run's row (but this cell), its rows of every other table as they are written, and its picture.
 
-    sides: by table, as text. The letter keeps readers of CSV from taking it for a number.
+    sides: by table, as `Parts.written` gives them. The letter keeps readers of CSV from taking it for a number.
     """
     sha = hashlib.sha256(render(TABLES["runs"], [{**row, "rows_digest": ""}]))
-    for name, table in TABLES.items():
-        if name not in (*LEFT_OUT, "runs") and sides.get(name):
-            sha.update(render(table, list(sides[name])))
+    for name in TABLES:
+        if name not in LEFT_OUT:
+            sha.update(sides.get(name, b""))
     sha.update(picture.read_bytes() if picture.is_file() else b"")
     return f"d{sha.hexdigest()[:15]}"
+
+
+def curve_digest(steps, loss, grad_norm) -> str:
+    """Digest of a curve: of its lines "step,loss,grad_norm" as committed, so the table alone can verify it.
+
+    (Six digits do not give the float32 values back, so a digest of those could never be checked.)
+    """
+    lines = (f"{format_value(s, 'integer')},{format_value(x, 'number')},{format_value(g, 'number')}\n"
+             for s, x, g in zip(steps, loss, grad_norm, strict=True))  # fmt: skip
+    return _of_lines("".join(lines).encode())
+
+
+def written_curve_digest(data: bytes) -> str:
+    """The same of a curve's file, unpacked; "" of none."""
+    _, _, lines = data.partition(b"\n")
+    return _of_lines(b"".join(line.partition(b",")[2] for line in lines.splitlines(keepends=True))) if lines else ""
+
+
+def _of_lines(lines: bytes) -> str:
+    return short_hash("d", lines, 16)

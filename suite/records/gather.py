@@ -12,23 +12,38 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from suite.records.csvfile import Rows, put_rows
+from suite.records.digest import written_curve_digest
+from suite.records.package import write_package
+from suite.records.parts import SIDES
 from suite.records.schema import TABLES
-from suite.records.tables import REAL, Store, TableError, curve_digest, put_rows, rows_of, table_path, write_package
+from suite.records.tables import REAL, RUNS, Parts, Store, TableError, table_path
+from suite.records.wholefile import remove, replace
 
 CLOCK = "throughput"  # the one table that differs between repeats of a run
+SHARED = tuple(name for name in SIDES if not TABLES[name].by_run)
+OWN = tuple(name for name in SIDES if TABLES[name].by_run)
 
 
 @dataclass(frozen=True)
 class Found:
-    """One run as a folder holds it: the protocol's folder, and the run's rows of every table."""
+    """One run as a folder holds it: its row of runs.csv (None for what is of no run), its rows of the shared tables, its own files."""
 
     folder: Path
-    rows: dict[str, list[dict[str, str]]]
+    row: dict[str, str] | None
+    rows: dict[str, Rows]
+    files: dict[str, bytes]  # by table, unpacked
 
     @property
-    def row(self) -> dict[str, str]:
-        """Its row of runs.csv, or the real row of quality.csv, which belongs to no run."""
-        return (self.rows["runs"] or self.rows["quality"])[0]
+    def done(self) -> bool:
+        return self.row is not None and self.row["status"] == "done"
+
+    def differs(self, other: Found) -> str:
+        """The first table but the clock's in which two runs differ, with the columns of runs.csv that do; "" where they are the same."""
+        if columns := ", ".join(name for name in self.row or () if self.row[name] != other.row[name]):
+            return f"runs.csv ({columns})"
+        of_table = {name: (self.rows, other.rows) for name in SHARED if name != CLOCK} | {name: (self.files, other.files) for name in OWN}
+        return next((name for name, (mine, theirs) in of_table.items() if mine.get(name) != theirs.get(name)), "")
 
 
 Runs = dict[str, Found]  # by run id
@@ -61,19 +76,21 @@ def gather(sources: list[Path], results: Path, protocol: str | None = None) -> i
 
 
 def _read(folder: Path) -> Runs:
-    """Every run of a protocol's folder that has a row in runs.csv; none where there is no such table."""
-    rows: dict[str, dict[str, list]] = defaultdict(lambda: {name: [] for name in TABLES})
-    for name, table in TABLES.items():  # runs.csv first: a sweep that is at work here writes it last
-        for row in rows_of(folder, table):
-            rows[row["run_id"]][name].append(row)
-    found = {run_id: Found(folder, tables) for run_id, tables in rows.items() if tables["runs"] or run_id == REAL}
-    for run_id, run in found.items():
-        cells = [(row["step"], row["loss"], row["grad_norm"]) for row in run.rows["curves"]]
-        if run_id != REAL and run.row["curve_digest"] != (curve_digest(*zip(*cells)) if cells else ""):
-            raise TableError(folder / "runs.csv", f"run {run_id}: its curve differs from its digest", "run it again there")
-        if run_id != REAL and run.row["rows_digest"] != Store(folder).digest(run.row, run.rows):
+    """Every run of a protocol's folder that has a row in runs.csv, and the real row of quality.csv; none where there is no such table."""
+    rows = Store(folder).runs()  # first: a sweep that is at work here writes it last
+    parts, store, found = Parts(folder), Store(folder), {}
+    for row in rows:
+        where, run_id = folder / RUNS.path, row["run_id"]
+        written = parts.written(row)
+        if row["curve_digest"] != written_curve_digest(written.get("curves", b"")):
+            raise TableError(where, f"run {run_id}: its curve differs from its digest", "run it again there")
+        if row["rows_digest"] != store.digest(row, written):
             what = f"run {run_id}: a cell of it in some table, or its picture, differs from its digest"
-            raise TableError(folder / "runs.csv", what, "restore it or run it again there")
+            raise TableError(where, what, "restore it or run it again there")
+        shared = {name: parts.rows(name, row) for name in SHARED}
+        found[run_id] = Found(folder, row, shared, {name: written[name] for name in OWN if name in written})
+    if real := parts.of_all("quality").get(REAL) if found else None:
+        found[REAL] = Found(folder, None, {"quality": real}, {})
     return found
 
 
@@ -82,22 +99,13 @@ def _join(here: Runs, more: Runs) -> Runs:
     taken = {}
     for run_id, run in more.items():
         old = here.get(run_id)
-        if old and run_id != REAL and old.row["status"] == "done":
-            if run.row["status"] == "done" and (where := _difference(old, run)):
+        if old and old.done:
+            if run.done and (where := old.differs(run)):
                 what = f"run {run_id} differs from that of {run.folder} in {where}"
                 raise TableError(old.folder, what, "keep one: leave a folder out, or drop the run from one of them")
-        elif old is None or old.rows != run.rows:
+        elif old is None or (old.row, old.rows, old.files) != (run.row, run.rows, run.files):
             here[run_id] = taken[run_id] = run
     return taken
-
-
-def _difference(a: Found, b: Found) -> str:
-    """The first table in which two finished runs differ, with the columns of runs.csv that do; "" where they are the same."""
-    for name in TABLES:
-        if name != CLOCK and a.rows[name] != b.rows[name]:
-            columns = ", ".join(column for column in a.row if a.row[column] != b.row[column])
-            return f"runs.csv ({columns})" if name == "runs" else name
-    return ""
 
 
 def _write(folder: Path, runs: Runs) -> None:
@@ -109,13 +117,13 @@ def _write(folder: Path, runs: Runs) -> None:
             part = place.with_name(f"{place.name}.{os.getpid()}.part")  # a name that the suite clears away if a kill leaves it
             shutil.copyfile(picture, part)
             os.replace(part, place)
-    for name, table in reversed(TABLES.items()):
-        files: dict[Path, list] = defaultdict(list)
-        for run_id, run in runs.items():
-            if run_id != REAL:
-                files[table_path(folder, table, run.row["scheme"], run.row["depth"])] += run.rows[name]
-            elif name == "quality":
-                files[folder / table.path] += run.rows[name]
-        for path, rows in files.items():
-            put_rows(path, table, rows, drop_run_ids=runs)
+        for name in OWN if run.row else ():
+            path = table_path(folder, TABLES[name], run.row)
+            if name in run.files:
+                replace(path, run.files[name])
+            elif path.exists():
+                remove(path)
+    for name in SHARED:
+        put_rows(folder / TABLES[name].path, TABLES[name], [row for run in runs.values() for row in run.rows.get(name, [])], runs)
+    put_rows(folder / RUNS.path, RUNS, [run.row for run in runs.values() if run.row], runs)
     write_package(folder)

@@ -11,7 +11,7 @@ Frobenius norms. Equation and table numbers are those of arXiv:2605.06169.
 
 from dataclasses import dataclass
 
-SCHEMA_VERSION = "4"
+SCHEMA_VERSION = "5"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One table. `path` is relative to `results/<protocol>/`; one with {scheme} and {depth} is spread over several files.
+    """One table. `path` is relative to `results/<protocol>/`; one that names {run_id} is one compressed file a run.
 
     Those of OF_NO_RUN are of no protocol and none of its runs: each lies in a folder of its name, `results/bench/`.
     """
@@ -41,8 +41,8 @@ class Table:
     order: tuple[str, ...] = ()  # columns to sort by; the key where empty
 
     @property
-    def spread(self) -> bool:
-        """Whether it lies in several files, one for each scheme and depth."""
+    def by_run(self) -> bool:
+        """Whether each run has a file of its own."""
         return "{" in self.path
 
 
@@ -77,6 +77,7 @@ RUNS = (
     _text("params", "all of the scheme's parameters, as name=value joined by commas; - where it has none"),
     _text("writers", "initialisation of the last linear map of each branch: all zero, or the standard normal",
           enum=("zero", "std")),
+    _number("gate_lr", "factor on the learning rate of the parameters that the scheme itself owns; 0: they stay as they start"),
     _integer("depth", "block", "number of blocks; each holds two merges", required=True),
     _number("lr", "peak learning rate, after warm-up", required=True),
     _integer("seed", "1", "seed of weights, batches, timesteps and noise", required=True),
@@ -94,18 +95,18 @@ RUNS = (
           required=True, enum=("done", "oom", "timeout", "error")),
     _text("reason", "one line that says why, where status is not done or the outcome needs a word"),
     _text("outcome", "what the loss curve did; empty unless status is done",
-          enum=("survived", "stuck", "collapsed", "degraded", "collapsed_at_init", "nonfinite", "too_short")),
-    _integer("crash_step", "step", "step from which the run is unusable: its collapse or first non-finite value; empty if none"),
-    _flag("confirmed", "whether the whole confirmation window after crash_step was seen; empty where there was no crash"),
+          enum=("survived", "stuck", "collapsed", "degraded", "untrained", "nonfinite", "too_short")),
+    _integer("crash_step", "step", "step from which a run that died is unusable: its collapse or first non-finite value; else empty"),
+    _flag("confirmed", "whether the whole confirmation window after crash_step was seen; empty where crash_step is"),
     _integer("late_step", "step", "where no event counts: the first that began behind the horizon; empty if none"),
-    _integer("last_step", "step", "last step trained; a confirmed collapse stops a run before its horizon"),
+    _integer("last_step", "step", "last step trained; a confirmed collapse, or never having trained, stops a run before its horizon"),
     _number("constant_loss", "loss of the best token-constant output on this data (the level a collapse jumps to)"),
     _number("best_loss", "lowest running median of the training loss, up to the crash or the horizon"),
     _number("final_loss", "median of the training loss over the last window up to the horizon, or up to last_step where the run crashed"),
     _number("heldout_loss", "held-out loss at the horizon, or the last before it where the run ended sooner"),
     _number("max_grad_norm", "largest global gradient norm, before clipping"),
     _integer("spikes", "1", "excursions of the loss above the crash threshold that came back"),
-    _text("state", "kind of state after a crash: mean_dominated (TCS near 1), mean_free (TCS near -1/(T-1)) or other",
+    _text("state", "state of a dead or untrained run at its end: mean_dominated (TCS near 1), mean_free (TCS near -1/(T-1)) or other",
           enum=("mean_dominated", "mean_free", "other")),
     _flag("mms_signature", "whether the paper's gradient event was seen: spike of g_mean, then extinction of Q/K gradients"),
     _text("curve_digest", "d and the first 15 hex digits of the SHA-256 of the run's lines step,loss,grad_norm as they stand in its curve"),
@@ -125,14 +126,15 @@ RUNS = (
     _text("accelerate", "Accelerate version"),
     _text("cpu_model", "processor model"),
     _text("cpu_isa", "widest vector instruction set PyTorch used"),
-    _text("compiler", "C++ compiler behind compiled runs"),
+    _text("compiler", "C++ compiler behind compiled runs; after torch.compile and a comma where that stood in for the suite's own "
+                      "compiled blocks, on a torch that these were not tested with (changes rounding)"),
     _text("platform", "operating system and machine"),
 )
 
 CURVES = (
     RUN_ID, STEP,
-    _number("loss", "raw loss of this step's batch, never averaged"),
-    _number("grad_norm", "raw global gradient norm of this step, before clipping"),
+    _number("loss", "raw loss of this step's batch, never averaged", required=True),
+    _number("grad_norm", "raw global gradient norm of this step, before clipping", required=True),
 )
 
 EVALS = (RUN_ID, STEP, _number("heldout_loss", "loss on held-out samples with fixed timesteps and noise"))
@@ -219,6 +221,16 @@ PROBE = (
     _number("residual_r2", "share of the variance of t left by input_stats that the feature removes"),
 )
 
+GATES = (
+    RUN_ID, STEP,
+    _text("site", "merge of the block: attention, feed-forward, or both where they share one instance", required=True,
+          enum=("attn", "ffn", "both")),
+    _integer("third", "1", "third of the depth, 1 at the input to 3 at the output", required=True),
+    _text("gate", "kind of gate, as the scheme calls it; a parameter gate_alpha is of kind alpha", required=True),
+    _number("rms", "root mean square of all values of these gates"),
+    _number("mean", "mean of all values of these gates"),
+)
+
 BENCH = (
     _text("phase", "what one measurement is: a training step (step); one block alone, eager, forward or forward and backward; the "
           "clip and update of all weights (optimiser); an audit pass of the anatomy protocol's layers (audit); the held-out loss "
@@ -298,17 +310,19 @@ OF_NO_RUN = ("bench", "rounding", "detect")  # tables that are not of a protocol
 
 TABLES: dict[str, Table] = {table.name: table for table in (
     Table("runs", "runs.csv", "one row per attempted run, failures included", ("run_id",), RUNS,
-          ("protocol", "scheme", "arm", "params", "writers", "depth", "lr", "seed", "run_id")),
-    Table("curves", "curves/{scheme}-L{depth}.csv", "raw training curves", ("run_id", "step"), CURVES),
+          ("protocol", "scheme", "arm", "params", "writers", "gate_lr", "depth", "lr", "seed", "run_id")),
+    Table("curves", "curves/{scheme}-L{depth}/{run_id}.csv.gz", "raw training curves", ("run_id", "step"), CURVES),
     Table("evals", "evals.csv", "held-out loss along each run", ("run_id", "step"), EVALS),
     Table("quality", "quality.csv", "sample quality", ("run_id", "step"), QUALITY),
     Table("throughput", "throughput.csv", "everything wall-clock; the one table that differs between repeats",
           ("run_id", "phase"), THROUGHPUT),
-    Table("audit", "audit/{scheme}-L{depth}.csv", "the paper's metrics by layer and merge",
+    Table("audit", "audit/{scheme}-L{depth}/{run_id}.csv.gz", "the paper's metrics by layer and merge",
           ("run_id", "step", "layer", "site", "segment"), AUDIT),
     Table("spikes", "spikes.csv", "gradient spikes and the weights that carried them", ("run_id", "step", "rank"), SPIKES),
     Table("probe", "probe.csv", "how well the timestep can be read from the trunk",
           ("run_id", "step", "layer", "feature"), PROBE),
+    Table("gates", "gates.csv", "a scheme's own gates at every held-out evaluation; none for a scheme without gates",
+          ("run_id", "step", "site", "third", "gate"), GATES),
     Table("bench", "bench.csv", "what a step and its parts cost, by scheme and depth; all rows of one call on one machine",
           ("phase", "variant", "scheme", "depth", "setting", "device", "workers", "replicas"), BENCH,
           ("phase", "setting", "device", "workers", "depth", "scheme", "variant")),

@@ -13,51 +13,33 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 
 from suite import environment
+from suite.catalogue import Catalogue
 from suite.protocol import Run
-from suite.records.completeness import done_ids
 from suite.records.tables import Store
 from suite.sweep.claim import Claim
 from suite.sweep.cost import CARD, SPARE, shapes_of
-from suite.sweep.execute import execute
+from suite.sweep.execute import execute, load_alone
+from suite.sweep.launcher import processes
 from suite.sweep.plan import say_quality
 from suite.training import sharded
 from suite.training.memory import micro_rows, sharded_state, size_of
-
-MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # what Accelerate reads under `accelerate launch --cpu`
 
 PATIENCE = timedelta(hours=4)  # that the others wait for the first process while it scores or writes; torch's ten minutes are short
 
 SHARDERS = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM", "PARALLELISM_CONFIG": "a parallelism config"}
 
 
-def processes() -> int:
-    """How many processes a launcher started together, this one included."""
-    names = ("WORLD_SIZE", *MPI) if environment.cpu_wanted() else ("WORLD_SIZE",)  # without it a sweep on each rank is meant
-    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 1)
-
-
-def launched() -> bool:
-    """Whether this process is one of a run's: of several, or one that was launched to shard."""
-    return processes() > 1 or dist.is_initialized() or (sharded.wanted() and "RANK" in os.environ)
-
-
-def launched_alone() -> bool:
-    """Whether `accelerate launch --cpu` was asked for several processes and started one: without MPI it does so, silently."""
-    return not launched() and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-
-
-def run_distributed(runs: list[Run], results: Path, features: str) -> int:
+def run_distributed(runs: list[Run], results: Path, features: str, catalogue: Catalogue) -> int:
     """Train the one run of the selection with the same global batch as a single process; returns the exit status.
 
     Gradients are averages of the processes' shares, so curves agree with a single process within rounding, not to the
     byte; `processes` in runs.csv tells them apart. The run is held as a sweep holds it: a second launcher, or a launcher beside
     a sweep, says so and gives up. Raises ValueError unless the selection is exactly one run, and under
-    what shards a model.
+    what shards a model. This process imports the file of the run's scheme, and no other.
     """
     for name, word in SHARDERS.items():
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
@@ -65,9 +47,11 @@ def run_distributed(runs: list[Run], results: Path, features: str) -> int:
     if len(runs) != 1:
         raise ValueError(f"under a launcher exactly one run is trained; this selection has {len(runs)}: narrow it with the flags of plan")
     run, world = runs[0], processes()
-    sharding = sharded.read(run.protocol) if sharded.wanted() else None
+    sharding = sharded.read(run.protocol) if environment.sharding_wanted() else None
     if run.protocol.batch % world:
         raise ValueError(f"a batch of {run.protocol.batch} does not divide into {world} processes")
+    catalogue.rest()
+    load_alone(run, catalogue.get(run.scheme, run.arm).file)
     if not torch.cuda.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # unsaid, Accelerate finds no backend: each process would train alone
     store, claim = Store(results / run.protocol.name), Claim(results, run.run_id)
@@ -80,7 +64,7 @@ def run_distributed(runs: list[Run], results: Path, features: str) -> int:
                 raise ValueError(f"{run.label()}: the processes do not plan the same run; give them the same data, code and compiler")
             if not claim.take():
                 raise ValueError(f"{run.label()}: another sweep or launcher holds this run; call again when it has ended")
-            word = "done" if run.run_id in done_ids(store) else "train"
+            word = "done" if run.run_id in store.done_ids() else "train"
             if word == "train":
                 say_quality([run], features)
                 micro = _micro(run, world) if sharding else None

@@ -6,31 +6,47 @@ import math
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from suite import environment, registry
+from suite.arithmetic import Altered, unchanged
 from suite.diagnosis.auditor import Auditor, recovered
 from suite.diagnosis.probe import probe
 from suite.diagnosis.sidepass import final_state
-from suite.globalstate import kept
 from suite.model.flow import random_state, seeded
 from suite.protocol import Run
 from suite.records.tables import REAL
 from suite.sweep.groups import group_id
-from suite.sweep.record import failure, read_record, save_record, save_trace, work_folder
+from suite.sweep.record import failure, identity, read_record, save_record, save_trace, work_folder
 from suite.sweep.scoring import checkpoint_quality, final_quality, floor, unscored
-from suite.training.data import DataError, load
+from suite.training.data import Data, DataError, load
 from suite.training.group import Member
 from suite.training.group import train as train_group
 from suite.training.latents import Latents
 from suite.training.sharded import Sharding
 from suite.training.trainer import Report, Trainer
+from suite.verdict.outcomes import DEAD, GONE
 from suite.verdict.signature import of_audit
 
-load_data = cache(load)  # a worker takes many runs of the same data
+_loaded: dict[str, Data | Latents] = {}
+
+
+def load_data(source: str) -> Data | Latents:
+    """The data of a source, read again only where files that it still reads from have been written to: a worker takes many runs of them."""
+    if source not in _loaded or not _loaded[source].current:
+        _loaded[source] = load(source)
+    return _loaded[source]
+
+
+def _data_of(run: Run) -> Data | Latents:
+    """The data of a run. Raises DataError where they are not, or no longer, those of its plan."""
+    data = load_data(run.data)
+    if data.digest != run.data_digest:
+        raise DataError(f"--data {run.data}: its digest is now {data.digest}, the plan was made for {run.data_digest}")
+    return data
 
 
 def execute(run: Run, results: Path, features: str, report: Report | None = None, sharding: Sharding | None = None) -> dict:
@@ -39,15 +55,35 @@ def execute(run: Run, results: Path, features: str, report: Report | None = None
     sharding: as `Trainer` has it.
     """
     environment.reset_peak_memory()
-    with kept():
+    with _alike(run):
         member = _member([run], results, features, run, sharding)
         trainer = member.trainer
         trainer.restore()
         with _nothing_drawn(run):
             trainer.train(report, member.before_update, member.after_update)
-        first = trainer.accelerator.is_main_process
-        record = _record(trainer, [run], results, features) if first or trainer.state.dit.sharded else {}
-        return record if first else {}
+    first = trainer.accelerator.is_main_process
+    record = _record(trainer, [run], results, features) if first or trainer.state.dit.sharded else {}
+    return record if first else {}
+
+
+def load_alone(run: Run, file: str) -> None:
+    """Import the file of a run's scheme, the only one that this process may train. Raises RegistryError, also where it changes others."""
+    try:
+        with unchanged():
+            registry.load(file)
+    except Altered as error:
+        raise registry.RegistryError(f"scheme {run.scheme}: its file {error}") from error
+    environment.forget(*environment.OF_TORCH)  # what the file may have put there
+
+
+@contextmanager
+def _alike(run: Run) -> Iterator[None]:
+    """Refuse a scheme that changes, as it is built or as it trains, what the numbers of all schemes rest on."""
+    try:
+        with unchanged():
+            yield
+    except Altered as error:
+        raise registry.RegistryError(f"scheme {run.scheme}: it {error}, on which the numbers of all schemes rest") from error
 
 
 @contextmanager
@@ -82,17 +118,16 @@ def execute_group(runs: Sequence[Run], results: Path, features: str, report: Rep
     records = {run.run_id: read_record(results, run.run_id) for run in runs}
     ends = {run_id: record["run"]["last_step"] for run_id, record in records.items() if record}
     environment.reset_peak_memory()
-    with kept(), _nothing_drawn(runs[0]):
+    with _alike(runs[0]), _nothing_drawn(runs[0]):
         train_group(runs, ends, partial(_member, runs, results, features), finish, report)
 
 
 @seeded("make")
 def _member(group: Sequence[Run], results: Path, features: str, run: Run, sharding: Sharding | None = None) -> Member:
     """A run of a group in memory, with its observers, after a look at whether it is still what the plan says."""
-    data = load_data(run.data)
-    if data.digest != run.data_digest:
-        raise DataError(f"--data {run.data}: its digest is now {data.digest}, the plan was made for {run.data_digest}")
-    if registry.get(run.scheme, run.arm).code_digest != run.code_digest:
+    data = _data_of(run)
+    entry = registry.get(run.scheme, run.arm)
+    if entry.code_digest(registry.parse_params(entry, run.params)) != run.code_digest:
         raise registry.RegistryError(f"scheme {run.scheme}: its code has changed since the plan was made; plan again")
     trainer = Trainer(run, data, work_folder(results, run.run_id), group_id(group), sharding)
     before_update = Auditor(trainer).before_update if run.protocol.audit_every else None
@@ -106,18 +141,19 @@ def _record(trainer: Trainer, group: Sequence[Run], results: Path, features: str
     Of a sharded model all processes measure together, and what the first one returns is whole.
     """
     run, p = trainer.run, trainer.run.protocol
+    _data_of(run)  # that nobody wrote to them under the run, whose death would be laid to its scheme
     verdict, last = trainer.judge(), trainer.state.step
-    quality = [unscored(q, verdict.crash_step) for q in trainer.state.log.get("quality", []) if q["step"] != last]
+    quality = [unscored(q, verdict) for q in trainer.state.log.get("quality", []) if q["step"] != last]
     if p.fid_samples:
         quality.append(final_quality(trainer, results, features))
     if any("fid" in q for q in quality) and not isinstance(trainer.data, Latents):  # also where only an early score was taken
         quality.append({"run_id": REAL, **floor(trainer.data, features, p.fid_samples)})
     probe_rows = []
-    if p.probe and verdict.crash_step is None:
+    if p.probe and verdict.outcome not in GONE:
         with trainer.clock.timed("probe"):
             probe_rows = probe(trainer)
     row = _run_row(trainer, group)  # before the replay, which leaves the trainer inside its window
-    if p.audit_every and verdict.outcome in ("collapsed", "degraded", "nonfinite"):  # not at init: that is no event
+    if p.audit_every and verdict.outcome in DEAD:
         row["reason"] = Auditor(trainer).replay(verdict)
         row["mms_signature"] = of_audit(trainer.state.log["audit"], verdict.crash_step, deep_from=run.depth // 2)
     hardware = torch.cuda.get_device_name() if trainer.device.type == "cuda" else environment.cpu_model()
@@ -130,6 +166,7 @@ def _record(trainer: Trainer, group: Sequence[Run], results: Path, features: str
         "audit": trainer.state.log.get("audit", []),
         "spikes": recovered(trainer.state.log.get("spikes", []), verdict, p.window),
         "probe": probe_rows,
+        "gates": trainer.state.log.get("gates", []),
         "throughput": [
             {"phase": phase, "count": trainer.clock.counts[phase], "seconds": seconds,
              "ms_each": 1e3 * seconds / max(1, trainer.clock.counts[phase]), "peak_mib": peak, "hardware": hardware}
@@ -146,7 +183,7 @@ def _run_row(trainer: Trainer, group: Sequence[Run]) -> dict:
         "data_digest": run.data_digest, "width": p.width, "image_tokens": dit.segments[0],
         "caption_tokens": dit.segments[1], "batch": p.batch, "init": p.init, "horizon": p.horizon, "window": p.window,
         "n_params": sum(parameter.numel() for parameter in dit.parameters()), "status": "done",
-        "outcome": verdict.outcome, "state": None if verdict.crash_step is None else final_state(trainer), "crash_step": verdict.crash_step,
+        "outcome": verdict.outcome, "state": final_state(trainer) if verdict.outcome in GONE else None, "crash_step": verdict.crash_step,
         "confirmed": None if verdict.crash_step is None else verdict.confirmed, "late_step": verdict.late_step,
         "last_step": trainer.state.curve[-1][0],
         "constant_loss": trainer.constant_loss, "best_loss": verdict.best_loss, "final_loss": verdict.final_loss,
@@ -154,18 +191,9 @@ def _run_row(trainer: Trainer, group: Sequence[Run]) -> dict:
         "spikes": verdict.spikes, "compiled": run.compiled, "dtype": p.dtype, "device": trainer.device.type,
         "processes": trainer.accelerator.num_processes,
         "code_digest": run.code_digest, **environment.provenance(),
+        **({"compiler": f"torch.compile, {environment.compiler()}"} if dit.fell_back else {}),
     }  # fmt: skip
 
 
 def _max(norms: list[float]) -> float:
     return next((n for n in norms if not math.isfinite(n)), max(norms))
-
-
-def identity(run: Run, group: Sequence[Run]) -> dict:
-    """The columns of runs.csv that even a run that broke has. group: the runs that are trained as one model with it."""
-    return {
-        "run_id": run.run_id, "protocol": run.protocol.name, "protocol_version": run.protocol.version,
-        "scheme": run.scheme, "arm": run.arm, "params": run.params, "writers": run.writers, "depth": run.depth,
-        "lr": run.lr, "seed": run.seed, "data": run.data,
-        "replicas": len(group), "group": group_id(group),
-    }  # fmt: skip

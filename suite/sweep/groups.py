@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import fields
 
-from suite import environment
+from suite import forks
 from suite.protocol import Protocol, Run, short_hash
 
 FREE = ("lr", "seed")  # in which the runs of a group may differ
@@ -17,7 +17,7 @@ def default_size(protocol: Protocol, depth: int) -> int:
 
     On a CPU 1: groups of 2 to 16 do 1.05 to 1.21 times the runs per hour there (plain and MV-Split at 100 blocks), too little.
     """
-    return max(1, protocol.group_blocks // depth) if environment.cards() else 1
+    return max(1, protocol.group_blocks // depth) if forks.cards() else 1
 
 
 def in_groups(runs: Sequence[Run], size: int | None) -> list[list[Run]]:

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from suite import environment, registry
+from suite import environment, forks, registry
+from suite.catalogue import Catalogue, read
+from suite.numerals import decimal
 from suite.protocol import PROTOCOLS, Cell, Protocol, Run
-from suite.records.csvfile import cell_fault
+from suite.records.cells import cell_fault
 from suite.records.schema import TABLES
 
 
 class SelectionError(ValueError):
     """A selection that makes no runs; the message is one line for the user."""
+
+
+def _factor(text: str) -> float:
+    """A number of at most six digits, as the tables write it, and not below 0; else ValueError."""
+    value = decimal(text)
+    if value < 0 or value != float(f"{value:g}"):
+        raise ValueError(text)
+    return value
+
+
+FACTORS = {"writers": str, "gate_lr": _factor}  # what --params gives of a run beside its scheme's own parameters
 
 
 @dataclass(frozen=True)
@@ -39,18 +51,16 @@ def protocol_named(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def make_plan(selection: Selection, for_costs: bool = False) -> list[Run]:
+def make_plan(selection: Selection, for_costs: bool = False, catalogue: Catalogue | None = None) -> list[Run]:
     """The runs of a selection, in a fixed order; shard i/n takes every n-th from the i-th. Raises one-line errors.
 
+    catalogue: that of the selection's plugins, where it has been read.
     for_costs: where the protocol's own data cannot be read and their shape is known, the runs are planned without them; such runs
     cannot be trained, and their ids mean nothing (suite/sweep/cost.py).
     """
     protocol = protocol_named(selection.protocol)
-    if selection.plugins:
-        import suite.sweep.execute  # noqa: F401  with all that trains, so that a plugin that replaces a part of it is found out
-    for plugin in selection.plugins:
-        registry.load_plugin(Path(plugin))
-    cells = [(cell, _resolve(cell)) for cell in _cells(protocol, selection)]
+    catalogue = catalogue or read(selection.plugins)
+    cells = [(cell, _resolve(cell, catalogue)) for cell in _cells(protocol, selection, catalogue)]
     planned = {depth for cell, _ in cells for depth in cell.depths or protocol.depths}
 
     def depths_of(cell: Cell) -> tuple[int, ...]:
@@ -60,19 +70,14 @@ def make_plan(selection: Selection, for_costs: bool = False) -> list[Run]:
 
     source = protocol.data if selection.data is None else selection.data
     _check_cells("--data", data=source)
-    digest = _digest(source, protocol, for_costs)
+    digest = forks.once(_digest, source, protocol, for_costs)
     compiled = protocol.compiled and bool(environment.compiler())
-    from suite.sweep.tryout import SchemeError, try_out
-
-    for cell, (scheme, arm, params, writers, _) in cells:
+    for cell, (scheme, arm, params, writers, gate_lr, _) in cells:
         _check_cells(f"scheme {scheme}", scheme=scheme, arm=arm, params=params, writers=writers)
-        try:
-            try_out(scheme, arm, params, max(depths_of(cell), default=1))
-        except SchemeError as error:
-            raise SelectionError(str(error)) from error
+        catalogue.call(catalogue.get(scheme, arm), _try_out, scheme, arm, params, max(depths_of(cell), default=1), gate_lr)
     runs = [
-        Run(protocol.at(depth, lr), scheme, arm, params, writers, depth, lr, seed, source, digest, code, compiled)
-        for cell, (scheme, arm, params, writers, code) in cells
+        Run(protocol.at(depth, lr), scheme, arm, params, writers, depth, lr, seed, source, digest, code, compiled, gate_lr)
+        for cell, (scheme, arm, params, writers, gate_lr, code) in cells
         for depth in depths_of(cell)
         for lr in selection.lrs or cell.lrs or protocol.lrs
         for seed in selection.seeds or cell.seeds or protocol.seeds
@@ -82,7 +87,7 @@ def make_plan(selection: Selection, for_costs: bool = False) -> list[Run]:
     return runs[i - 1 :: n]
 
 
-def _cells(protocol: Protocol, selection: Selection) -> list[Cell]:
+def _cells(protocol: Protocol, selection: Selection, catalogue: Catalogue) -> list[Cell]:
     """The protocol's cells narrowed by --schemes and --arms, or new cells where these name what it has not."""
     cells = list(protocol.cells)
     if selection.schemes:
@@ -93,7 +98,7 @@ def _cells(protocol: Protocol, selection: Selection) -> list[Cell]:
     if selection.arms:
         cells = list(dict.fromkeys(replace(c, arm=arm) for c in cells for arm in selection.arms))
         if not selection.schemes:  # not every scheme has a native arm
-            cells = [c for c in cells if c.scheme in registry.names(c.arm)]
+            cells = [c for c in cells if c.scheme in catalogue.names(c.arm)]
     if selection.params:
         named = {text.rpartition(":")[0] for text in selection.params}
         others = [] if "" in named else [c for c in cells if c.scheme not in named]
@@ -104,31 +109,48 @@ def _cells(protocol: Protocol, selection: Selection) -> list[Cell]:
 
 
 def _with_params(cells: list[Cell], text: str) -> list[Cell]:
-    """The named scheme's cells (or all) with `[scheme:]name=value,...` in place of their params; `writers` goes with every scheme."""
+    """The named scheme's cells (or all) with `[scheme:]name=value,...` in place of their params; FACTORS go with every scheme."""
     scheme, colon, rest = text.rpartition(":")
     items = [item.strip() for item in rest.split(",") if item.strip()]
-    writers = [item.partition("=")[2] for item in items if item.startswith("writers=")]
-    if not items or len(writers) > 1 or "" in writers:
-        what = "names no parameter" if not items else "writers is given twice" if len(writers) > 1 else "writers is empty"
-        raise SelectionError(f"--params {text!r}: {what}")
-    own = ",".join(item for item in items if not item.startswith("writers="))
+    if not items:
+        raise SelectionError(f"--params {text!r}: names no parameter")
+    given = {}
+    for name, kind in FACTORS.items():
+        found = [value for key, _, value in (item.partition("=") for item in items) if key == name]
+        if len(found) > 1 or "" in found:
+            raise SelectionError(f"--params {text!r}: {name} is {'empty' if '' in found else 'given twice'}")
+        try:
+            given.update((name, kind(value)) for value in found)
+        except ValueError:
+            raise SelectionError(f"--params {text!r}: {name} is not a number of at most six digits, 0 or larger") from None
+    own = ",".join(item for item in items if item.partition("=")[0] not in FACTORS)
     if colon and scheme not in {c.scheme for c in cells}:
         raise SelectionError(f"--params {text}: scheme {scheme!r} is not selected; name it with --schemes")
-    out = [replace(c, params=own, writers=writers[-1] if writers else c.writers) for c in cells if c.scheme == scheme or not colon]
+    out = [replace(c, params=own, **given) for c in cells if c.scheme == scheme or not colon]
     return list(dict.fromkeys(out))
 
 
-def _resolve(cell: Cell) -> tuple[str, str, str, str, str]:
-    """(scheme, arm, canonical params, writers, code digest) of a cell; refuses illegal writers with the reason."""
-    entry = registry.get(cell.scheme, cell.arm)
+def _resolve(cell: Cell, catalogue: Catalogue) -> tuple[str, str, str, str, float, str]:
+    """(scheme, arm, canonical params, writers, gate_lr, code digest) of a cell; refuses illegal writers with the reason."""
+    entry = catalogue.get(cell.scheme, cell.arm)
     params = registry.format_params(entry, registry.parse_params(entry, cell.params))
-    standard = entry.cls.zero_writers or cell.arm == "native"
+    standard = entry.zero_writers or cell.arm == "native"
     writers = cell.writers or ("std" if standard else "zero")
     if writers not in registry.WRITERS:
         raise SelectionError(f"scheme {cell.scheme}: writers={writers} is not one of {', '.join(registry.WRITERS)}")
-    if writers == "zero" and entry.cls.zero_writers:
-        raise SelectionError(f"scheme {cell.scheme} refuses zero writers: {entry.cls.zero_writers}")
-    return cell.scheme, cell.arm, params, writers, entry.code_digest
+    if writers == "zero" and entry.zero_writers:
+        raise SelectionError(f"scheme {cell.scheme} refuses zero writers: {entry.zero_writers}")
+    return cell.scheme, cell.arm, params, writers, cell.gate_lr, catalogue.code_digest(entry, params)
+
+
+def _try_out(scheme: str, arm: str, params: str, depth: int, gate_lr: float) -> None:
+    """`try_out`, in the process of the scheme's file."""
+    from suite.sweep.tryout import SchemeError, try_out
+
+    try:
+        try_out(scheme, arm, params, depth, gate_lr)
+    except SchemeError as error:
+        raise SelectionError(str(error)) from error
 
 
 def _check_cells(what: str, **cells: str) -> None:
@@ -143,12 +165,18 @@ def say_quality(runs: list[Run], features: str) -> None:
 
     Raises QualityError or SelectionError, ValueErrors, where what was asked for cannot be had.
     """
+    scored = any(run.protocol.fid_samples for run in runs)
+    if (scored or features == "inception") and (note := forks.once(_quality, runs, features)):
+        print(note, file=sys.stderr)
+
+
+def _quality(runs: list[Run], features: str) -> str:
+    """`check_quality`, after a look at whether the features are there."""
     if features == "inception":
         from suite.quality.features import extractor
 
         extractor(features)
-    if note := check_quality(runs, features):
-        print(note, file=sys.stderr)
+    return check_quality(runs, features)
 
 
 def check_quality(runs: list[Run], features: str) -> str:

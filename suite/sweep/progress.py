@@ -19,6 +19,7 @@ class Progress:
         self.bars: dict[str, object] = {}
         self.free = list(range(workers))
         self.guard = threading.RLock()
+        self.said: set[str] = set()
         self.start = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -39,6 +40,13 @@ class Progress:
                 tqdm.write(text, file=sys.stderr)
             else:
                 print(text, file=sys.stderr, flush=True)
+
+    def say_once(self, text: str) -> None:
+        """What every worker has to say, from the first of them."""
+        with self.guard:
+            if text not in self.said:
+                self.said.add(text)
+                self.say(text)
 
     def begin(self, group: Sequence[Run]) -> None:
         """A bar for runs that are trained together, under the id of the first."""

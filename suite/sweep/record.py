@@ -8,7 +8,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+from suite.protocol import Run
+from suite.sweep.groups import group_id
 
 
 def work_folder(results: Path, run_id: str) -> Path:
@@ -61,3 +65,13 @@ def failure(error: BaseException) -> dict[str, str]:
     elif full or os.strerror(errno.ENOSPC).lower() in words:
         status = "disk"
     return {"status": status, "reason": f"{type(error).__name__}: {error}".strip().splitlines()[0]}
+
+
+def identity(run: Run, group: Sequence[Run]) -> dict:
+    """The columns of runs.csv that even a run that broke has. group: the runs that are trained as one model with it."""
+    return {
+        "run_id": run.run_id, "protocol": run.protocol.name, "protocol_version": run.protocol.version,
+        "scheme": run.scheme, "arm": run.arm, "params": run.params, "writers": run.writers, "gate_lr": run.gate_lr, "depth": run.depth,
+        "lr": run.lr, "seed": run.seed, "data": run.data,
+        "replicas": len(group), "group": group_id(group),
+    }  # fmt: skip

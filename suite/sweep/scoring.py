@@ -14,12 +14,14 @@ from suite.records.tables import picture_path
 from suite.training.data import NAMED, Data
 from suite.training.latents import Latents
 from suite.training.trainer import Trainer
+from suite.verdict.crash import Verdict
+from suite.verdict.outcomes import GONE
 
 
 def final_quality(trainer: Trainer, results: Path, features: str) -> dict:
-    """The score row of the finished run; a picture of samples even where it crashed."""
+    """The score row of the finished run; a picture of samples even where it is dead or untrained."""
     run, p, data = trainer.run, trainer.run.protocol, trainer.data
-    crashed = trainer.judge().crash_step is not None
+    crashed = trainer.judge().outcome in GONE
     row = {"step": trainer.state.step, "fid_status": "crashed", "nfe": p.nfe, "guidance": p.guidance}
     # a crashed run gets its picture alone, and a run whose weights hold nan gets samples of nan, drawn as such
     shown = GRID_COLUMNS * (data.classes or GRID_ROWS)
@@ -92,9 +94,9 @@ def _scores(trainer: Trainer, samples, features: str) -> dict:
         return scores(samples, real, network(data, features))
 
 
-def unscored(row: dict, crash_step: int | None) -> dict:
-    """The row as it is, or without its scores if it was taken after what later proved to be the crash."""
-    if crash_step is None or row["step"] < crash_step:
+def unscored(row: dict, verdict: Verdict) -> dict:
+    """The row as it is, or without its scores if the run proved dead by that step, or untrained."""
+    if verdict.outcome not in GONE or verdict.crash_step is not None and row["step"] < verdict.crash_step:
         return row
     return {name: row[name] for name in ("step", "nfe", "guidance")} | {"fid_status": "crashed"}
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from suite.catalogue import Catalogue
 from suite.protocol import Run, rate
 from suite.sweep import frontier
 from suite.sweep.plan import Selection, SelectionError, make_plan, protocol_named
@@ -34,9 +35,9 @@ def is_search(selection: Selection) -> bool:
     return not selection.lrs
 
 
-def cells(selection: Selection) -> list[Run]:
-    """One run for each cell of the selection, at the search's first rate."""
-    return make_plan(replace(selection, lrs=(rate(frontier.START),), seeds=(0,)))
+def cells(selection: Selection, catalogue: Catalogue | None = None) -> list[Run]:
+    """One run for each cell of the selection, at the search's first rate. catalogue: as `make_plan` has it."""
+    return make_plan(replace(selection, lrs=(rate(frontier.START),), seeds=(0,)), catalogue=catalogue)
 
 
 def next_runs(cells: Sequence[Run], rows: Iterable[Mapping[str, str]]) -> list[Run]:

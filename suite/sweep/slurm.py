@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from suite import environment
+from suite import environment, forks
+from suite.catalogue import read
 from suite.protocol import Run
 from suite.records.gather import gather
 from suite.records.tables import Store
-from suite.sweep.sweep import Sweep, SweepError
+from suite.sweep.sweep import Sweep, SweepError, workers
 
 POLL = 10.0  # seconds between looks at the tasks' tables
 ALIVE = ("PENDING", "RUNNING", "REQUEUED", "SUSPENDED", "COMPLETING", "CONFIGURING")
@@ -160,10 +161,12 @@ def _report(runs: list[Run], results: Path, logs: Path) -> int:
 
 def main() -> int:
     """One task of the array: train the share on standard input with a worker per card or core that Slurm gave us."""
+    forks.start()
     task = json.load(sys.stdin)
     sweep = Sweep(
-        [Run.from_json(text) for text in task["runs"]], Path(task["results"]), workers=environment.workers(task["workers"]),
-        features=task["features"], replicas=task["replicas"], plugins=task["plugins"], retry=task["retry"],
+        [Run.from_json(text) for text in task["runs"]], Path(task["results"]), workers=workers(task["workers"]),
+        features=task["features"], replicas=task["replicas"], retry=task["retry"],
+        catalogue=read(task["plugins"]),
     )  # fmt: skip
     sweep.run()
     return 0

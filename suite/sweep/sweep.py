@@ -6,20 +6,25 @@ import errno
 import os
 import queue
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from suite import environment, forks
+from suite.catalogue import Catalogue, read
 from suite.protocol import Run
-from suite.records.completeness import done_ids
-from suite.records.csvfile import PACKAGE, package_text
+from suite.records.package import PACKAGE, package_text
 from suite.records.tables import Store, TableError, write_package
 from suite.sweep.backlog import Backlog
 from suite.sweep.claim import Claim
-from suite.sweep.execute import identity
 from suite.sweep.progress import Progress, words
-from suite.sweep.record import read_record, record_path, save_trace
-from suite.sweep.worker_process import WorkerProcess
+from suite.sweep.record import identity, read_record, record_path, save_trace
+from suite.sweep.worker_process import Kind, WorkerProcess
+
+
+def workers(wanted: int | None) -> int:
+    """Worker processes: as many as are `wanted`, or one per card, or per usable core where there is no card; never more than cores."""
+    cores = environment.usable_cores()
+    return min(wanted or forks.cards() or cores, cores)
 
 
 class SweepError(RuntimeError):
@@ -30,15 +35,16 @@ class Sweep:
     """One call of `run`: the backlog, the workers on it, and what came of the runs they took."""
 
     def __init__(
-        self, runs: list[Run], results: Path, *, workers: int, features: str, plugins: Sequence[str], retry: bool,
-        replicas: int | None = None,
+        self, runs: list[Run], results: Path, *, workers: int, features: str, retry: bool, replicas: int | None = None,
+        catalogue: Catalogue | None = None,
     ) -> None:  # fmt: skip
-        """replicas: how many runs are trained as one model at most, as `in_groups` has it."""
+        """replicas: how many runs are trained as one model at most, as `in_groups` has it. catalogue: that the runs were planned with."""
+        self.catalogue = catalogue or read()
         self.results = results
         self.stores = {run.protocol.name: Store(results / run.protocol.name) for run in runs}
-        self.backlog = Backlog(runs, results, self.stores, retry, replicas)
+        self.backlog = Backlog(runs, results, self.stores, retry, replicas, self.kind_of)
         self.workers = max(1, min(workers, len(self.backlog.todo)))
-        self.settings = {"features": features, "plugins": plugins}  # of every worker
+        self.features = features
         self.broken: list[tuple[Run, str]] = []
         self.finished = 0
         self.fatal: queue.Queue[BaseException] = queue.Queue()
@@ -46,10 +52,14 @@ class Sweep:
         self.guard = threading.Lock()
         self.progress: Progress
 
+    def kind_of(self, run: Run) -> Kind:
+        """What a worker must be started for to train a run."""
+        return self.catalogue.get(run.scheme, run.arm).file, run.protocol.dtype
+
     def work(self, worker: WorkerProcess) -> None:
         """The life of one worker: a thread that feeds it runs until none is left."""
         try:
-            while (taken := self.backlog.take(self.stop, self.progress.say)) is not None:
+            while (taken := self.backlog.take(self.stop, self.progress.say, worker.kind)) is not None:
                 group, claims = taken
                 done: set[str] = set()
                 try:
@@ -80,7 +90,7 @@ class Sweep:
             return ""
         if row["status"] != "done" and run.run_id in self.backlog.failed_before:
             return ""
-        if row["status"] == "done" and run.run_id not in done_ids(store):
+        if row["status"] == "done" and run.run_id not in store.done_ids():
             return ""
         count = self.ended(run, row)
         self.progress.say(f"[{count}/{self.backlog.total}] {run.label()}: another sweep has done it")
@@ -133,7 +143,9 @@ class Sweep:
             self.tidy()
         except (OSError, TableError) as error:
             self.fail(error)
-        workers = [WorkerProcess(self.results, number=i, **self.settings) for i in range(self.workers if self.backlog.todo else 0)]
+        self.catalogue.rest()  # before the training, for which its memory is
+        count = self.workers if self.backlog.todo else 0
+        workers = [WorkerProcess(self.results, self.features, self.kind_of, number) for number in range(count)]
         threads = [threading.Thread(target=self.work, args=(w,), daemon=True) for w in workers]
         with Progress(self.workers) as self.progress:
             try:

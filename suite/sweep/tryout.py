@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor
 
 from suite import registry
-from suite.globalstate import kept, unpatched
+from suite.arithmetic import Altered, unchanged
 from suite.model.flow import generator, random_state, seeded
 from suite.residual import Context, Residual, Site
+from suite.training.factors import of_block
 
-SHAPE, SEGMENTS = (2, 6, 8), (4, 2)  # of a tiny trunk: (B, T, D), and its tokens
+SHAPE, SEGMENTS, HEADS, HIDDEN = (2, 6, 8), (4, 2), 2, 12  # of a tiny trunk: (B, T, D), its tokens, and what the FFN's writer reads
+TIMES = (0.25, 0.75)  # t of each sample
+GATE = r"[A-Za-z_][A-Za-z0-9_.]{0,39}"
 STEPS = (0.0, 1e3)  # a scheme with a schedule may differ
 
 
@@ -18,23 +23,34 @@ class SchemeError(ValueError):
     """A scheme that cannot be trained; the message is one line for the user."""
 
 
-def try_out(scheme: str, arm: str, params: str, depth: int) -> None:
-    """Build a first and a last block's merges twice, and run a tiny trunk through them forward and backward. Raises SchemeError."""
+def try_out(scheme: str, arm: str, params: str, depth: int, gate_lr: float) -> None:
+    """Build a first and a last block's merges twice, and run a tiny trunk through them forward and backward. Raises SchemeError.
+
+    gate_lr: as in `Run`; a scheme without parameters of its own takes none but 1.
+    """
     entry = registry.get(scheme, arm)
     values = registry.parse_params(entry, params)
     try:
-        with unpatched(), kept():
-            _try(entry.cls, values, depth)
+        with unchanged():
+            chain = _try(entry.cls, values, depth)
+            if gate_lr != 1 and not any(True for _, instance in chain for _ in instance.parameters()):
+                raise SchemeError("it owns no parameters, so gate_lr changes nothing; leave it out")
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):  # Ctrl-C
             raise
         what = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-        kind = "" if isinstance(error, SchemeError) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, SchemeError | Altered) else f"{type(error).__name__}: "
         raise SchemeError(f"scheme {scheme} ({arm}): {kind}{what}") from error
 
 
-def _try(cls: type[Residual], values: dict[str, object], depth: int) -> None:
+def _try(cls: type[Residual], values: dict[str, object], depth: int) -> list[tuple[str, Residual]]:
+    """(site, instance) of what passed."""
     chain, twin = _build(cls, values, depth), _build(cls, values, depth)
+    for (_, first), (_, second) in zip(chain[::2], chain[1::2], strict=True):
+        of_block({"attn": first, "ffn": second})
+    for gate, value in (pair for _, instance in chain for pair in instance.gates().items()):
+        if not re.fullmatch(GATE, str(gate)) or not isinstance(value, Tensor) or not value.numel() or value.is_complex():
+            raise SchemeError(f"gates() gives {str(gate)[:40]!r}: a gate is a tensor of numbers under a name of letters, digits and '_'")
     if not _equal(_tensors(chain), _tensors(twin)):
         raise SchemeError("built again, it holds other numbers: let them follow from torch's, Python's or numpy's global seed alone")
     for step in STEPS:
@@ -46,6 +62,7 @@ def _try(cls: type[Residual], values: dict[str, object], depth: int) -> None:
             raise SchemeError("it changes its parameters or buffers as it merges, and a run that goes on would not find them again")
         if not torch.equal(out, _through(chain, step)) or not torch.equal(out, _through(twin, step)):
             raise SchemeError("it merges the same trunk into other numbers the second time")
+    return chain
 
 
 def _build(cls: type[Residual], values: dict[str, object], depth: int) -> list[tuple[str, Residual]]:
@@ -57,16 +74,20 @@ def _build(cls: type[Residual], values: dict[str, object], depth: int) -> list[t
                 chain.append((site, chain[-1][1]))
                 continue
             with seeded("try out", block, site):
-                chain.append((site, cls(Site(SHAPE[-1], depth, block, site), **values)))
+                chain.append((site, cls(Site(SHAPE[-1], depth, block, site, SHAPE[-1] if site == "attn" else HIDDEN, HEADS), **values)))
     return chain
 
 
 def _through(chain: list[tuple[str, Residual]], step: float) -> Tensor:
     """The trunk after the chain, and once backward."""
     x_BTD = torch.randn(SHAPE, generator=generator("try out")).requires_grad_()
-    x = opened = chain[0][1].open(1.0 * x_BTD)
+    contexts = {site: Context(SEGMENTS, site, torch.tensor(step), torch.tensor(TIMES)) for site in ("attn", "ffn")}
+    x = opened = chain[0][1].open(1.0 * x_BTD, contexts["attn"])
     for site, instance in chain:
-        x = instance(x, lambda x: 0.5 * x, Context(SEGMENTS, site, torch.tensor(step)))
+        branch = _Branch(instance, site, contexts[site])
+        x = instance(x, branch, contexts[site])
+        if branch.calls != 1:
+            raise SchemeError(f"it calls its branch {branch.calls} times in a merge; once is what is trained and measured")
         if not isinstance(x, Tensor) or x.shape != opened.shape:
             shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise SchemeError(f"a trunk of {tuple(opened.shape)} came back as {shape}")
@@ -77,6 +98,25 @@ def _through(chain: list[tuple[str, Residual]], step: float) -> Tensor:
         raise SchemeError(f"fold gives {tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__} in place of {SHAPE}")
     torch.autograd.grad(out.square().mean(), [x_BTD])
     return out.detach()
+
+
+class _Branch:
+    """Stands in for attention or the FFN: what its writer reads has the width that it has in a model, and goes through `inner`."""
+
+    def __init__(self, instance: Residual, site: str, ctx: Context) -> None:
+        self.instance, self.site, self.ctx, self.calls = instance, site, ctx, 0
+
+    def __call__(self, x_BTD: Tensor) -> Tensor:
+        self.calls += 1
+        if not isinstance(x_BTD, Tensor) or x_BTD.shape != SHAPE:
+            shape = tuple(x_BTD.shape) if isinstance(x_BTD, Tensor) else type(x_BTD).__name__
+            raise SchemeError(f"its branch is given {shape} in place of {SHAPE}")
+        h = 0.5 * (x_BTD if self.site == "attn" else torch.cat([x_BTD, x_BTD], -1)[..., :HIDDEN])
+        inner = self.instance.inner(h, self.ctx)
+        if not isinstance(inner, Tensor) or inner.shape != h.shape:
+            shape = tuple(inner.shape) if isinstance(inner, Tensor) else type(inner).__name__
+            raise SchemeError(f"inner gives {shape} in place of {tuple(h.shape)}")
+        return inner[..., : SHAPE[-1]]
 
 
 def _tensors(chain: list[tuple[str, Residual]]) -> list[Tensor]:

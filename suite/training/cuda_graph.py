@@ -70,11 +70,12 @@ class StepGraphs:
     ) -> None:  # fmt: skip
         self.gradients = Graphed(gradients, capture)
         self._optimizers, self._capture = optimizers, capture
-        self._rate_R, self._withheld_R = torch.zeros(2, len(optimizers), device=device)  # numbers would be baked in
-        for optimizer, rate, withheld in zip(optimizers, self._rate_R, self._withheld_R, strict=True):
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        self._rate_G, self._withheld_R = (torch.zeros(len(each), device=device) for each in (groups, optimizers))  # else baked in
+        for optimizer, withheld in zip(optimizers, self._withheld_R, strict=True):
             getattr(optimizer, "optimizer", optimizer).found_inf = withheld
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+        for group, rate in zip(groups, self._rate_G, strict=True):
+            group["lr"] = rate
         self._replay: Replay | None = None
         self._captured_state: list[int] = []
 
@@ -87,7 +88,8 @@ class StepGraphs:
 
         Where there is no state (at the first step, or after a restore to step 0) some is made, uncaptured.
         """
-        self._rate_R.copy_(torch.tensor(rates))
+        every = [rate * group["rate"] for rate, optimizer in zip(rates, self._optimizers, strict=True) for group in optimizer.param_groups]
+        self._rate_G.copy_(torch.tensor(every))
         self._withheld_R.copy_(~torch.tensor(applied))
         states = [[t.data_ptr() for s in o.state.values() for t in s.values()] for o in self._optimizers]
         if not all(states):

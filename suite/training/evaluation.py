@@ -22,15 +22,15 @@ DEVICE_ELEMENTS = 1 << 24  # of the trunk of one run in such a forward on a GPU,
 
 
 class Evaluation:
-    """velocity(z_*BCHW, captions_*BSD) is the model as it is when called; captions: on the model's device.
+    """velocity(z_*BCHW, captions_*BSD, t_*B) is the model as it is when called; captions: on the model's device.
 
     runs: (R,) where velocity is that of a group of R runs. together: set where all processes of it evaluate one model, each a part;
     every method must then be called by all; samples are the first one's alone.
     """
 
     def __init__(
-        self, velocity: Callable[[Tensor, Tensor], Tensor], captions: Captions, data: Data, protocol: Protocol, runs: tuple[int, ...] = (),
-        together: Accelerator | None = None,
+        self, velocity: Callable[[Tensor, Tensor, Tensor], Tensor], captions: Captions, data: Data, protocol: Protocol,
+        runs: tuple[int, ...] = (), together: Accelerator | None = None,
     ) -> None:  # fmt: skip
         self.velocity, self.captions, self.data, self.protocol, self.runs = velocity, captions, data, protocol, runs
         tokens = data.shape[1] * data.shape[2] // protocol.patch**2 + captions.empty.shape[0]
@@ -52,8 +52,8 @@ class Evaluation:
         rows = self.rows if self.rows <= EVAL_ROWS else min(self.rows, n)
         for i in range(self.rank * rows, n + self.rank * rows, self.world * rows):  # as often on every process
             part = torch.arange(i, i + rows).clamp(max=n - 1)
-            z, target, _, caption = (of[part].to(self.captions.device) for of in whole)
-            velocity = self.velocity(*(t.expand(*self.runs, *t.shape) for t in (z, self.captions(caption))))
+            z, target, t, caption = (of[part].to(self.captions.device) for of in whole)
+            velocity = self.velocity(*(of.expand(*self.runs, *of.shape) for of in (z, self.captions(caption), t)))
             error = (velocity.float() - target).square().mean((-3, -2, -1))
             total += error[..., : max(0, n - i)].double().sum(-1)
         return (total if self.world == 1 else self.together.reduce(total, "sum")) / n

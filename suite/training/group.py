@@ -125,7 +125,7 @@ class _Phase:
             with together(clocks, "heldout"):
                 losses = dict(zip((member.run_id for member in self.rows), self.evaluation.heldout_loss().tolist(), strict=True))
             for member in here:
-                member.trainer.state.evals.append((step, losses[member.run_id]))
+                member.trainer.note_heldout(losses[member.run_id])
         if here and step in self.p.quality_at:
             self.draw(here)
         for member in here:

@@ -43,15 +43,15 @@ class GroupStep:
         """(R, B, ...) batches of a step, on the CPU."""
         return flow.Batch(*map(torch.stack, zip(*(one.batches(step) for one in self.steps), strict=True)))
 
-    def _velocity(self, z_RBCHW: Tensor, captions_RBSD: Tensor) -> Tensor:
+    def _velocity(self, z_RBCHW: Tensor, captions_RBSD: Tensor, t_RB: Tensor) -> Tensor:
         """The models' velocities under the runs' precision."""
         with self.steps[0].accelerator.autocast():
-            return self.replicas(z_RBCHW, captions_RBSD)
+            return self.replicas(z_RBCHW, captions_RBSD, t_RB)
 
     def gradients(self, z_RBCHW: Tensor, target_RBCHW: Tensor, t_RB: Tensor, caption_RB: Tensor) -> tuple[Tensor, Tensor]:
         """(R) losses and raw gradient norms of a batch; leaves clipped gradients in the runs' flat buffers."""
         self.grads_RP.zero_()
-        velocity_RBCHW = self._velocity(z_RBCHW, self.steps[0].captions(caption_RB))
+        velocity_RBCHW = self._velocity(z_RBCHW, self.steps[0].captions(caption_RB), t_RB)
         loss_R = (velocity_RBCHW.float() - target_RBCHW).square().mean((1, 2, 3, 4))
         loss_R.sum().backward()  # a run's loss depends on its own row alone
         return loss_R.detach(), torch.stack([one.state.flat.clip(one.run.protocol.clip) for one in self.steps])

@@ -6,6 +6,7 @@ Shapes: N rows, B of a batch, C channels, H = W positions, S caption tokens, D t
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from suite.model.flow import caption_table, generator
 from suite.quality.fid import GRID_COLUMNS
-from suite.training import sidecar
+from suite.training import contents, sidecar
 from suite.training.captions import Captions
 from suite.training.data import HELDOUT
 from suite.training.shards import Shards, files_of, open_shards
@@ -39,6 +40,7 @@ class Latents:
     std: Tensor
     classes: int | None  # None: captions are embeddings that lie beside the latents
     labels_N: Tensor | None
+    stamp: str  # of the shards, from before their content was looked at
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -54,6 +56,13 @@ class Latents:
     def digest(self) -> str:
         """d and 15 hex digits over contents; the same wherever the folder lies."""
         return self.sidecar.digest
+
+    @property
+    def current(self) -> bool:
+        """Whether nobody has written to the shards since, from which rows are read to the end."""
+        with suppress(OSError):
+            return contents.stamp(self.shards.files) == self.stamp
+        return False
 
     @cached_property
     def empty(self) -> int | Tensor:
@@ -109,6 +118,10 @@ def load(source: Source) -> Latents:
     """The latents of a folder; its sidecar is made where there is none. Raises DataError."""
     folder = Path(source.name)
     files = files_of(source, folder)
+    try:
+        stamp = contents.stamp(files)
+    except OSError as error:
+        raise source.error(f"{error.filename} cannot be read: {error.strerror}") from error
     known = sidecar.read(source, folder, files)
     shards = open_shards(source, files)
     found = [sum(shards.rows), list(shards.latents.shape), None if shards.captions is None else list(shards.captions.shape)]
@@ -127,7 +140,7 @@ def load(source: Source) -> Latents:
     std = (known.square_CHW.mean((1, 2)) - mean.square()).sqrt()
     mean, std = (moment.float()[:, None, None] for moment in (mean, std))
     numbers = None if labels is None else torch.from_numpy(labels.astype(np.int64))
-    return Latents(source.text, folder, shards, known, train, heldout, mean, std, classes, numbers)
+    return Latents(source.text, folder, shards, known, train, heldout, mean, std, classes, numbers, stamp)
 
 
 def _split(n: int, labels: np.ndarray | None) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,10 @@ def _size(
     with torch.device("meta"):
         dit = build_model(run, shape, caption_shape)
     half = p.dtype == "bf16"
-    (one, _), (two, trunk) = _merges(dit, 1, half), _merges(dit, 2, half)
+    try:
+        (one, _), (two, trunk) = (_merges(dit, blocks, half) for blocks in (1, 2))
+    except RuntimeError:  # a product of a bf16 trunk and fp32 gates, which autocast allows and the meta device does not: counted as fp32
+        (one, _), (two, trunk) = (_merges(dit, blocks, False) for blocks in (1, 2))
     tokens = sum(dit.segments)
     return Size(
         depth, tokens, p.width, sum(q.numel() for q in dit.parameters()), sum(q.numel() for q in dit.blocks[0].parameters()),
@@ -85,6 +88,7 @@ def _merges(dit: DiT, blocks: int, half: bool) -> tuple[int, int]:
     with torch.device("meta"):
         x = torch.empty(1, sum(dit.segments), dit.embed.out_features, dtype=value, requires_grad=True)
         weight, step = torch.empty(x.shape[-1], x.shape[-1], dtype=value, requires_grad=True), torch.zeros(())
+        attn, ffn = (Context(dit.segments, site, step, torch.zeros(1)) for site in ("attn", "ffn"))
     own, held = set(_storages([weight, *residuals.parameters(), *residuals.buffers()])), {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -94,10 +98,10 @@ def _merges(dit: DiT, blocks: int, half: bool) -> tuple[int, int]:
 
     alive: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        x = residuals[0].open(x)
+        x = residuals[0].open(x, attn)
         for _ in range(blocks):
-            for residual, site in ((residuals[0], "attn"), (residuals[-1], "ffn")):
-                x = residual(x, lambda z: F.linear(z.to(value), weight), Context(dit.segments, site, step))
+            for residual, ctx in ((residuals[0], attn), (residuals[-1], ffn)):
+                x = residual(x, lambda z: F.linear(z.to(value), weight), ctx)
     return sum(held.values()), x.numel() * x.element_size()
 
 

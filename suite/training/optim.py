@@ -2,15 +2,20 @@
 
 At depth 1000 the default per-tensor AdamW costs as much as several blocks; over one buffer it is a few kernels, and
 bitwise equal to per-tensor fused AdamW (but for the last elements of a tensor that fills no whole number of vector
-registers, such as ReZero's scalar: one rounding). Groups lie one after the other in the buffer, so each is a slice.
+registers, such as ReZero's scalar: one rounding). Groups lie one after the other in the buffer, so each is a slice; what has
+factors of a scheme's own lies behind the rest of its group, and the parts of one parameter that differ are slices by themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from suite.residual import Factors
+from suite.training.factors import NONE, Parts
 
 ALIGN = 16  # floats; 64 bytes, so that views keep the alignment the compiled code was guarded on
 GROUPS = ("decay", "nodecay", "gates")
@@ -28,6 +33,22 @@ def decays(group: str) -> bool:
     return group == "decay"
 
 
+class Kind(NamedTuple):
+    """What the optimiser treats alike."""
+
+    group: str
+    factors: Factors = NONE
+
+    def label(self) -> str:
+        """Its name in a checkpoint."""
+        return self.group if self.factors == NONE else f"{self.group} rate={self.factors.rate!r} eps={self.factors.eps!r}"
+
+    def settings(self, *, eps: float, weight_decay: float, gate_lr: float) -> dict[str, float]:
+        """What torch is to be told of it; `rate` is what the training loop multiplies the learning rate by at every step."""
+        rate = self.factors.rate * (gate_lr if self.group == "gates" else 1.0)
+        return {"weight_decay": weight_decay if decays(self.group) else 0.0, "eps": eps * self.factors.eps, "rate": rate}
+
+
 def as_rows(parts: list[FlatParameters]) -> tuple[Tensor, Tensor]:
     """Move the buffers of R models of one shape into rows of two (R, P) buffers, values and gradients; returns these."""
     values, grads = (torch.stack([getattr(part, name) for part in parts]) for name in ("values", "grads"))
@@ -39,25 +60,37 @@ def as_rows(parts: list[FlatParameters]) -> tuple[Tensor, Tensor]:
 class FlatParameters:
     """Moves a model's parameters and gradients into two flat buffers, in place; the model keeps its names."""
 
-    def __init__(self, model: nn.Module, names: Collection[str] | None = None) -> None:
-        """names: of those of its parameters that are meant, if not all."""
+    def __init__(self, model: nn.Module, names: Collection[str] | None = None, factors: Parts | None = None) -> None:
+        """names: of those of its parameters that are meant, if not all. factors: of those of them that have some."""
+        self.factors = factors or {}
         chosen = [(name, p) for name, p in model.named_parameters() if names is None or name in names]
-        named = sorted(chosen, key=lambda item: GROUPS.index(group_of(*item)))  # stable sort
+        named = sorted(chosen, key=lambda item: (GROUPS.index(group_of(*item)), self.factors.get(item[0], ())))  # stable sort
         self.slices: dict[str, slice] = {}
-        bounds, end = {g: [0, 0] for g in GROUPS}, 0
+        runs: list[tuple[Kind, int]] = []  # where each of them ends: neighbours of one kind are one leaf
+        end = 0
         for name, p in named:
-            group = group_of(name, p)
-            if bounds[group][1] == 0:
-                bounds[group][0] = end
             self.slices[name] = slice(end, end + p.numel())
+            parts = self.factors.get(name, (NONE,))
+            ends = [end + p.numel() * (i + 1) // len(parts) for i in range(len(parts))]
             end += -(-p.numel() // ALIGN) * ALIGN
-            bounds[group][1] = end
+            for factors, stop in zip(parts, (*ends[:-1], end), strict=True):
+                kind = Kind(group_of(name, p), factors)
+                if runs and runs[-1][0] == kind:
+                    runs.pop()
+                runs.append((kind, stop))
         self.named, like = dict(named), named[0][1]
         values, grads = (torch.zeros(end, dtype=like.dtype, device=like.device) for _ in range(2))
         for name, p in named:
             values[self.slices[name]].copy_(p.data.flatten())
-        self.groups = {group: slice(start, stop) for group, (start, stop) in bounds.items() if stop > start}
-        self.leaves = {group: nn.Parameter(values[place]) for group, place in self.groups.items()}
+        self.places: dict[str, slice] = {}
+        self.kinds: dict[Kind, list[str]] = {}  # the leaves of each
+        start = 0
+        for kind, stop in runs:
+            alike = self.kinds.setdefault(kind, [])
+            alike.append(f"{kind.label()} {len(alike) + 1}" if alike else kind.label())
+            self.places[alike[-1]] = slice(start, stop)
+            start = stop
+        self.leaves = {leaf: nn.Parameter(values[place]) for leaf, place in self.places.items()}
         self.use(values, grads)
 
     def use(self, values: Tensor, grads: Tensor) -> None:
@@ -66,16 +99,24 @@ class FlatParameters:
         for name, p in self.named.items():
             place = self.slices[name]
             p.data, p.grad = values[place].view(p.shape), grads[place].view(p.shape)
-        for group, leaf in self.leaves.items():
-            leaf.data, leaf.grad = values[self.groups[group]], grads[self.groups[group]]
+        for name, leaf in self.leaves.items():
+            leaf.data, leaf.grad = values[self.places[name]], grads[self.places[name]]
 
-    def adamw(self, *, betas: tuple[float, float], eps: float, weight_decay: float) -> torch.optim.AdamW:
-        """Fused AdamW over the flat groups; the learning rate is set by the training loop at every step."""
-        return torch.optim.AdamW(self.param_groups(weight_decay), lr=0.0, betas=betas, eps=eps, fused=True)
+    def adamw(self, *, betas: tuple[float, float], **settings: float) -> torch.optim.AdamW:
+        """Fused AdamW over the leaves; the learning rate is set by the training loop at every step. settings: as `Kind.settings` has them.
 
-    def param_groups(self, weight_decay: float) -> list[dict]:
+        gate_lr: factor of the rate of all gates; 0 = they stay as they are.
+        """
+        return torch.optim.AdamW(self.param_groups(**settings), lr=0.0, betas=betas, fused=True)
+
+    def param_groups(self, **settings: float) -> list[dict]:
         """What an optimiser is to be told of the leaves."""
-        return [{"params": [leaf], "weight_decay": weight_decay if decays(name) else 0.0} for name, leaf in self.leaves.items()]
+        return [{"params": [self.leaves[name] for name in names]} | kind.settings(**settings) for kind, names in self.kinds.items()]
+
+    def eps_factors(self, name: str) -> Tensor:
+        """The factor of Adam's epsilon of every element of a parameter, flat."""
+        parts = self.factors.get(name, (NONE,))
+        return torch.tensor([part.eps for part in parts], dtype=torch.float64).repeat_interleave(self.named[name].numel() // len(parts))
 
     def zero(self) -> None:
         """Forget the gradients."""

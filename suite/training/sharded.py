@@ -9,9 +9,9 @@ Under bf16 a block's weights are gathered in bf16; masters, gates, gradient sums
 from __future__ import annotations
 
 import ctypes
-import os
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -19,19 +19,16 @@ from accelerate import FullyShardedDataParallelPlugin
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from suite.model.backbone import Block, DiT
 from suite.protocol import Protocol
 from suite.training.checkpoint import PlacementError
-from suite.training.optim import FlatParameters, decays, group_of
+from suite.training.factors import NONE, of_model
+from suite.training.optim import FlatParameters, Kind, group_of
 
 KEPT_EVERY = 4  # one block in so many keeps its activations, the others run again in the backward (Table 3: three of four)
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of torch.optim.AdamW
-
-
-def wanted() -> bool:
-    """Whether this process was launched to shard, by Accelerate's settings."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,36 @@ def read(p: Protocol) -> Sharding:
     if what := "audits its runs" if p.audit_every else "probes its runs" if p.probe else "":
         raise PlacementError(f"protocol {p.name} {what}, for which a model must lie whole in one process: launch without FSDP")
     return Sharding(bool(plugin.reshard_after_forward))
+
+
+class Split:
+    """A sharded weight of which equal parts have factors of their own: for each a leaf, this process's rows of it.
+
+    Moments lie as the weight does, so that a checkpoint holds them whole, for any number of processes.
+    """
+
+    def __init__(self, weight: torch.nn.Parameter, parts: int) -> None:
+        (rows, *_), (first, *_) = compute_local_shape_and_global_offset(weight.shape, weight.device_mesh, weight.placements)
+        bounds = [min(max(weight.shape[0] * i // parts - first, 0), rows) for i in range(parts + 1)]
+        self.weight, self.rows = weight, [slice(*pair) for pair in pairwise(bounds)]
+        self.leaves = [torch.nn.Parameter(part) for part in self._of(weight)]
+        self.moments = {moment: torch.zeros_like(weight.detach()) for moment in MOMENTS}
+
+    def _of(self, tensor: Tensor) -> list[Tensor]:
+        local = tensor.detach().to_local()
+        return [local[rows] for rows in self.rows]
+
+    def enter(self, optimizer: torch.optim.Optimizer, step: Tensor) -> None:
+        """Give the optimiser its state of the leaves."""
+        for leaf, *moments in zip(self.leaves, *map(self._of, self.moments.values()), strict=True):
+            if leaf.numel():
+                optimizer.state[leaf] = dict(zip(MOMENTS, moments)) | {"step": step.clone()}
+
+    def follow(self) -> None:
+        """Make the leaves this step's weight and gradient."""
+        grads = [None] * len(self.leaves) if self.weight.grad is None else self._of(self.weight.grad)
+        for leaf, value, grad in zip(self.leaves, self._of(self.weight), grads, strict=True):
+            leaf.data, leaf.grad = value, grad
 
 
 class ShardedParameters:
@@ -82,17 +109,25 @@ class ShardedParameters:
         whole = {p for name, p in self.dit.named_parameters() if name in names}
         fully_shard(self.dit, mesh=self.mesh, mp_policy=self.policy, ignored_params=whole)  # the root, of no parameters
         self.dit.to(device)
-        self.whole = FlatParameters(self.dit, names)
+        factors = of_model(self.dit)
+        self.whole = FlatParameters(self.dit, names, factors)
         self.parts = {name: p for name, p in self.dit.named_parameters() if name not in names}
+        kinds = {name: [Kind(group_of(name, p), each) for each in factors.get(name, (NONE,))] for name, p in self.parts.items()}
+        self.split = {name: Split(p, len(kinds[name])) for name, p in self.parts.items() if len(kinds[name]) > 1}
+        self.kinds: dict[tuple[Kind, bool], list[Tensor]] = {}  # leaves of a kind, and whether they are parts of a weight
+        for name, p in self.parts.items():
+            leaves = self.split[name].leaves if name in self.split else [p]
+            for kind, leaf in zip(kinds[name], leaves, strict=True):
+                if leaf.numel():
+                    self.kinds.setdefault((kind, name in self.split), []).append(leaf)
 
-    def adamw(self, *, betas: tuple[float, float], eps: float, weight_decay: float) -> torch.optim.AdamW:
+    def adamw(self, *, betas: tuple[float, float], **settings: float) -> torch.optim.AdamW:
         """As `FlatParameters.adamw`, over the shards and the flat rest; no group mixes the two, which torch refuses."""
-        groups = [
-            {"params": [p for name, p in self.parts.items() if decays(group_of(name, p)) == wants], "weight_decay": weight_decay * wants}
-            for wants in (True, False)
-        ]
-        groups = [group for group in groups if group["params"]] + self.whole.param_groups(weight_decay)
-        return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
+        groups = [{"params": leaves} | kind.settings(**settings) for (kind, _), leaves in self.kinds.items()]
+        optimizer = torch.optim.AdamW([*groups, *self.whole.param_groups(**settings)], lr=0.0, betas=betas, fused=True)
+        for split in self.split.values():
+            split.enter(optimizer, self._count(0))
+        return optimizer
 
     def zero(self) -> None:
         """Forget the gradients."""
@@ -116,6 +151,8 @@ class ShardedParameters:
         norm = (square + self.whole.grads.square().sum()).sqrt()
         scale = torch.clamp(limit / (norm + 1e-6), max=1.0)  # 1e-6 as torch.nn.utils.clip_grad_norm_
         torch._foreach_mul_([*grads, self.whole.grads], scale)
+        for split in self.split.values():
+            split.follow()
         return norm
 
     def tensors(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -126,7 +163,7 @@ class ShardedParameters:
         found: dict[str, Tensor] = {}
         leaves = {f"whole.{group}": leaf for group, leaf in self.whole.leaves.items()}
         for name, p in (*self.parts.items(), *leaves.items()):
-            state = optimizer.state[p]
+            state = self.split[name].moments if name in self.split else optimizer.state[p]
             if not state:
                 state |= {moment: torch.zeros_like(p.detach()) for moment in MOMENTS} | {"step": self._count(0)}
             for moment in MOMENTS:
@@ -136,8 +173,8 @@ class ShardedParameters:
 
     def set_step(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Make AdamW take the next update as its `step` + 1-st; its moments are in `tensors`."""
-        for p in (*self.parts.values(), *self.whole.leaves.values()):
-            optimizer.state[p]["step"] = self._count(step)
+        for leaf in optimizer.state:
+            optimizer.state[leaf]["step"] = self._count(step)
 
     def _count(self, step: int) -> Tensor:
         return torch.tensor(float(step), device=self.whole.values.device)

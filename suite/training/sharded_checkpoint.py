@@ -34,7 +34,7 @@ from suite.training.checkpoint import (
     sync_folder,
     write_synced,
 )
-from suite.training.sidecar import sha256_of
+from suite.training.contents import sha256_of
 
 KEEP = 2  # of 160 GB each at 13.6 billion parameters (values and two moments); the newest, and one should that be damaged
 

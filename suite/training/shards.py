@@ -7,6 +7,7 @@ Shapes: N rows, B of a batch, C channels, H = W positions, S caption tokens, D t
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from suite.training import contents
 from suite.training.sources import Source, first_line
 
 DIMENSIONS = {"latent": 3, "caption": 2}
@@ -101,7 +103,7 @@ def open_shards(source: Source, files: list[Path]) -> Shards:
 
         for file in files:
             rows.append(_guarded(source, file, lambda file=file: pyarrow.parquet.read_metadata(file).num_rows))
-        tables = [_guarded(source, files[0], lambda: datasets.load_dataset("parquet", data_files=list(map(str, files)), split="train"))]
+        tables = [_guarded(source, files[0], lambda: _converted(files))]
     else:
         tables = [_guarded(source, file, lambda file=file: datasets.Dataset.from_file(str(file))) for file in files]
         rows = list(map(len, tables))
@@ -123,6 +125,19 @@ def open_shards(source: Source, files: list[Path]) -> Shards:
     labels = np.concatenate([piece for _, piece in columns["label"]]) if columns["label"] else None
     captions = _column(source, "caption", columns["caption"]) if columns["caption"] else None
     return Shards(files, rows, _column(source, "latent", columns["latent"]), captions, labels)
+
+
+def _converted(files: list[Path]):
+    """Parquet files as one Arrow table of `datasets`, from its cache where they were converted before.
+
+    It knows files by path and time of change, and would give the old rows of one that was rewritten in between: so each content has
+    a cache of its own.
+    """
+    import datasets
+
+    content = contents.digests({file.name: [file] for file in files}, files[0].parent / contents.NOTES)
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "latents" / hashlib.sha256("".join(content.values()).encode()).hexdigest()[:16]
+    return datasets.load_dataset("parquet", data_files=list(map(str, files)), split="train", cache_dir=str(cache))
 
 
 def _guarded(source: Source, file: Path, read):
@@ -177,7 +192,7 @@ def check_regular(source: Source, files: list[Path]) -> None:
     import pyarrow.compute as pc
 
     if files[0].suffix == ".parquet":
-        tables = [datasets.load_dataset("parquet", data_files=list(map(str, files)), split="train")]  # from the cache
+        tables = [_converted(files)]
     else:
         tables = [datasets.Dataset.from_file(str(file)) for file in files]
     for file, table in zip(files, tables):

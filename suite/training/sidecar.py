@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from suite.training.shards import Column, Shards, check_regular, size_of
-from suite.training.sources import Source
+from suite.training import contents
+from suite.training.contents import write_aside
+from suite.training.shards import Column, Shards, check_regular, open_shards, size_of
+from suite.training.sources import DataError, Source
 
 VERSION = 1
 NOTES, TENSORS = "latents.json", "latents.safetensors"
@@ -51,25 +51,6 @@ class Sidecar:
         return f"d{sha.hexdigest()[:15]}"
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digits over a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_aside(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, also where several processes on several machines do so at once."""
-    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def read(source: Source, folder: Path, files: list[Path]) -> Sidecar | None:
     """The sidecar of these shards, None where there is none yet. Raises DataError where it belongs to others."""
     from safetensors.torch import load
@@ -80,18 +61,20 @@ def read(source: Source, folder: Path, files: list[Path]) -> Sidecar | None:
     try:
         notes = json.loads(path.read_bytes())
         version = notes["version"]
-        known = {shard["name"]: shard["bytes"] for shard in notes["shards"]}
+        known = {shard["name"]: shard["sha256"] for shard in notes["shards"]}
         data = (folder / TENSORS).read_bytes()
         right = notes["tensors"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise source.error(f"{path} or {TENSORS} cannot be read ({type(error).__name__}); delete {path} to make both anew") from error
     if version != VERSION:
         raise source.error(f"{path} is of version {version}, not {VERSION}; delete it to make it anew")
+    mend = f"restore it, or delete {path} to make it anew"
+    if gone := known.keys() - {file.name for file in files}:
+        raise source.error(f"{folder / min(gone)} is missing; {mend}")
+    found = digests_of(source, folder, files)
     for file in files:
-        if known.pop(file.name, None) != file.stat().st_size:
-            raise source.error(f"{file} is not the file that {NOTES} knows; restore it, or delete {path} to make it anew")
-    if known:
-        raise source.error(f"{folder / min(known)} is missing; restore it, or delete {path} to make it anew")
+        if found[file.name] != known.get(file.name):
+            raise source.error(f"{file} is not the file that {NOTES} knows{_spoilt(source, file)}; {mend}")
     if hashlib.sha256(data).hexdigest() != right:
         raise source.error(f"{folder / TENSORS} is not the file that {NOTES} knows; restore it, or delete {path} to make both anew")
     tensors = load(data)
@@ -110,6 +93,9 @@ def make(
     from safetensors.torch import save
 
     print(f"{source.text}: reading {sum(shards.rows):,} latents once, for {NOTES}", file=sys.stderr)
+    sha = digests_of(source, folder, shards.files)
+    if other := [name for name in digests or {} if sha.get(name) != digests[name]]:
+        raise source.error(f"{folder / other[0]} is not what was written; delete it and encode again, which makes it anew")
     check_regular(source, shards.files)
     names = [file for file, rows in zip(shards.files, shards.rows) for _ in range(rows)]
     mean_CHW, square_CHW = _moments(source, shards.latents, names)
@@ -121,9 +107,8 @@ def make(
         found = _empty_there(folder, shape) if empty_SD is None else empty_SD
         tensors["empty_SD"] = (torch.zeros(shape) if found is None else found).double()
     data = save(tensors)
-    sha = {file.name: sha256_of(file) for file in shards.files}
-    if other := [name for name in digests or {} if sha.get(name) != digests[name]]:
-        raise source.error(f"{folder / other[0]} is not what was written; delete it and encode again, which makes it anew")
+    if digests_of(source, folder, shards.files) != sha:
+        raise source.error(f"the shards in {folder} change while they are read; call again when nobody writes to them")
     notes = {
         "version": VERSION, "rows": sum(shards.rows), "shape": list(shards.latents.shape), "caption_shape": shape,
         "classes": None if shards.labels is None else len(np.unique(shards.labels)),
@@ -138,6 +123,26 @@ def make(
     except OSError as error:
         raise source.error(f"{folder / NOTES} cannot be written ({error.strerror}), and no run begins without it") from error
     return Sidecar(notes, mean_CHW, square_CHW, tensors.get("empty_SD"))
+
+
+def digests_of(source: Source, folder: Path, files: list[Path]) -> dict[str, str]:
+    """SHA-256 of shards by name. Raises DataError for one that cannot be read."""
+    try:
+        return contents.digests({file.name: [file] for file in files}, folder / contents.NOTES)
+    except OSError as error:
+        raise source.error(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def _spoilt(source: Source, file: Path) -> str:
+    """What a shard that is not the known one holds and nobody can train on, in words; "" where it can only be said that it is another."""
+    try:
+        found = open_shards(source, [file])
+        for name, column in (("latent", found.latents), ("caption", found.captions)):
+            if column is not None and (row := _first_not_finite(column)) is not None:
+                return f": the {name} of its row {row} is not finite"
+    except DataError:
+        pass
+    return ""
 
 
 def _empty_there(folder: Path, shape: list[int]) -> Tensor | None:
@@ -167,8 +172,8 @@ def _moments(source: Source, column: Column, names: list[Path]) -> tuple[Tensor,
         x = block.double()
         total += x.sum(0)
         square += x.square().sum(0)
-        if not square.isfinite().all():
-            raise _not_finite(source, "latent", first, block, names)
+        if (row := _bad_row(first, block)) is not None:
+            raise _not_finite(source, "latent", row, names)
     mean, square = total / len(names), square / len(names)
     of_channel = square.mean((1, 2))
     variance = of_channel - mean.mean((1, 2)).square()
@@ -178,11 +183,19 @@ def _moments(source: Source, column: Column, names: list[Path]) -> tuple[Tensor,
 
 
 def _check_finite(source: Source, column: Column, names: list[Path]) -> None:
-    for first, block in _blocks(column):
-        if not block.isfinite().all():
-            raise _not_finite(source, "caption", first, block, names)
+    if (row := _first_not_finite(column)) is not None:
+        raise _not_finite(source, "caption", row, names)
 
 
-def _not_finite(source: Source, name: str, first: int, block: Tensor, names: list[Path]):
-    row = first + int((~block.isfinite().flatten(1).all(1)).nonzero()[0])
+def _first_not_finite(column: Column) -> int | None:
+    """The first row of a column that holds nan or inf."""
+    return next((row for first, block in _blocks(column) if (row := _bad_row(first, block)) is not None), None)
+
+
+def _bad_row(first: int, block: Tensor) -> int | None:
+    bad = (~block.isfinite().flatten(1).all(1)).nonzero()
+    return first + int(bad[0]) if len(bad) else None
+
+
+def _not_finite(source: Source, name: str, row: int, names: list[Path]) -> DataError:
     return source.error(f"{names[row]}: the {name} of row {row - names.index(names[row])} is not finite")

@@ -14,7 +14,7 @@ from suite.model.backbone import DiT
 from suite.model.flow import seeded
 from suite.protocol import Run
 from suite.residual import Residual, Site
-from suite.training import checkpoint, sharded_checkpoint
+from suite.training import checkpoint, factors, sharded_checkpoint
 from suite.training.optim import FlatParameters
 from suite.training.sharded import ShardedParameters, Sharding
 
@@ -56,7 +56,8 @@ class RunState:
         p, self.owner = run.protocol, run.run_id + (f" of group {group}" if group else "")
         self.dit = build_model(run, shape, caption_shape)
         draw = partial(self.dit.init_weights, run.seed, init=p.init, writers=run.writers, final=p.final)
-        adam = {"betas": (p.beta1, p.beta2), "eps": p.adam_eps, "weight_decay": p.weight_decay}
+        gate_lr = run.gate_lr
+        adam = {"betas": (p.beta1, p.beta2), "eps": p.adam_eps, "weight_decay": p.weight_decay, "gate_lr": gate_lr}
         if sharding is not None:
             self.parameters = ShardedParameters(self.dit, p, sharding, device)
             draw(drawn=self.parameters.shard)
@@ -65,7 +66,7 @@ class RunState:
         else:
             draw()
             self.dit.to(device)
-            self.parameters = FlatParameters(self.dit)
+            self.parameters = FlatParameters(self.dit, factors=factors.of_model(self.dit))
             self.optimizer = prepare(self.parameters.adamw(**adam))
         self.step = 0
         self.curve: list[tuple[int, float, float]] = []  # step, loss, grad_norm
@@ -91,9 +92,9 @@ class RunState:
             shards = self.parameters.tensors(self.optimizer)
             return sharded_checkpoint.save(folder, self.step, self.owner, shards, history, self.log)
         tensors = history | {"values": self.flat.values}
-        for group, leaf in self.flat.leaves.items():
+        for name, leaf in self.flat.leaves.items():
             state = self.optimizer.state[leaf]
-            tensors |= {f"{group}.{key}": state[key] for key in ADAM_STATE if state}
+            tensors |= {f"{name}.{key}": state[key] for key in ADAM_STATE if state}
         checkpoint.save(folder, self.step, self.owner, tensors, self.log, keep_from)
 
     def restore(self, folder: Path, at_most: int | None = None) -> bool:
@@ -110,11 +111,11 @@ class RunState:
             return False
         self.step, tensors, self.log = found
         self.flat.values.copy_(tensors["values"])
-        for group, leaf in self.flat.leaves.items():
+        for name, leaf in self.flat.leaves.items():
             state = self.optimizer.state[leaf]
             state.clear()
             if self.step:
-                state.update({key: tensors[f"{group}.{key}"].to(leaf.device) for key in ADAM_STATE})
+                state.update({key: tensors[f"{name}.{key}"].to(leaf.device) for key in ADAM_STATE})
         self._remember(tensors)
         return True
 

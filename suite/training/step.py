@@ -49,14 +49,14 @@ class TrainStep:
     def _to_device(self, batch: flow.Batch) -> flow.Batch:
         return flow.Batch(*(part.to(self.device) for part in batch))
 
-    def velocity(self, z_BCHW: Tensor, captions_BSD: Tensor) -> Tensor:
+    def velocity(self, z_BCHW: Tensor, captions_BSD: Tensor, t_B: Tensor) -> Tensor:
         """The model's velocity under the run's precision."""
         with self.accelerator.autocast():
-            return self.state.dit(z_BCHW, captions_BSD)
+            return self.state.dit(z_BCHW, captions_BSD, t_B)
 
     def loss(self, batch: flow.Batch) -> Tensor:
         """Mean squared velocity error (Eq. 2), 0-dim."""
-        velocity = self.velocity(batch.z_BCHW, self.captions(batch.caption_B))
+        velocity = self.velocity(batch.z_BCHW, self.captions(batch.caption_B), batch.t_B)
         return (velocity.float() - batch.target_BCHW).square().mean()
 
     def gradients(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,5 +114,5 @@ class TrainStep:
     def apply(self, step: int) -> None:
         """Apply AdamW at the step's rate, kernel by kernel."""
         for group in self.state.optimizer.param_groups:
-            group["lr"] = self.rate(step)
+            group["lr"] = self.rate(step) * group["rate"]
         self.state.optimizer.step()

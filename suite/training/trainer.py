@@ -16,6 +16,7 @@ from suite.training.clock import Clock
 from suite.training.cuda_graph import Graphed
 from suite.training.data import Data
 from suite.training.evaluation import Evaluation
+from suite.training.gates import gate_rows
 from suite.training.sharded import Sharding
 from suite.training.state import RunState
 from suite.training.step import TrainStep
@@ -101,13 +102,18 @@ class Trainer:
         return next((loss for step, loss in reversed(self.state.evals) if step <= self.run.protocol.horizon), None)
 
     def finished(self) -> bool:
-        """Whether the run ends here: its length, a step that was not finite, or `after_crash` steps beyond a confirmed crash."""
+        """Whether the run ends here: its length, a step that was not finite, or `after_crash` steps beyond a confirmed crash.
+
+        One that has not trained by the time when it should have never will; it goes on `after_crash` steps all the same.
+        """
         step, curve = self.state.step, self.state.curve
         if step >= self.run.protocol.length or (curve and curve[-1][0] > step):
             return True
         if not curve or step % JUDGE_EVERY:
             return False
         verdict = self.judge()
+        if verdict.outcome == "untrained":
+            return step > self.run.protocol.after_crash
         if verdict.confirmed:
             self.keep_from = max(0, verdict.crash_step - REPLAY_BEFORE - 1)
         return verdict.confirmed and step >= verdict.crash_step + self.run.protocol.after_crash
@@ -121,6 +127,12 @@ class Trainer:
         """Whether the held-out loss is due after this step."""
         p, step = self.run.protocol, self.state.step
         return step % p.heldout_every == 0 or step in (p.horizon, p.length)
+
+    def note_heldout(self, loss: float) -> None:
+        """Enter the held-out loss after this step, and what the scheme's gates are then."""
+        self.state.evals.append((self.state.step, loss))
+        if rows := gate_rows(self.state.dit, self.state.step):
+            self.state.log.setdefault("gates", []).extend(rows)
 
     def checkpoint(self) -> None:
         """Save, where the step is one at which that is due."""
@@ -141,7 +153,7 @@ class Trainer:
                 return
             if self.measures_heldout():
                 with self.clock.timed("heldout"):
-                    state.evals.append((state.step, float(self.evaluation.heldout_loss())))
+                    self.note_heldout(float(self.evaluation.heldout_loss()))
             if after_update is not None:
                 after_update(state.step)
             self.checkpoint()

@@ -29,7 +29,7 @@ class Verdict:
     """What became of a run. Losses are in the curve's own unit; the crash step is one of its steps."""
 
     outcome: str  # one of `suite.verdict.outcomes.OUTCOMES`; of a log from elsewhere also `unknown`
-    crash_step: int | None  # first step at which it stopped being usable (collapsed_at_init: its first); None: none seen
+    crash_step: int | None  # first step at which it stopped being usable; None: it did not, or it never was
     confirmed: bool  # a full confirmation window lies behind the event (a non-finite value needs none)
     best_loss: float | None  # m: minimum of the short median, up to the crash or the horizon
     final_loss: float | None  # median of the last `window` finite points, or fewer; of those up to the horizon where there was no crash
@@ -95,7 +95,7 @@ def judge_known(steps, loss, c, window, horizon, grad_norm, min_points, heldout_
     late = starts[events & (starts >= counted)]
     late_step = int(steps[late[0]]) if len(late) else int(steps[end]) if end < len(loss) else None
     if not armed[:counted].any():
-        return replace(verdict("collapsed_at_init", 0, True), late_step=late_step)
+        return replace(verdict("untrained"), late_step=late_step)
     alive = verdict("survived")
     if horizon is not None and steps[-1] >= horizon and min(alive.final_loss, np.inf if heldout_loss is None else heldout_loss) > STUCK * c:
         alive = replace(alive, outcome="stuck")

@@ -46,7 +46,7 @@ def judge_foreign(steps, loss, *, constant_loss: float | None = None, grad_norm=
     else:
         verdict, lacks = _judge_unknown(steps, loss, window, grad_norm, min_points)
         notes += ["constant loss unknown: threshold from the log's own level and scatter; --constant-loss is stricter, and needed for "
-                  "collapsed_at_init", *lacks]  # fmt: skip
+                  "untrained", *lacks]  # fmt: skip
     if verdict.outcome == "nonfinite":
         after = np.asarray(loss, float)[np.searchsorted(steps, verdict.crash_step) + 1:]
         if np.isfinite(after).any():

@@ -1,8 +1,9 @@
 """The outcomes of a run, and which of them count for what. No imports: tables read this too."""
 
-OUTCOMES = ("survived", "stuck", "collapsed", "degraded", "collapsed_at_init", "nonfinite", "too_short")
+OUTCOMES = ("survived", "stuck", "collapsed", "degraded", "untrained", "nonfinite", "too_short")
 DEAD = ("collapsed", "degraded", "nonfinite")  # a run that trained, and died; what LR50 counts
-UNUSABLE = (*DEAD, "stuck", "collapsed_at_init")  # what LR50u counts
+UNUSABLE = (*DEAD, "stuck", "untrained")  # what LR50u counts
+GONE = (*DEAD, "untrained")  # at no loss that training gives: their state is looked at, and they get neither scores nor a probe
 
 
 def fate(outcome: str) -> str:

@@ -17,7 +17,8 @@ def prepare(case):
 
     if case["variant"] == "suite":
         dit = trainer(case).dit
-        block, rest = dit.blocks[0].forward, (dit.rope, dit.segments, dit.step)  # not block(...): that may be compiled
+        t_B = torch.zeros(case["batch"])
+        block, rest = dit.blocks[0].forward, (dit.rope, dit.segments, dit.step, t_B)  # not block(...): that may be compiled
         weights = list(dit.blocks[0].parameters())
     else:
         from reference import Reference

@@ -79,13 +79,15 @@ def seconds(rows, phases):
 
 
 def worker_start(benchmark, results, case):
+    from suite.catalogue import read
     from suite.sweep.plan import Selection, make_plan
 
+    kind = read().get(case["scheme"]).file, "fp32"
     run, *_ = make_plan(Selection("laptop", schemes=(case["scheme"],), depths=(case["depth"],)))
     workers = []
 
     def fresh():
-        workers.append(WorkerProcess(results, "digits", ()))
+        workers.append(WorkerProcess(results, "digits", lambda run: kind))
         return (workers[-1], run), {}
 
     def end(*_):

@@ -31,7 +31,8 @@ SCHEMES = {
     "wrong shape": ("    def merge(self, x, f, ctx): return (x + f)[:, :1]\n", "came back as (2, 1, 8)"),
     "wrong rank": ("    def merge(self, x, f, ctx): return (x + f).mean()\n", "scheme bad"),
     "nan": ("    def merge(self, x, f, ctx): return (x + f) * float('nan')\n", "nan or inf"),
-    "no tensor": ("    def forward(self, x, branch, ctx): return None\n", "came back as NoneType"),
+    "no tensor": ("    def forward(self, x, branch, ctx): branch(x)\n", "came back as NoneType"),
+    "no branch": ("    def forward(self, x, branch, ctx): return x\n", "calls its branch 0 times"),
 }
 
 
@@ -56,7 +57,7 @@ def test_schemes_that_cannot_work(capsys, tmp_path, kind):
 def test_a_default_text_keeps_its_case(tmp_path):
     upper = "    def __init__(self, site, first: int = 1, mode='Ab'): super().__init__(site)\n"
     (tmp_path / "p.py").write_text(SCHEME.replace("bad", "upper") + upper)
-    registry.load_plugin(tmp_path / "p.py")
+    registry.load(tmp_path / "p.py")
     entry = registry.get("upper")
     try:
         assert registry.format_params(entry, {}) == "first=1,mode=Ab"

@@ -32,7 +32,7 @@ VERBS = {
     "encode": ["--images DIR", "--captions FILE", "--out DIR", "--vae NAME", "--text NAME", "--size N", "--tokens N", "--batch N"],
     "status": ["--results DIR"],
     "collect": ["--from DIR", "--protocol NAME", "--results DIR"],
-    "figures": ["--out DIR", "--results DIR"],
+    "figures": ["--check", "--out DIR", "--results DIR"],
     "verify": ["--rerun K", "--seed N", "--plugin FILE", "--results DIR"],
     "report": ["--write", "--results DIR"],
     "detect": ["file", "--column NAME", "--constant-loss X", "--plot FILE"],
@@ -161,12 +161,13 @@ def test_the_run_id_sees_what_changes_the_numbers_and_nothing_else():
     base = Run(smoke, "mvsplit", "controlled", "alpha=0,beta=1,sites=both", "zero", 100, 4e-3, 0, "digits", "d" * 16, "c" * 16, True)
     ids = {"": base.run_id}
     for field, value in {"scheme": "plain", "depth": 99, "lr": 3e-3, "seed": 1, "compiled": False, "writers": "std", "arm": "native",
-                         "data_digest": "e" * 16, "code_digest": "e" * 16, "params": "alpha=1,beta=1,sites=both"}.items():
+                         "data_digest": "e" * 16, "code_digest": "e" * 16}.items():
         ids[field] = Run(**{**vars(base), field: value}).run_id
     for field, value in {"name": "other", "version": 9, "width": 64, "beta2": 0.95, "horizon": 9, "dtype": "bf16", "nfe": 3}.items():
         ids[field] = Run(**{**vars(base), "protocol": replace(smoke, **{field: value})}).run_id
     assert len(set(ids.values())) == len(ids)
-    assert Run(**{**vars(base), "data": "imagefolder:elsewhere"}).run_id == base.run_id  # a path; the digest counts
+    for field, value in {"data": "imagefolder:elsewhere", "params": "as written"}.items():  # their digests count
+        assert Run(**{**vars(base), field: value}).run_id == base.run_id
     for field, value in {"purpose": "x", "depths": (9,), "lrs": (9.0,), "seeds": (9,), "cells": (), "data": "x"}.items():
         assert Run(**{**vars(base), "protocol": replace(smoke, **{field: value})}).run_id == base.run_id, field
 
@@ -233,7 +234,7 @@ def test_ctrl_c_while_libraries_are_imported():
         [sys.executable, "-m", "suite", "list", "--plugin", Path("slow.py").resolve()], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    assert process.stdout.readline() == "go\n"
+    assert process.stderr.readline() == "go\n"
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)

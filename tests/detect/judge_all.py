@@ -19,10 +19,10 @@ import numpy as np
 from suite import environment
 from suite.codedigest import file_digest
 from suite.environment import ROOT
-from suite.records.completeness import Parts
-from suite.records.csvfile import format_value, render, write_package
+from suite.records.csvfile import render
+from suite.records.package import write_package
 from suite.records.schema import TABLES
-from suite.records.tables import Store
+from suite.records.tables import Parts, Store, format_value
 from suite.verdict.change import MIN_BEFORE, MIN_BEHIND
 from suite.verdict.detect import judge_foreign
 from suite.verdict.outcomes import DEAD
@@ -46,9 +46,8 @@ def own(results: Path, dead: bool) -> list[Case]:
                 continue
             if not dead and (row["outcome"] != "survived" or row["late_step"]):
                 continue
-            curve = parts.rows("curves", row)
-            steps, loss = (np.array([float(point[name]) for point in curve]) for name in ("step", "loss"))
-            out.append((steps.astype(int), loss, int(row["crash_step"]) if dead else None))
+            steps, loss = (parts.frame("curves", row)[name].to_numpy() for name in ("step", "loss"))
+            out.append((steps, loss, int(row["crash_step"]) if dead else None))
     return out
 
 

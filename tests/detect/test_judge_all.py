@@ -5,7 +5,8 @@ import pytest
 from judge_all import DETECT, FAMILIES, SEEDS, groups, healthy, judged, own, paper_like, rule_digest
 
 from suite.environment import ROOT
-from suite.records.csvfile import PACKAGE, package_text, read_rows
+from suite.records.csvfile import read_rows
+from suite.records.package import PACKAGE, package_text
 
 FOLDER = ROOT / "results" / "detect"
 committed = pytest.mark.skipif(not FOLDER.is_dir(), reason="no table of detect is committed")

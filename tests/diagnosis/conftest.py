@@ -29,8 +29,9 @@ def start(data, tmp_path):
         fields = {"width": WIDTH, "ffn": 24, "caption_tokens": 3, "horizon": 20, "final": "std"} | fields
         protocol = replace(PROTOCOLS["smoke"], **fields)
         entry = registry.get(scheme, "controlled")
-        params = registry.format_params(entry, registry.parse_params(entry, params))
-        source = ("toy", data.digest, entry.code_digest)
+        values = registry.parse_params(entry, params)
+        params = registry.format_params(entry, values)
+        source = ("toy", data.digest, entry.code_digest(values))
         run = Run(protocol, scheme, "controlled", params, writers, depth, lr, seed, *source, compiled=False)
         return Trainer(run, data, folder or tmp_path / str(next(count)))
 

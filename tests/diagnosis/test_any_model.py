@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from naive import T, draw, gradient_parts, naive_amplification, naive_kappa_hat, naive_tcs, near, size
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from suite.audit import AuditError, audit
 
@@ -200,9 +201,9 @@ def no_grad(call):
     (ENCODER, lambda model, call: call()[None], r"the loss must be a scalar tensor, not \(1,\)"),
     (ENCODER, lambda model, call: call().detach(), "the loss carries no gradient"),
     (ENCODER, lambda model, call: no_grad(call), "the loss carries no gradient"),
-    (ENCODER, lambda model, call: model.layers[0](draw(3, T, 8)).sum(), "writer layers.1.self_attn.* was not called"),
-    (ENCODER, lambda model, call: (call(), model.layers[0].linear1.weight.sum())[1], "does not depend on writer"),
-    (ENCODER, lambda model, call: call() + call(), "is called twice"),
+    (ENCODER, lambda model, call: draw(3, T, 8).requires_grad_().sum(), "layers.0.self_attn.*: was not called"),
+    (ENCODER, lambda model, call: (call(), model.layers[0].linear1.weight.sum())[1], "the loss does not depend on it"),
+    (ENCODER, lambda model, call: call() + call(), "called more than once"),
     (ENCODER, lambda model, call: model(draw(2, T, 8)).sum(), r"sees \((10|2), .*expected \(3, tokens, width\)"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(names, change, words):
@@ -210,3 +211,34 @@ def test_a_mistake_is_one_line(names, change, words):
     with pytest.raises(AuditError, match=words) as caught:
         audit(model, names, (lambda: change(model, loss)) if change else loss, batch=3)
     assert "\n" not in str(caught.value)
+
+
+def test_a_writer_that_cannot_be_measured_is_left_out_alone():
+    model, _ = encoder()
+    x = draw(3, T, 8)
+
+    def loss():
+        return model.layers[0](x).square().mean()
+
+    with pytest.warns(UserWarning, match=r"left out: layers.1.self_attn.out_proj, layers.1.linear2: was not called") as told:
+        rows = audit(model, ENCODER, loss, batch=3)
+    assert rows == audit(model, ENCODER[:2], loss, batch=3) and len(rows) == 2 and len(told) == 1
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_and_a_compiled_model(reentrant):
+    model, loss = encoder()
+    expected = audit(model, ENCODER, loss, batch=3)
+    x, target = draw(3, T, 8, seed=1), draw(3, T, 8, seed=2)
+
+    def checkpointed():
+        h = x
+        for layer in model.layers:
+            h = checkpoint(layer, h, use_reentrant=reentrant)
+        return (h - target).square().mean()
+
+    assert audit(model, ENCODER, checkpointed, batch=3) == expected
+    compiled = torch.compile(model, backend="aot_eager")
+    loss = (compiled(x) - target).square().mean()
+    assert audit(model, ENCODER, lambda: (compiled(x) - target).square().mean(), batch=3) == expected
+    loss.backward()  # through the graph of before

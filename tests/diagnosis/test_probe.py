@@ -33,9 +33,9 @@ class Says:
 
     def __init__(self, place, known):
         self.place, self.known = place, known
-        self.residuals = [SimpleNamespace(open=lambda x: x)]
+        self.residuals = [SimpleNamespace(open=lambda x, ctx: x)]
 
-    def forward(self, x, rope, segments, step):
+    def forward(self, x, rope, segments, step, t_B):
         return told(self.place, self.known["t"])
 
 
@@ -68,7 +68,7 @@ def rows(data, monkeypatch):
     monkeypatch.setattr(module.flow, "make_batch", make_batch)
     dit = SimpleNamespace(
         blocks=[Says(place, known) for place in (*PLACES[1:], "nothing")], segments=(IMAGE, CAPTION), rope=None,
-        step=None, sharded=False, enter=lambda z, c: told(PLACES[0], known["t"]),
+        step=None, sharded=False, enter=lambda z, c, t: told(PLACES[0], known["t"]), folded=lambda x: x,
     )  # fmt: skip
     run = SimpleNamespace(depth=len(PLACES), protocol=SimpleNamespace(audit_layers=12))
     captions = torch.zeros(4, CAPTION, WIDTH)
@@ -136,7 +136,7 @@ def trainer_of(data, folder, scheme="plain"):
     protocol = replace(PROTOCOLS["smoke"], width=16, ffn=24, caption_tokens=3, final="std", audit_layers=2)
     entry = registry.get(scheme, "controlled")
     params = registry.format_params(entry, {})
-    run = Run(protocol, scheme, "controlled", params, "std", 3, 1e-3, 0, "toy", data.digest, entry.code_digest, False)
+    run = Run(protocol, scheme, "controlled", params, "std", 3, 1e-3, 0, "toy", data.digest, entry.code_digest({}), False)
     return Trainer(run, data, folder)
 
 

@@ -61,16 +61,16 @@ class Replace(nn.Module):
 
     def __init__(self, x_TD):
         super().__init__()
-        self.x_TD, self.residuals = x_TD, [SimpleNamespace(open=lambda x: x)]
+        self.x_TD = x_TD
 
-    def forward(self, x, rope, segments, step):
+    def forward(self, x, rope, segments, step, t_B):
         return x if self.x_TD is None else self.x_TD.expand(len(x), *self.x_TD.shape)
 
 
 def state_from(data, *trunks):
     blocks = [Replace(x) for x in trunks]
     dit = SimpleNamespace(blocks=blocks, rope=None, segments=SEGMENTS, step=None, sharded=False,
-                          enter=lambda z, c: torch.zeros(len(z), 7, 7))  # fmt: skip
+                          enter=lambda z, c, t: torch.zeros(len(z), 7, 7), folded=lambda x: x)  # fmt: skip
     return final_state(stand_in(dit, torch.zeros(4, 3, 7), data))
 
 

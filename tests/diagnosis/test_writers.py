@@ -7,6 +7,7 @@ from naive import B, D, N, T, draw
 
 from suite.diagnosis import metrics
 from suite.model.backbone import attention_matrix
+from suite.residual import Context
 
 # --- a real backward pass ---------------------------------------------------------------------------------------------
 
@@ -32,7 +33,7 @@ def writer_traffic(model, call, *names):
 def dit_loss(model, seed=0):
     image, caption = draw(B, 2, 4, 4, seed=seed), draw(B, 3, 16, seed=seed + 1)
     target = draw(B, 2, 4, 4, seed=seed + 2)
-    return lambda: (model(image, caption) - target).square().mean()
+    return lambda: (model(image, caption, torch.linspace(0, 1, B)) - target).square().mean()
 
 
 WRITERS = ("blocks.0.wo", "blocks.0.w2", "blocks.1.wo", "blocks.1.w2")
@@ -102,7 +103,7 @@ def qkv_gradients(block, rope, x_BTD):
     """Norms of the gradients of W_Q, W_K, W_V and W_O of a real attention layer under a loss that is not linear."""
     block.zero_grad()
     target = draw(*x_BTD.shape, seed=5)
-    (block.attention(x_BTD, rope) - target).square().mean().backward()
+    (block.attention(x_BTD, rope, Context((4, 3), "attn", torch.zeros(()), torch.zeros(len(x_BTD)))) - target).square().mean().backward()
     return [part.norm().item() for part in (*block.wqkv.grad.chunk(3), block.wo.grad)]
 
 

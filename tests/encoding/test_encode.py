@@ -1,6 +1,7 @@
 """Encoded rows are what diffusers and transformers make of the same pictures and words; a killed call goes on to the same bytes."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from PIL import Image, ImageOps
 from suite.encoding import encode as module
 from suite.encoding.decode import picture, pixels
 from suite.encoding.encode import encode
+from suite.encoding.text import TextEncoder
 from suite.encoding.work import Work
 from suite.encoding.writer import ShardWriter
+from suite.training import contents
 from suite.training.data import load
 from suite.training.sources import DataError
 
@@ -246,6 +249,83 @@ def test_damaged_and_foreign_shards(made, tmp_path, monkeypatch):
     (out / "more.arrow").unlink()
     (out / "encoding.json").unlink()
     assert "latents-00000.arrow is not of this encoding" in refused(again, made, out)
+
+
+@pytest.mark.parametrize("name", ["latents-00001.arrow", "latents.safetensors", "latents.json", "encoding.json"])
+def test_a_flipped_byte_in_a_finished_folder_is_found(made, tmp_path, name):
+    out = tmp_path / "out"
+    shutil.copytree(made["root"] / "captions", out)
+    again(made, out)
+    load(f"latents:{out}")
+    path = out / name
+    whole, state = bytearray(path.read_bytes()), path.stat()
+    place = whole.index(b'"sha256": "') + 11 if path.suffix == ".json" else len(whole) - 700
+    whole[place] = ord("0") if whole[place] != ord("0") else ord("1")
+    path.write_bytes(whole)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    message = refused(again, made, out)
+    assert "begun with other" in message if name == "encoding.json" else "is not" in message
+    if name != "encoding.json":  # which says how it was made, not what it is
+        assert "is not the file that latents.json knows" in refused(load, f"latents:{out}")
+
+
+def test_a_sidecar_that_tells_of_another_making_is_made_anew(made, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(made["root"] / "captions", out)
+    notes = json.loads((out / "latents.json").read_text())
+    notes["encoder"]["vae"]["sha256"] = "0" * 64
+    (out / "latents.json").write_text(json.dumps(notes))
+    again(made, out)
+    assert models.contents(out) == models.contents(made["root"] / "captions")
+
+
+def test_a_picture_of_the_same_size_in_bytes_is_another(made, tmp_path, monkeypatch):
+    """A call that goes on, and one after the end, know pictures by what is in them."""
+    root, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(made["root"] / "images", root)
+    for path in root.glob("*/*.png"):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    words = made["words"] | {"vae": models.kl(tmp_path / "kl"), "say": lambda line: None}
+    encode(root, None, out, **words)
+    victim = sorted(root.glob("a/*.bmp"))[0]
+    state, whole = victim.stat(), bytearray(victim.read_bytes())
+    whole[-100:] = bytes(100)
+    victim.write_bytes(whole)
+    os.utime(victim, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert "was begun with other files" in refused(encode, root, None, out, **words)
+
+    def changing(self, rows):
+        victim.write_bytes(bytes(whole[:-100]) + bytes(range(100)))
+        return columns(self, *rows)
+
+    columns = Work._columns
+    monkeypatch.setattr(Work, "_columns", lambda self, *rows: changing(self, rows))
+    assert "images changed while they were encoded" in refused(encode, root, None, tmp_path / "late", **words)
+    assert not (tmp_path / "late/latents.json").exists()
+
+
+def test_a_finished_folder_is_not_read_again(made, tmp_path, monkeypatch):
+    out, read, sha256_of = tmp_path / "out", [], contents.sha256_of
+    shutil.copytree(made["root"] / "captions", out)
+    again(made, out)
+    monkeypatch.setattr(contents, "sha256_of", lambda path: read.append(path) or sha256_of(path))
+    again(made, out)
+    load(f"latents:{out}")
+    assert read == []
+
+
+def test_a_tokenizer_of_other_rules_is_another(made, tmp_path):
+    """The same words and numbers, cut otherwise: its captions are others."""
+    shutil.copytree(made["root"] / "qwen3", tmp_path / "lower")
+    rules = json.loads((tmp_path / "lower/tokenizer.json").read_text())
+    assert rules["normalizer"] is None
+    (tmp_path / "lower/tokenizer.json").write_text(json.dumps(rules | {"normalizer": {"type": "Lowercase"}}))
+    one, other = (TextEncoder(str(folder), torch.device("cpu")) for folder in (made["root"] / "qwen3", tmp_path / "lower"))
+    assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab() and one.identity["tokenizer"] != other.identity["tokenizer"]
+    again_one = TextEncoder(str(made["root"] / "qwen3"), torch.device("cpu"))
+    again_one.embed(["a cat"], 4)  # leaves its padding in the tokenizer
+    assert one.identity == again_one.identity
 
 
 def test_two_at_once_are_refused(made, tmp_path):

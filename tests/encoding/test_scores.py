@@ -1,5 +1,6 @@
 """FID of runs over latents: of the decoded samples, against the moments of the real images; one line for what is missing."""
 
+import dataclasses
 import json
 import shutil
 
@@ -12,7 +13,7 @@ from suite.encoding import decode, reference
 from suite.encoding.encode import encode
 from suite.quality import fid, moments
 from suite.quality.features import QualityError, extractor
-from suite.records.completeness import is_picture, lacking
+from suite.records.completeness import check_parts, is_picture
 from suite.records.schema import TABLES
 from suite.records.tables import Store, picture_path, read_rows
 from suite.sweep import execute as sweep
@@ -97,7 +98,7 @@ def test_a_run_has_what_can_be_had(made, network, tmp_path, gone):
     assert [row["run_id"] for row in rows] == [runs[0].run_id]  # and no real row
     assert rows[0]["fid_status"] == ("unavailable" if gone else "ok") and bool(rows[0]["fid"]) == (not gone) and not rows[0]["kid"]
     assert is_picture(picture_path(results / "smoke", "plain", 2, runs[0].run_id)) == (gone != "decoder")
-    assert lacking(store) == {}
+    assert check_parts(store.folder) == [] and store.done_ids() == {runs[0].run_id}
 
 
 def test_other_weights_decode_nothing(made, network, tmp_path):
@@ -120,6 +121,16 @@ def test_a_reference_of_other_weights_is_named(made, network, tmp_path):
     assert "is of inception2048 000000000..., not" in decode.fault(load(f"latents:{folder}"), "inception", 9)
     (folder / "reference.safetensors").write_bytes(b"junk")
     assert "holds no moments of features" in decode.fault(load(f"latents:{folder}"), "inception", 9)
+
+
+def test_a_reference_of_other_images_is_named(made, network, tmp_path):
+    """Of a folder with as many, encoded by the same network."""
+    folder = tmp_path / "latents"
+    shutil.copytree(made / "latents", folder)
+    old = moments.load(folder / "reference.safetensors")
+    (folder / "reference.safetensors").write_bytes(dataclasses.replace(old, images="0" * 64).to_bytes())
+    assert decode.fault(load(f"latents:{made}/latents"), "inception", 9) == ""
+    assert "is of other images than the latents" in decode.fault(load(f"latents:{folder}"), "inception", 9)
 
 
 def test_without_the_network_the_line_says_so(made):

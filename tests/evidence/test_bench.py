@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from paper_figures import cost, draw, style
 from suite import cli
 from suite.evidence import bench
-from suite.records.csvfile import PACKAGE, package_text
+from suite.records.package import PACKAGE, package_text
 from suite.records.schema import PROVENANCE, TABLES
 from suite.records.tables import read, read_rows, write_rows
 

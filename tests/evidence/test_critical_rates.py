@@ -7,7 +7,7 @@ import pytest
 
 from suite.evidence import edges, headline, report, stats
 from suite.protocol import KNOWN, SCHEMES, rate
-from suite.records.csvfile import write_package
+from suite.records.package import write_package
 from suite.records.schema import TABLES
 from suite.records.tables import write_rows
 from suite.verdict.outcomes import UNUSABLE
@@ -18,7 +18,8 @@ EDGE = {scheme: {25: 20 + i, 50: 17 + i, 100: 14 + i} for i, scheme in enumerate
 
 def row(scheme, depth, k, seed, outcome, loss=0.7, **more):
     return {"run_id": f"r{scheme}{depth}-{k}-{seed}", "protocol": "frontier", "protocol_version": "3", "scheme": scheme,
-            "arm": "controlled", "params": "-", "writers": "zero", "depth": str(depth), "lr": f"{rate(k):.6g}", "seed": str(seed),
+            "arm": "controlled", "params": "-", "writers": "zero", "gate_lr": "1",
+            "depth": str(depth), "lr": f"{rate(k):.6g}", "seed": str(seed),
             "data": "digits",
             "compiled": "true", "horizon": "400", "status": "done", "outcome": outcome, "constant_loss": "2", "final_loss": f"{loss}",
             "heldout_loss": f"{loss}"} | more  # fmt: skip

@@ -96,11 +96,12 @@ def test_the_readmes_tables_count_the_deaths(tmp_path):
 
 
 def test_the_strided_audit_has_its_steps_within_the_window_around_a_crash_too():
-    columns = {column: "2" for _, column in deaths.QUANTITIES.values()} | {"tcs": "0.25", "segment": "all"}
-    lines = [{"step": str(step), "layer": str(layer), "site": site, "window": dense, **columns}
-             for dense, steps in (("false", (1, 100, 200, 300, 500)), ("true", range(370, 431))) for step in steps
+    columns = {column: 2.0 for _, column in deaths.QUANTITIES.values()} | {"tcs": 0.25, "segment": "all"}
+    lines = [{"step": step, "layer": layer, "site": site, "window": dense, **columns}
+             for dense, steps in ((False, (1, 100, 200, 300, 500)), (True, range(370, 431))) for step in steps
              for layer in (6, 7) for site in ("attn", "ffn")]  # fmt: skip
-    found = deaths.strided(lines, 8)
+    audit = pd.DataFrame(lines)
+    found = deaths.strided(audit, 8)
     assert list(found["rho"].index) == [1, 100, 200, 300, 400, 500]
     assert set(found["rho"]) == {2.0} and set(found["1-TCS"]) == {0.75}
-    assert deaths.strided([], 8) == {}
+    assert deaths.strided(audit[:0], 8) == {}

@@ -9,14 +9,14 @@ import pytest
 from suite.environment import ROOT
 from suite.evidence.hazard import HEALTHY, Risk, died_healthy, hazard_ratio, healthy_steps, longer, poisson_interval, rates_below, risks
 from suite.protocol import PROTOCOLS
-from suite.records.completeness import Parts
-from suite.records.tables import Store
+from suite.records.tables import Parts, Store
 
 
 def run(outcome="survived", crash="", horizon=300, last=350, lr=1e-3, seed=0, scheme="plain", depth=100):
     return {"run_id": f"{scheme}{lr}{seed}", "outcome": outcome, "crash_step": str(crash), "horizon": str(horizon), "last_step": str(last),
             "constant_loss": "2", "lr": str(lr), "seed": str(seed), "status": "done", "protocol_version": "4", "scheme": scheme,
-            "arm": "controlled", "params": "-", "writers": "zero", "data": "digits", "compiled": "true", "depth": str(depth),
+            "arm": "controlled", "params": "-", "writers": "zero", "gate_lr": "1",
+            "data": "digits", "compiled": "true", "depth": str(depth),
             "final_loss": "1", "heldout_loss": "1"}  # fmt: skip
 
 

@@ -18,7 +18,8 @@ from paper_figures import (
     rows,
     style,
 )
-from suite.records.tables import Store, check_folder, read
+from suite.records.checks import check_folder
+from suite.records.tables import Store, read
 
 ANATOMY = [fig02_loss_and_rho, fig03_anatomy, fig04_amplification, fig06_gradient_modes]
 DEPTH, CRASH, EVERY, TOKENS = 8, 100, 25, 20
@@ -58,7 +59,7 @@ def record(scheme, *, seed=0, crash=None, lr=3.5e-3, window=True, audited=True, 
     noise = np.random.default_rng(seed).normal(0, 0.05, steps)
     loss = np.where(np.arange(1, steps + 1) >= (crash or steps + 1), 2.0, 0.8) + noise
     row = {
-        "run_id": f"{scheme}{seed}{lr}{run.get('params', '')}", "protocol": protocol, "protocol_version": 1,
+        "run_id": f"{scheme}{seed}{lr}{run.get('params', '')}".replace("=", "_"), "protocol": protocol, "protocol_version": 1,
         "scheme": scheme, "arm": "controlled", "params": "", "writers": "zero", "depth": DEPTH, "lr": lr, "seed": seed,
         "data": "digits", "image_tokens": TOKENS - 4, "caption_tokens": 4, "horizon": 250, "window": 50,
         "status": "done", "outcome": "collapsed" if crash else "survived", "crash_step": crash, "constant_loss": 2.0,
@@ -83,7 +84,7 @@ def results(tmp_path_factory):
           record("plain", seed=0), record("mvsplit", seed=1, params="sites=both"),
           record("mvsplit", seed=0, params="sites=both"), record("mvsplit", seed=1, params="sites=attn"),
           record("layerscale", seed=2))  # fmt: skip
-    store(folder / "stdinit", *(record(scheme, writers="std", protocol="stdinit", every=10, outcome="collapsed_at_init")
+    store(folder / "stdinit", *(record(scheme, writers="std", protocol="stdinit", every=10, outcome="untrained")
                                 for scheme in ("plain", "mvsplit")))
     return folder
 

@@ -22,7 +22,8 @@ from paper_figures import (
     table1_quality,
 )
 from suite.environment import ROOT
-from suite.records.tables import Store, check_folder, read
+from suite.records.checks import check_folder
+from suite.records.tables import Store, read
 
 MODULES = (fig05_quality, fig09_spike_trace, fig10_attention_only, fig11_probe, fig12_full_loss, table1_quality)
 LEVELS = {"plain": 0.62, "mvsplit": 0.61, "layerscale": 0.64, "rezero": 0.66, "deepnorm": 0.63}
@@ -196,8 +197,8 @@ def test_table_1(results):
     fid, main, small = cells["plain"][60]
     assert fid == pytest.approx(fids.mean()) and main == f"{fids.mean():.2f} / 6.60"
     assert small == f"{fids.min():.2f}–{fids.max():.2f}"
-    assert cells["plain"][180][2].endswith("; 1/3 crashed") and cells["plain"][240][2] == "2/3 crashed"
-    assert cells["rezero"]["n"] == 3 and "crashed" not in cells["rezero"][240][2]
+    assert cells["plain"][180][2].endswith("; 1/3 lost") and cells["plain"][240][2] == "2/3 lost"
+    assert cells["rezero"]["n"] == 3 and "lost" not in cells["rezero"][240][2]
     shown = texts(figure_of(table1_quality, folder))
     assert main in shown and "5.92 / 108.6" in shown and "step 300" in shown and "step 350" not in shown
 

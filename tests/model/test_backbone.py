@@ -12,6 +12,7 @@ from suite.protocol import PROTOCOLS, Run
 from suite.residual import EPS, rms_norm
 from suite.training.state import build_model
 
+TIMES = torch.tensor([0.3, 0.8])
 SIZES = {
     "width": 16,
     "heads": 2,
@@ -147,12 +148,12 @@ def test_the_model_is_the_reference_in_float64(scheme, tiny_model):
         image, caption = normal(2, 2, 6, 6, dtype=torch.float64), normal(2, 3, 16, seed=1, dtype=torch.float64)
         caption[:, 1] *= 1e-3
         model.rope = rope_2d_float64(3, 12, 8)
-        out = model(image, caption)
+        out = model(image, caption, TIMES)
     expected = naive_dit(scheme, model.state_dict(), image.numpy(), caption.numpy(), heads=2, patch=2, depth=2)
     np.testing.assert_allclose(out.numpy(), expected, rtol=1e-10, atol=1e-11)
     model32 = shake(tiny_model(scheme, image_size=6))
     model32.load_state_dict({k: v.float() for k, v in model.state_dict().items()})
-    np.testing.assert_allclose(model32(image.float(), caption.float()).detach().numpy(), expected, atol=2e-5)
+    np.testing.assert_allclose(model32(image.float(), caption.float(), TIMES).detach().numpy(), expected, atol=2e-5)
 
 
 def rope_2d_float64(grid, tokens, head_dim):
@@ -235,10 +236,10 @@ def test_the_image_output_does_not_know_the_order_of_the_captions(tiny_model):
     for scheme in ("plain", "mvsplit"):
         model = shake(tiny_model(scheme)).double()
         image, caption = normal(2, 2, 4, 4, dtype=torch.float64), normal(2, 3, 16, seed=1, dtype=torch.float64)
-        out = model(image, caption)
-        torch.testing.assert_close(model(image, caption[:, [2, 0, 1]]), out, rtol=1e-11, atol=1e-12)
-        assert (model(image, caption[[1, 0]]) - out).abs().max() > 1e-3  # but it does read them
-        assert (model(image.flip(-1), caption).flip(-1) - out).abs().max() > 1e-3  # and it knows places
+        out = model(image, caption, TIMES)
+        torch.testing.assert_close(model(image, caption[:, [2, 0, 1]], TIMES), out, rtol=1e-11, atol=1e-12)
+        assert (model(image, caption[[1, 0]], TIMES) - out).abs().max() > 1e-3  # but it does read them
+        assert (model(image.flip(-1), caption, TIMES).flip(-1) - out).abs().max() > 1e-3  # and it knows places
 
 
 @pytest.mark.parametrize("scheme", ["plain", "layerscale", "mvsplit"])
@@ -246,7 +247,7 @@ def test_zero_writers_make_the_network_the_identity_on_normalised_tokens(scheme,
     model = tiny_model(scheme, depth=30, writers="zero").double()
     x = normal(2, 7, 16, dtype=torch.float64)
     x = x / x.square().mean(-1, keepdim=True).sqrt()
-    out = model._blocks(x, 0, 30)
+    out = model._blocks(x, TIMES, 0, 30)
     torch.testing.assert_close(out, x, rtol=1e-6, atol=0)  # a chain of 60 norms shrinks by eps / 2 once, not 60 times
 
 
@@ -254,7 +255,7 @@ def test_zero_writers_make_the_network_the_identity_on_normalised_tokens(scheme,
 def test_every_token_and_channel_of_the_output_reaches_back(checkpointed, tiny_model):
     model = tiny_model(checkpoint_blocks=checkpointed)
     image, caption = normal(2, 2, 4, 4).requires_grad_(), normal(2, 3, 16, seed=1).requires_grad_()
-    model(image, caption)[0].square().sum().backward()
+    model(image, caption, TIMES)[0].square().sum().backward()
     assert (image.grad[0] != 0).all() and (caption.grad[0] != 0).any(-1).all()
     assert image.grad[1].count_nonzero() == caption.grad[1].count_nonzero() == 0  # samples do not mix
 
@@ -291,7 +292,7 @@ def test_checkpointing_recomputes_and_changes_no_bit(scheme, depth, tiny_model):
         model, forwards = shake(tiny_model(scheme, depth=depth, checkpoint_blocks=checkpointed)), []
         for i, block in enumerate(model.blocks):
             block.register_forward_pre_hook(lambda *_, i=i, to=forwards: to.append(i))
-        out = model(normal(2, 2, 4, 4), normal(2, 3, 16, seed=1))
+        out = model(normal(2, 2, 4, 4), normal(2, 3, 16, seed=1), TIMES)
         first = len(forwards)
         out.square().mean().backward()
         results.append(
@@ -299,7 +300,7 @@ def test_checkpointing_recomputes_and_changes_no_bit(scheme, depth, tiny_model):
         )
         forwards.clear()
         with torch.no_grad():
-            model(normal(2, 2, 4, 4), normal(2, 3, 16, seed=1))
+            model(normal(2, 2, 4, 4), normal(2, 3, 16, seed=1), TIMES)
         assert forwards == list(range(depth))
     (out, grads, first, again), (out_c, grads_c, first_c, again_c) = results
     assert first == first_c == depth and again == [] and again_c == list(range(depth))  # every block once more
@@ -340,7 +341,7 @@ def test_zero_writers_and_zero_final_are_exactly_that(tiny_model):
     model = tiny_model(writers="zero", final="zero")
     zeros = {n for n, p in model.named_parameters() if p.count_nonzero() == 0}
     assert zeros == {f"blocks.{i}.{w}" for i in (0, 1) for w in ("wo", "w2")} | {"final.weight", "final.bias"}
-    assert model(normal(2, 2, 4, 4), normal(2, 3, 16)).count_nonzero() == 0
+    assert model(normal(2, 2, 4, 4), normal(2, 3, 16), TIMES).count_nonzero() == 0
 
 
 def test_each_weight_has_a_draw_of_its_own_keyed_by_seed_and_name(tiny_model):

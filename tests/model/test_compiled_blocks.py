@@ -40,7 +40,7 @@ def traced(monkeypatch):
 
 def batch(model, rows=2):
     draw = torch.Generator().manual_seed(3)
-    return torch.randn(rows, 2, 4, 4, generator=draw), torch.randn(rows, 3, 16, generator=draw)
+    return torch.randn(rows, 2, 4, 4, generator=draw), torch.randn(rows, 3, 16, generator=draw), torch.rand(rows, generator=draw)
 
 
 def result(model, compiled):
@@ -94,7 +94,7 @@ model = backbone.DiT(**sizes, scheme=partial(registry.get("plain", "controlled")
 model.init_weights(0, init="fan_in", writers="std", final="std")
 flat = optim.FlatParameters(model)
 model.compile()
-model(torch.randn(2, 2, 4, 4), torch.randn(2, 3, 16)).square().mean().backward()
+model(torch.randn(2, 2, 4, 4), torch.randn(2, 3, 16), torch.rand(2)).square().mean().backward()
 print(json.dumps({name: counters["inductor"][f"fxgraph_cache_{name}"] for name in ("hit", "miss", "bypass")}))
 """
 
@@ -172,10 +172,10 @@ def test_a_part_of_the_stack_leaves_gradients_alone_when_asked(tiny_model, trace
     flat = FlatParameters(model)
     model.compile()
     x, weight = torch.randn(2, 7, 16, requires_grad=True), torch.randn(2, 7, 16)
-    (got,) = torch.autograd.grad((weight * model.compiled_blocks(x, 1, 3, into_grad=False)).sum(), x)
+    (got,) = torch.autograd.grad((weight * model.compiled_blocks(x, torch.rand(2), 1, 3, into_grad=False)).sum(), x)
     y = x
     for block in twin.blocks[1:3]:
-        y = block(y, twin.rope, twin.segments, twin.step)
+        y = block(y, twin.rope, twin.segments, twin.step, torch.rand(2))
     (want,) = torch.autograd.grad((weight * y).sum(), x)
     assert close(got, want) and flat.grads.count_nonzero() == 0
 

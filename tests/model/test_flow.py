@@ -129,7 +129,7 @@ A, SHAPE = -0.7, (1, 2, 3)
 CAPTIONS, EMPTY = normal(5, 2, 4, seed=3), normal(2, 4, seed=4)
 
 
-def linear(z, captions):
+def linear(z, captions, t):
     """dz/ds = A z + b with b read off the caption, one number each."""
     return A * z + captions.sum((1, 2))[:, None, None, None]
 
@@ -162,15 +162,15 @@ def test_euler_converges_to_the_flow_of_the_field():
 def test_the_rectified_velocity_carries_the_noise_to_the_data_in_any_number_of_steps(nfe):
     data = normal(5, *SHAPE, seed=8)
     noise = torch.randn(5, *SHAPE, generator=generator("s"))
-    out = draw(lambda z, c: torch.cat([data - noise] * 2), nfe=nfe, guidance=3.0)  # v = x0 - x1
+    out = draw(lambda z, c, t: torch.cat([data - noise] * 2), nfe=nfe, guidance=3.0)  # v = x0 - x1
     torch.testing.assert_close(out, data, rtol=1e-5, atol=1e-5)
 
 
 def test_guidance_one_is_the_conditional_field_alone_and_zero_the_empty_one():
     loud = EMPTY + 100
 
-    def quiet(z, captions):  # what the empty half says must not matter at w = 1
-        return linear(z, captions)
+    def quiet(z, captions, t):  # what the empty half says must not matter at w = 1
+        return linear(z, captions, t)
 
     ours = sample(quiet, CAPTIONS, EMPTY, SHAPE, nfe=5, guidance=1.0, noise=generator("s"), chunk=5)
     theirs = sample(quiet, CAPTIONS, loud, SHAPE, nfe=5, guidance=1.0, noise=generator("s"), chunk=5)
@@ -183,19 +183,21 @@ def test_guidance_one_is_the_conditional_field_alone_and_zero_the_empty_one():
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8])
 def test_samples_do_not_depend_on_the_chunk_and_every_forward_has_one_shape(chunk):
-    calls = []
+    calls, times = [], []
 
-    def spy(z, captions):
+    def spy(z, captions, t):
         calls.append((z.shape[0], captions.shape[0]))
+        times.append(t.tolist())
         torch.testing.assert_close(captions[chunk:], EMPTY.expand(chunk, 2, 4))  # the unguided half
         assert torch.equal(z[:chunk], z[chunk:])
-        return linear(z, captions)
+        return linear(z, captions, t)
 
     out = draw(spy, guidance=2.0, chunk=chunk, nfe=4)
     assert (
         torch.equal(out, draw(guidance=2.0, chunk=5, nfe=4)) and out.dtype == torch.float32 and out.shape == (5, *SHAPE)
     )
     assert calls == [(2 * chunk, 2 * chunk)] * (4 * -(-5 // chunk))
+    assert times == [[t] * 2 * chunk for t in (1.0, 0.75, 0.5, 0.25)] * -(-5 // chunk)  # from noise to data
 
 
 def test_samples_of_a_model_do_not_depend_on_the_chunk(tiny_model):
@@ -248,7 +250,7 @@ def test_heldout_loss_is_the_plain_mean_over_fixed_noise_and_times(data):
         for i in range(70):  # one image at a time, never a dropped caption
             x0 = data.images_NCHW[30 + i]
             z = (1 - time[i]) * x0 + time[i] * x1[i]
-            v = t.state.dit(z[None].to(t.device), table[data.labels_N[30 + i]][None].to(t.device))[0].cpu()
+            v = t.state.dit(z[None].to(t.device), table[data.labels_N[30 + i]][None].to(t.device), time[i : i + 1].to(t.device))[0].cpu()
             errors.append((v - (x0 - x1[i])).square().mean().item())
     assert t.evaluation.heldout_loss() == pytest.approx(sum(errors) / 70, rel=1e-5)
 

@@ -34,8 +34,8 @@ def test_the_trunk_of_a_half_run_is_single(tiny_model, scheme, arm):
     for block in model.blocks:
         block.register_forward_hook(lambda _, inputs, out: trunks.extend([inputs[0].dtype, out.dtype]))
         ffn = block.ffn
-        block.ffn = lambda x, ffn=ffn: branches.append(ffn(x)) or branches[-1]
+        block.ffn = lambda x, ctx, ffn=ffn: branches.append(ffn(x, ctx)) or branches[-1]
     with torch.autocast("cpu", torch.bfloat16):
-        model(torch.randn(2, 2, 4, 4), torch.randn(2, 3, 16)).square().mean().backward()
+        model(torch.randn(2, 2, 4, 4), torch.randn(2, 3, 16), torch.rand(2)).square().mean().backward()
     assert set(trunks) == {torch.float32} and {f.dtype for f in branches} == {torch.bfloat16}
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}

@@ -32,7 +32,8 @@ def group(dits, compiled):
 
 def batches(count, dtype, rows=2):
     draw = torch.Generator().manual_seed(3)
-    return torch.randn(count, rows, 2, 4, 4, generator=draw, dtype=dtype), torch.randn(count, rows, 3, 16, generator=draw, dtype=dtype)
+    shapes = (count, rows, 2, 4, 4), (count, rows, 3, 16), (count, rows)
+    return tuple(torch.randn(*shape, generator=draw, dtype=dtype) for shape in shapes)
 
 
 def losses(velocity_RBCHW):
@@ -41,8 +42,8 @@ def losses(velocity_RBCHW):
 
 def alone(tiny_model, name, arm, count, dtype):
     out = []
-    for model, image, caption in zip(models(tiny_model, name, arm, count, dtype), *batches(count, dtype), strict=True):
-        loss = model(image, caption).square().mean()
+    for model, *given in zip(models(tiny_model, name, arm, count, dtype), *batches(count, dtype), strict=True):
+        loss = model(*given).square().mean()
         loss.backward()
         out.append((loss.item(), {n: p.grad for n, p in model.named_parameters()}))
     return out

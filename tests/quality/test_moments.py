@@ -62,3 +62,14 @@ def test_what_cannot_be_scored(digits, net, tmp_path):
     for path in (tmp_path / "m", tmp_path / "none"):
         with pytest.raises(QualityError, match="holds no moments"):
             moments.load(path)
+
+
+def test_a_changed_number_is_no_longer_what_was_written(digits, net, tmp_path):
+    path = tmp_path / "m"
+    whole = bytearray(moments.gather([digits[:100]], net).to_bytes())
+    path.write_bytes(whole)
+    assert moments.load(path).n == 100
+    whole[-3] ^= 1  # in the last number of the second tensor
+    path.write_bytes(whole)
+    with pytest.raises(QualityError, match="is not what was written"):
+        moments.load(path)

@@ -18,13 +18,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from suite.environment import ROOT
-from suite.records import csvfile, tables
+from suite.records import csvfile, tables, wholefile
+from suite.records.beside import compare
+from suite.records.checks import check_folder
 from suite.records.schema import SCHEMA_VERSION, TABLES
 from suite.records.tables import (
     Store,
     TableError,
-    check_folder,
-    compare,
     format_table,
     format_value,
     put_rows,
@@ -32,6 +32,7 @@ from suite.records.tables import (
     read_rows,
     write_rows,
 )
+from suite.verdict.outcomes import DEAD
 
 CURVES, EVALS, RUNS = TABLES["curves"], TABLES["evals"], TABLES["runs"]
 
@@ -109,8 +110,8 @@ def test_round_trip(store):
     assert audit["rho"][0] == float("inf") and audit["window"].dtype == bool and audit["tcs"].isna().all()
     assert read(store.folder, "throughput")["hardware"][0] == "x, y"
     assert read(store.folder, "quality")["step"].isna().tolist() == [False, True]
-    assert set(contents(store.folder)) == {"audit/plain-L4.csv", "curves/plain-L4.csv", "datapackage.json", "evals.csv", "probe.csv",
-                                           "quality.csv", "runs.csv", "spikes.csv", "throughput.csv"}
+    assert set(contents(store.folder)) == {"audit/plain-L4/a1.csv.gz", "curves/plain-L4/a1.csv.gz", "datapackage.json", "evals.csv",
+                                           "probe.csv", "quality.csv", "runs.csv", "spikes.csv", "throughput.csv"}
 
 
 def test_read_without_results(tmp_path):
@@ -129,14 +130,15 @@ def test_order_of_adding_does_not_matter(tmp_path):
     assert [row["run_id"] for row in rows] == ["e5", "b2", "a1", "c3", "d4"]  # scheme, then depth, lr, seed as numbers
     package = json.loads((tmp_path / "one" / "datapackage.json").read_text())
     curves = next(r for r in package["resources"] if r["name"] == "curves")
-    assert curves["path"] == ["curves/mv-L4.csv", "curves/plain-L4.csv", "curves/plain-L16.csv"]
+    assert curves["path"] == "curves/*-L*/*.csv.gz" and read(tmp_path / "one", "curves")["run_id"].unique().tolist() == [
+        "e5", "a1", "b2", "c3", "d4"]  # fmt: skip
 
 
 def test_add_is_idempotent_and_does_not_rewrite(store):
-    before, stamps = contents(store.folder), {p: p.stat().st_mtime_ns for p in store.folder.rglob("*.csv")}
+    before, stamps = contents(store.folder), {p: p.stat().st_mtime_ns for p in store.folder.rglob("*.csv*")}
     store.add(record())
     assert contents(store.folder) == before
-    assert {p: p.stat().st_mtime_ns for p in store.folder.rglob("*.csv")} == stamps
+    assert {p: p.stat().st_mtime_ns for p in store.folder.rglob("*.csv*")} == stamps
 
 
 def test_putting_rows_keeps_the_text_of_other_rows(tmp_path):
@@ -224,18 +226,19 @@ def test_schema_version_is_checked(store):
             read(store.folder, "evals")
 
 
-@pytest.mark.parametrize("at", ["audit/plain-L8.csv", "curves/plain-L8.csv", "throughput.csv", "runs.csv", "datapackage.json"])
+@pytest.mark.parametrize("at", ["audit/plain-L8/b2.csv.gz", "curves/plain-L8/b2.csv.gz", "throughput.csv", "runs.csv", "datapackage.json"])
 def test_killed_add_is_not_done_and_is_repaired(store, tmp_path, monkeypatch, at):
     """The kill comes when the temporary file is written, before it is put in place."""
-    real_replace = csvfile.os.replace
+    real_replace = wholefile.os.replace
 
     def kill(source, target):
         if Path(target) == store.folder / at:
             raise KeyboardInterrupt
         real_replace(source, target)
 
-    monkeypatch.setattr(csvfile.os, "replace", kill)
+    monkeypatch.setattr(wholefile.os, "replace", kill)
     second = record("b2", depth=8, outcome="collapsed", crash_step=7, confirmed=True)
+    (store.folder / "datapackage.json").unlink()  # else it is as it should be, and not written
     with pytest.raises(KeyboardInterrupt):
         store.add(second)
     monkeypatch.undo()
@@ -249,14 +252,24 @@ def test_killed_add_is_not_done_and_is_repaired(store, tmp_path, monkeypatch, at
     assert contents(store.folder) == contents(fresh.folder)  # no temporary file is left either
 
 
-def test_done_needs_the_curve_of_the_row(store):
-    path = store.folder / "curves/plain-L4.csv"
-    path.write_text(path.read_text().replace("a1,1,0.5,1", "a1,1,0.5,1.5"))
+def test_done_needs_all_that_the_row_was_written_for(store):
+    """Its curve, its rows of every other table but the clock's, and its own cells."""
+    whole = contents(store.folder)
+    path = store.folder / "curves/plain-L4/a1.csv.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).replace(b"a1,1,0.5,1", b"a1,1,0.5,1.5")))
     assert store.done_ids() == set()
     assert any("curve differs from its digest" in problem for problem in check_folder(store.folder))
     path.unlink()
     assert store.done_ids() == set()
     assert any("curve is missing" in problem for problem in check_folder(store.folder))
+    path.write_bytes(whole["curves/plain-L4/a1.csv.gz"])
+    for name, old, new in (("evals.csv", b"0,2\n", b"0,2.5\n"), ("runs.csv", b",0.006,", b",0.007,"), ("probe.csv", b"0.41", b"0.42"),
+                           ("throughput.csv", b"0.5", b"0.6")):  # fmt: skip
+        assert old in whole[name]
+        (store.folder / name).write_bytes(whole[name].replace(old, new))
+        assert store.done_ids() == ({"a1"} if name == "throughput.csv" else set())
+        (store.folder / name).write_bytes(whole[name])
+    assert store.done_ids() == {"a1"}
 
 
 def test_curve_digest_is_that_of_the_committed_text(store):
@@ -284,7 +297,7 @@ def test_check_folder_finds(store, file, old, new, problem):
 
 
 def test_check_folder_finds_foreign_files_and_no_results(store, tmp_path):
-    (store.folder / "curves" / "copy.csv").write_text("x\n")
+    (store.folder / "curves" / "plain-L4.csv").write_text("x\n")
     assert [line for line in check_folder(store.folder) if "no table of" in line]
     assert any("runs.csv: missing" in line for line in check_folder(tmp_path / "nothing"))
 
@@ -310,16 +323,17 @@ def test_a_folder_is_checked_while_nobody_writes(store, monkeypatch):
     """`collect` beside a sweep: between two tables of one run being written, a folder looks broken."""
     half, go_on, found = threading.Event(), threading.Event(), []
 
-    def slow(folder):
-        half.set()
-        go_on.wait(30)
-        csvfile.write_package(folder)
+    def slow(path, *args, **more):
+        if path.name == "runs.csv":
+            half.set()
+            go_on.wait(30)
+        csvfile.put_rows(path, *args, **more)
 
     def look():
         with Store(store.folder).still():
             found.append(check_folder(store.folder))
 
-    monkeypatch.setattr(tables, "write_package", slow)
+    monkeypatch.setattr(tables, "put_rows", slow)
     writer = threading.Thread(target=store.add, args=(record("b2", depth=9),))
     reader = threading.Thread(target=look)
     writer.start()
@@ -409,70 +423,79 @@ def test_written_files_read_back(tmp_path_factory, rows):
         assert list(csv.DictReader(file)) == back
 
 
-def spread(folder, order, monkeypatch, limit):
-    """Three runs of one scheme and depth added in an order, where a file may have `limit` bytes; the files by name."""
-    monkeypatch.setattr(csvfile, "LARGEST", limit)
-    store = Store(folder)
-    for run_id in order:
-        store.add(record(run_id))
-    return {path.name: path.read_bytes() for path in sorted((folder / "curves").iterdir())}
+def files_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted((folder / "curves").rglob("*.gz"))}
 
 
-def test_a_file_that_would_be_too_large_is_one_file_a_run_in_whatever_order(tmp_path, monkeypatch):
-    whole = spread(tmp_path / "whole", "abc", monkeypatch, 10**7)
-    (joint,) = whole
-    limit = len(whole[joint]) - 1
-    one, two = (spread(tmp_path / order, order, monkeypatch, limit) for order in ("abc", "cab"))
-    assert one == two and list(one) == [joint.replace(".csv", f".{run_id}.csv.gz") for run_id in "abc"]
-    assert spread(tmp_path / "fits", "abc", monkeypatch, limit + 1) == whole
-    for folder in (tmp_path / "whole", tmp_path / "abc"):
-        assert not check_folder(folder) and Store(folder).done_ids() == set("abc")
-    pd.testing.assert_frame_equal(read(tmp_path / "whole", "curves"), read(tmp_path / "abc", "curves"))
-    monkeypatch.setattr(csvfile, "LARGEST", 10**7)
-    Store(tmp_path / "abc").add(record("b"))  # what fits again is joined again
-    assert {path.name: path.read_bytes() for path in (tmp_path / "abc" / "curves").iterdir()} == whole
+def test_a_run_has_a_file_of_its_own_whatever_comes_first(tmp_path):
+    """Any gzip reads it, and its header names neither a file nor a time; a package tells a reader where they lie, in one pattern."""
+    for name, order in (("one", "abc"), ("two", "cab")):
+        for run_id in order:
+            Store(tmp_path / name).add(record(run_id))
+    one, folder = files_of(tmp_path / "one"), tmp_path / "one"
+    assert one == files_of(tmp_path / "two") and list(one) == [f"curves/plain-L4/{run_id}.csv.gz" for run_id in "abc"]
+    assert {data[:4] + data[4:8] for data in one.values()} == {b"\x1f\x8b\x08\0" + bytes(4)}  # no flag: no name; no time
+    lines = [gzip.decompress(data).splitlines() for data in one.values()]
+    assert {tuple(line[:1]) for line in lines} == {(b"run_id,step,loss,grad_norm",)} and {len(line) for line in lines} == {13}
+    package = {r["name"]: r for r in json.loads((folder / "datapackage.json").read_bytes())["resources"]}
+    assert package["curves"]["compression"] == "gz" and "compression" not in package["evals"]
+    assert {path.relative_to(folder).as_posix() for path in folder.glob(package["curves"]["path"])} == set(one)
+    assert len(pd.concat(map(pd.read_csv, folder.glob(package["curves"]["path"])))) == 36 == len(read(folder, "curves"))
 
 
-def test_a_split_that_was_killed_half_way_costs_nothing(tmp_path, monkeypatch):
-    folder = tmp_path / "killed"
-    whole = spread(folder, "abc", monkeypatch, 10**7)
-    (joint,) = whole
-    parts = spread(tmp_path / "other", "abc", monkeypatch, 10)
-    name = sorted(parts)[0]
-    (folder / "curves" / name).write_bytes(parts[name])  # a's own file is there, and the joint one not yet gone
-    before = read(tmp_path / "other", "curves")
-    pd.testing.assert_frame_equal(read(folder, "curves").sort_values(["run_id", "step"], ignore_index=True), before)
-    assert Store(folder).done_ids() == set("abc") and check_folder(folder)
-    monkeypatch.setattr(csvfile, "LARGEST", 10**7)
-    Store(folder).add(record("b"))
-    assert not check_folder(folder) and {path.name for path in (folder / "curves").iterdir()} == {joint}
-
-
-def test_parts_are_packed_and_described_as_such(tmp_path, monkeypatch):
-    """Any gzip reads them; a file that another zlib packed is left alone, a broken one is one line and is mended by a write."""
-    whole = next(iter(spread(tmp_path / "whole", "ab", monkeypatch, 10**7).values()))
-    folder = tmp_path / "parts"
-    parts = spread(folder, "ab", monkeypatch, 10)
-    lines = [gzip.decompress(data).splitlines() for data in parts.values()]
-    assert whole.splitlines() == lines[0] + lines[1][1:]
-    packed = {r["name"]: r for r in json.loads((folder / "datapackage.json").read_bytes())["resources"] if "compression" in r}
-    assert packed["curves-by-run"]["path"] == [f"curves/{name}" for name in parts]
-    assert len(pd.read_csv(folder / packed["curves-by-run"]["path"][0])) == len(lines[0]) - 1
-    path = folder / "curves" / sorted(parts)[0]
+def test_a_file_that_is_there_is_never_written_again(store):
+    """Also one that another zlib packed; a broken one costs its own run alone, and is mended by a write."""
+    store.add(record("b"))
+    path = store.folder / "curves/plain-L4/a1.csv.gz"
     path.write_bytes(other := gzip.compress(gzip.decompress(path.read_bytes()), 1, mtime=7))
-    Store(folder).add(record("b"))
-    assert not check_folder(folder) and path.read_bytes() == other
+    store.add(record())
+    assert not check_folder(store.folder) and path.read_bytes() == other
     for broken in (other[:-9], b"run_id,step\n", other[:20] + b"?" + other[21:], b""):
         path.write_bytes(broken)
-        (line, *_) = check_folder(folder)
+        line, *_ = check_folder(store.folder)
         assert path.name in line and "\n" not in line and "restore" in line
+        assert store.done_ids() == {"b"}
         with pytest.raises(TableError):
-            read(folder, "curves")
-    path.with_name("stray.csv.gz").write_bytes(other)
-    assert any("stray" in line for line in check_folder(folder))
+            read(store.folder, "curves")
+        assert len(read(store.folder, "curves", "other")) == 0
+    store.add(record())
+    assert not check_folder(store.folder) and store.done_ids() == {"a1", "b"}
 
 
-def test_a_part_that_holds_another_run_is_named(tmp_path, monkeypatch):
-    parts = sorted(spread(tmp_path, "abc", monkeypatch, 10))
-    (tmp_path / "curves" / parts[0]).rename(tmp_path / "curves" / parts[0].replace(".a.", ".zz."))
-    assert any("belongs to another file" in line and ".zz." in line for line in check_folder(tmp_path))
+def test_a_file_of_another_run_or_out_of_order_is_named(store):
+    path = store.folder / "curves/plain-L4/a1.csv.gz"
+    good = gzip.decompress(path.read_bytes())
+    lines = good.splitlines(keepends=True)
+    for data, words in ((b"".join([lines[0], *lines[:0:-1]]), "not sorted"), (good.replace(b"a1,", b"b1,"), "holds rows of run b1"),
+                        (good.replace(b"a1,3,", b'"a1",3,'), "not sorted, or quoted")):  # fmt: skip
+        path.write_bytes(gzip.compress(data))
+        with pytest.raises(TableError, match=words):
+            read(store.folder, "curves")
+        assert any(words in line for line in check_folder(store.folder))
+    path.write_bytes(gzip.compress(good))
+    path.rename(path.with_name("zz.csv.gz"))
+    assert any("zz" in line and "holds rows of run a1" in line for line in check_folder(store.folder))
+    (store.folder / "curves" / "stray.csv.gz").write_bytes(b"")
+    assert any("stray" in line and "no table of" in line for line in check_folder(store.folder))
+
+
+def test_an_untrained_run_is_no_death():
+    """Counting the crash steps that are not empty counts the dead."""
+    for path in sorted((ROOT / "results").glob("*/runs.csv")):
+        runs = pd.read_csv(path)
+        dead = runs["outcome"].isin(DEAD)
+        assert (runs["crash_step"].notna() == dead).all() and (runs["confirmed"].notna() == dead).all()
+        assert (runs["state"].notna() == (dead | (runs["outcome"] == "untrained"))).all()
+    runs = pd.read_csv(ROOT / "results" / "frontier" / "runs.csv")
+    assert (len(runs), runs["crash_step"].count(), (runs["outcome"] == "untrained").sum()) == (1053, 340, 23)
+
+
+def test_the_line_of_pandas_in_the_readme_reads_the_curves_of_a_cell(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text, names = (ROOT / "README.md").read_text(encoding="utf-8"), {}
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "read_csv" in block]
+    exec(block, names)
+    curves, runs = names["curves"], names["runs"]
+    cell = runs[(runs["scheme"] == "plain") & (runs["depth"] == 100) & runs["curve_digest"].notna()]
+    assert set(curves["run_id"]) == set(cell["run_id"]) and len(cell) == 2
+    assert curves.groupby("run_id")["step"].max().eq(cell.set_index("run_id")["last_step"]).all()

@@ -23,8 +23,10 @@ import numpy as np
 
 from suite.environment import ROOT
 from suite.protocol import short_hash
-from suite.records.csvfile import format_value, read_rows, render, write_package
+from suite.records.csvfile import read_rows, render
+from suite.records.package import write_package
 from suite.records.schema import TABLES
+from suite.records.tables import format_value
 
 ROUNDING, EARLY = TABLES["rounding"], 50
 VARIANTS = [  # isa, compiled, moved

@@ -6,7 +6,8 @@ from measure import VARIANTS, counted, nudged
 
 from suite.environment import ROOT
 from suite.evidence.headline import standing
-from suite.records.csvfile import PACKAGE, package_text, read_rows
+from suite.records.csvfile import read_rows
+from suite.records.package import PACKAGE, package_text
 from suite.records.schema import TABLES
 from suite.records.tables import Store
 from suite.verdict.outcomes import fate

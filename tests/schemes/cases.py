@@ -17,11 +17,11 @@ SEGMENTS = (4, 3)
 
 def build(name, arm="controlled", *, site="attn", width=8, depth=4, block=1, params=""):
     entry = registry.get(name, arm)
-    return entry.cls(Site(width, depth, block, site), **registry.parse_params(entry, params))
+    return entry.cls(Site(width, depth, block, site, 3 * width if site == "ffn" else width, 2), **registry.parse_params(entry, params))
 
 
 def context(segments=SEGMENTS, site="attn"):
-    return Context(segments, site, torch.zeros(()))
+    return Context(segments, site, torch.zeros(()), torch.tensor([0.25, 0.75]))
 
 
 def normal(*shape, seed=0, dtype=torch.float32):
@@ -44,18 +44,18 @@ def projector(segments):
 
 
 def inputs(model, batch=2, seed=5):
-    """An image and captions for a model, in the type of its weights."""
+    """An image, captions and times for a model, in the type of its weights."""
     c = model.embed.in_features // model.patch**2
     size = model.patch * int(model.segments[0] ** 0.5)
     d = model.embed.out_features
     image = normal(batch, c, size, size, seed=seed)
     caption = normal(batch, model.segments[1], d, seed=seed + 1)
-    return image.to(model.final.weight.dtype), caption.to(model.final.weight.dtype)
+    dtype = model.final.weight.dtype
+    return image.to(dtype), caption.to(dtype), torch.linspace(0.2, 0.9, batch, dtype=dtype)
 
 
 def backward(model, seed=5):
     """Gradients of a squared error against a random target."""
-    image, caption = inputs(model, seed=seed)
-    out = model(image, caption)
+    out = model(*inputs(model, seed=seed))
     (out - normal(*out.shape, seed=9, dtype=out.dtype)).square().mean().backward()
     return out.detach()

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import py_compile
 import re
 import subprocess
 import sys
@@ -132,8 +133,8 @@ def made(tmp_path, monkeypatch, scratch_registry):
             (place / name).write_text(text.replace(old, new) if old else text)
         with monkeypatch.context() as patch:
             patch.syspath_prepend(str(place))
-            registry.load_plugin(place / "mine.py")
-            digest = registry.get("made").code_digest
+            registry.load(place / "mine.py")
+            digest = registry.get("made").code_digest({})
         del registry._entries["made", "controlled"]
         for name in [name for name in sys.modules if name.partition(".")[0] in ("deep", "base_of_mine", "gain_of_mine")]:
             del sys.modules[name]
@@ -156,28 +157,28 @@ def test_the_digest_covers_bases_and_imports_and_no_place(made):
 def test_a_built_in_base_counts(tmp_path, monkeypatch, scratch_registry):
     """Another LayerScale: the scheme that derives from it is another one."""
     (tmp_path / "mine.py").write_text(PLUGIN.format(base="baselines.layerscale").replace("import Base", "import LayerScale as Base"))
-    registry.load_plugin(tmp_path / "mine.py")
-    known, read = registry.get("made").code_digest, codedigest._bytes
+    registry.load(tmp_path / "mine.py")
+    known, read = registry.get("made").code_digest({}), codedigest._bytes
 
     def changed(path, name):
         return read(path, name).replace(b"x_BTD + self.gate_lambda * f_BTD", b"x_BTD + 50 * self.gate_lambda * f_BTD")
 
     monkeypatch.setattr(codedigest, "_bytes", changed)
-    assert codedigest.class_digest(registry.get("made").cls) != known
+    assert registry.get("made").code_digest({}) != known
     monkeypatch.setattr(codedigest, "_bytes", lambda path, name: read(path, name) + b"\n# a comment\n")
-    assert codedigest.class_digest(registry.get("made").cls) == known
+    assert registry.get("made").code_digest({}) == known
 
 
-def test_the_base_of_all_counts_and_installed_packages_do_not():
+def test_the_suite_and_installed_packages_do_not_count():
     sources = codedigest._sources(registry.get("layerscale").cls)
-    assert set(sources) == {"", "suite.residual"}
+    assert set(sources) == {""}
     assert codedigest._installed(Path(pytest.__file__)) and codedigest._installed(Path(ast.__file__))
 
 
 def test_a_class_of_no_file_is_refused(scratch_registry):
     registry.register("nowhere")(type("Nowhere", (Residual,), {"__module__": "no_such_module"}))
     with pytest.raises(registry.RegistryError, match="scheme nowhere: the class Nowhere stands in no file"):
-        registry.get("nowhere").code_digest  # noqa: B018
+        registry.get("nowhere").code_digest({})
 
 
 def test_the_program_around_a_scheme_is_no_part_of_it(tmp_path):
@@ -185,9 +186,23 @@ def test_the_program_around_a_scheme_is_no_part_of_it(tmp_path):
     file = tmp_path / "looks.py"
     file.write_text("import __main__\nfrom suite.registry import register\nfrom suite.residual import Residual\n\n\n@register('looks')\n"
                     "class Looks(Residual):\n    def merge(self, x_BTD, f_BTD, ctx):\n        return x_BTD + f_BTD\n")
-    digest = f"from suite import registry; registry.load_plugin({str(file)!r}); print(registry.get('looks', 'controlled').code_digest)"
+    digest = f"from suite import registry; registry.load({str(file)!r}); print(registry.get('looks').code_digest({{}}))"
     (tmp_path / "program.py").write_text(digest)
     env, said = os.environ | {"PYTHONPATH": str(ROOT)}, []
     for words in (["-c", digest], [str(tmp_path / "program.py")]):
         said.append(subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, env=env).stdout)
     assert said[0] == said[1] and said[0].startswith("d")
+
+
+def test_what_runs_is_what_stands_in_the_file(tmp_path, scratch_registry):
+    """Python takes old bytecode for a file whose size and time of writing are the old ones."""
+    file = tmp_path / "mine.py"
+    head = ("from suite.registry import register\nfrom suite.residual import Residual\n\n\n"
+            "@register('mine')\nclass Mine(Residual):\n    gain = ")
+    file.write_text(head + "1\n")
+    before = file.stat()
+    py_compile.compile(str(file))
+    file.write_text(head + "2\n")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    registry.load(file)
+    assert file.stat().st_size == before.st_size and registry.get("mine").cls.gain == 2

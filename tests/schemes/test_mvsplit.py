@@ -118,11 +118,11 @@ def test_mvsplit_merge_and_block_are_equivariant_to_token_order_within_a_segment
     assert (scheme.merge(x[:, across], f[:, across], context()) - z[:, across]).abs().max() > 1e-3
     model = shake(tiny_model("mvsplit")).double()
     block, x = model.blocks[0], normal(2, 7, 16, dtype=torch.float64)
-    out = block(x, model.rope, model.segments, model.step)
+    out = block(x, model.rope, model.segments, model.step, torch.zeros(2))
     captions = [0, 1, 2, 3, 6, 4, 5]
-    torch.testing.assert_close(block(x[:, captions], model.rope, model.segments, model.step), out[:, captions])
+    torch.testing.assert_close(block(x[:, captions], model.rope, model.segments, model.step, torch.zeros(2)), out[:, captions])
     images = [2, 0, 3, 1, 4, 5, 6]  # image tokens have places: RoPE tells them apart
-    assert (block(x[:, images], model.rope, model.segments, model.step) - out[:, images]).abs().max() > 1e-3
+    assert (block(x[:, images], model.rope, model.segments, model.step, torch.zeros(2)) - out[:, images]).abs().max() > 1e-3
 
 
 def writer_modes(model, monkeypatch):

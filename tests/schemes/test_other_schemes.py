@@ -23,9 +23,9 @@ def test_plain_is_the_norm_of_the_sum():
 @pytest.mark.parametrize(("name", "params"), [("layerscale", "init=1"), ("deepnorm", "alpha=1,beta=1")])
 def test_neutral_parameters_are_plain_bit_for_bit(name, params, tiny_model):
     ours, plain = tiny_model(name, params=params, depth=3), tiny_model("plain", depth=3)
-    image, caption = inputs(ours)
-    assert torch.equal(ours(image, caption), plain(image, caption))
-    assert not torch.equal(tiny_model(name, depth=3)(image, caption), plain(image, caption))  # the defaults are not neutral
+    given = inputs(ours)
+    assert torch.equal(ours(*given), plain(*given))
+    assert not torch.equal(tiny_model(name, depth=3)(*given), plain(*given))  # the defaults are not neutral
 
 
 def test_layerscale_scales_channels_and_their_gradients():
@@ -62,12 +62,12 @@ def test_native_layerscale_is_cait_pre_norm_with_a_final_norm(tiny_model):
     for depth, init in rule.items():
         assert build("layerscale", "native", depth=depth).gate_lambda.eq(init).all(), depth
     model = tiny_model("layerscale", "native", "init=1e-6", depth=3)  # tiny gates: the trunk is the input
-    image, caption = inputs(model)
+    image, caption, t = inputs(model)
     seen = []
     model.final.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
-    model(image, caption)
+    model(image, caption, t)
     tokens = model.tokens(image, caption)
-    trunk = model._blocks(tokens, 0, 3)
+    trunk = model._blocks(tokens, t, 0, 3)
     torch.testing.assert_close(trunk, tokens, rtol=0, atol=1e-4)
     assert not torch.equal(trunk, tokens)
     torch.testing.assert_close(seen[0].double(), layer_norm(trunk[:, :4], 1e-6), rtol=1e-5, atol=1e-5)  # fold was used
@@ -136,17 +136,17 @@ def test_rezero_starts_as_the_identity_with_one_scalar_a_block(tiny_model):
         model = tiny_model("rezero", arm, depth=3)
         gates = [p for n, p in model.named_parameters() if "gate_" in n]
         assert [g.shape for g in gates] == [(1,)] * 3 and all(g.item() == 0 for g in gates)
-        tokens = model.tokens(*inputs(model))
-        trunk = model._blocks(tokens, 0, 3)
+        tokens = model.tokens(*inputs(model)[:2])
+        trunk = model._blocks(tokens, torch.zeros(2), 0, 3)
         if arm == "native":
             assert torch.equal(trunk, tokens)
             x = 100 * normal(2, 7, 16)  # norm-free: any size passes through
-            assert torch.equal(model._blocks(x, 0, 3), x)
+            assert torch.equal(model._blocks(x, torch.zeros(2), 0, 3), x)
             torch.testing.assert_close(model.blocks[-1].residuals[-1].fold(x).square().mean(-1), torch.ones(2, 7))
         else:
             x = normal(2, 7, 16, dtype=torch.float64)
             x = x / x.square().mean(-1, keepdim=True).sqrt()  # normalised exactly
-            trunk = model.double()._blocks(x, 0, 3)
+            trunk = model.double()._blocks(x, torch.zeros(2), 0, 3)
             torch.testing.assert_close(trunk, x, rtol=1e-6, atol=0)  # off by eps / 2
             assert not torch.equal(trunk, x)
 

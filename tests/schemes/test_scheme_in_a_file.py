@@ -1,6 +1,7 @@
 """A scheme in a file of its own, through the command line, and what such a file may get wrong."""
 
 import csv
+import gzip
 import os
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def test_a_scheme_in_a_file_of_its_own_gets_rows(tmp_path):
     (row,) = csv.DictReader((results / "smoke" / "runs.csv").open())
     assert (row["scheme"], row["params"], row["depth"], row["status"]) == ("mine", "gain=0.25", "2", "done")
     assert row["writers"] == "zero" and row["outcome"]
-    curve = list(csv.DictReader((results / "smoke" / "curves" / "mine-L2.csv").open()))
+    curve = list(csv.DictReader(gzip.open(results / "smoke" / "curves" / "mine-L2" / f"{row['run_id']}.csv.gz", "rt")))
     assert [int(r["step"]) for r in curve] == list(range(1, 15)) and {r["run_id"] for r in curve} == {row["run_id"]}
     assert (results / "smoke" / "evals.csv").read_text().count(row["run_id"]) >= 3
 

@@ -46,7 +46,7 @@ def inline(monkeypatch):
 
     def run(self, group, progress):
         trained.extend(run.run_id for run in group)
-        results = Path(self.job["results"])
+        results = Path(self.job[0])
         if len(group) > 1:
             execute_group(group, results, "digits")
         else:

@@ -18,7 +18,7 @@ def plan(schemes=SCHEMES, **more) -> list[Run]:
 
 def work(runs, results, *, workers=1, retry=False, replicas=1, **more) -> Sweep:
     """A sweep in this process, with real workers unless they are patched."""
-    one = Sweep(runs, Path(results), workers=workers, features="digits", plugins=(), retry=retry, replicas=replicas, **more)
+    one = Sweep(runs, Path(results), workers=workers, features="digits", retry=retry, replicas=replicas, **more)
     one.run()
     return one
 

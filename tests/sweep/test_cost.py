@@ -47,7 +47,7 @@ def test_operations_are_those_that_a_step_does(replays):
     model = build_model(run, (1, 8, 8))
     model.init_weights(0, init="0.02", writers="std", final="std")
     with FlopCounterMode(display=False) as counter:
-        model(torch.randn(16, 1, 8, 8), torch.randn(16, 4, 64)).square().mean().backward()
+        model(torch.randn(16, 1, 8, 8), torch.randn(16, 4, 64), torch.rand(16)).square().mean().backward()
     again = 1.0 if replays else 0.0
     assert cost.flops(cost.size(run), 16, again) == pytest.approx(counter.get_total_flops(), rel=0.02)
 

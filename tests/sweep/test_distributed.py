@@ -8,7 +8,7 @@ import pytest
 
 from suite.environment import ROOT
 from suite.records.tables import Store, read
-from suite.sweep import distributed
+from suite.sweep import launcher
 from suite.sweep.claim import Claim
 from suite.sweep.plan import Selection, make_plan
 
@@ -17,14 +17,7 @@ RUN = ["-m", "suite", "run", "--protocol", "smoke", "--schemes", "mvsplit", "--d
 ACCELERATE = ["-m", "accelerate.commands.launch", "--num_processes", "2"]
 LAUNCH = [*ACCELERATE, "--multi_gpu", "--main_process_port", "0"]
 
-LATE = """
-import atexit
-from baselines.plain import Plain
-from suite.registry import register
-
-atexit.register(print, "torn down", flush=True)
-register("late")(type("Late", (Plain,), {}))
-"""
+LATE = "import atexit; from suite.__main__ import program; atexit.register(print, 'torn down', flush=True); program()"
 
 
 def launch(words, results, **env):
@@ -83,9 +76,7 @@ def test_a_launcher_takes_exactly_one_run(tmp_path):
 @pytest.mark.parametrize(("world", "torn_down"), [("1", True), ("2", False)])
 def test_a_launched_process_ends_without_pythons_teardown(tmp_path, world, torn_down):
     """In which gloo's threads abort it now and then, with all its work done; here the work is a refusal."""
-    (tmp_path / "late.py").write_text(LATE)
-    nothing = ["--shard", "9/9", "--plugin", str(tmp_path / "late.py")]
-    done = launch([*RUN, *nothing], tmp_path / "none", WORLD_SIZE=world, RANK="0")
+    done = launch(["-c", LATE, *RUN[2:], "--shard", "9/9"], tmp_path / "none", WORLD_SIZE=world, RANK="0")
     assert done.returncode == (0 if world == "1" else 2)
     assert ("torn down" in done.stdout) is torn_down
 
@@ -114,8 +105,8 @@ def test_one_process_in_place_of_two_is_said(tmp_path):
     ({"PMI_SIZE": "3"}, 1),  # srun without Accelerate: a sweep on each rank, which share the work
 ])
 def test_how_many_processes_a_launcher_started(monkeypatch, env, expected):
-    for name in ("WORLD_SIZE", "ACCELERATE_USE_CPU", *distributed.MPI):
+    for name in ("WORLD_SIZE", "ACCELERATE_USE_CPU", *launcher.MPI):
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert distributed.processes() == expected
+    assert launcher.processes() == expected

@@ -13,8 +13,8 @@ from sweeps import WORDS, check_half_way, left_over, plan, rows, tables, work
 
 from suite import cli
 from suite.environment import ROOT
-from suite.records import csvfile
-from suite.records.tables import check_folder
+from suite.records import csvfile, package
+from suite.records.checks import check_folder
 from suite.sweep.sweep import SweepError
 from suite.sweep.worker_process import WorkerProcess
 
@@ -25,7 +25,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 def test_a_full_disk_while_tables_are_written(reference, tmp_path, inline, monkeypatch, capsys, nth):
     """At whatever file: one line, status 1, what was finished is kept and valid, and the next call ends as ever."""
     words = ["run", "--protocol", "smoke", "--schemes", "plain", "--workers", "1", "--results", str(tmp_path)]
-    count, real = [0], csvfile._replace
+    count, real = [0], csvfile.replace
 
     def replace(path, data):
         count[0] += 1
@@ -34,7 +34,8 @@ def test_a_full_disk_while_tables_are_written(reference, tmp_path, inline, monke
         real(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(csvfile, "_replace", replace)
+        for module in (csvfile, package):
+            patch.setattr(module, "replace", replace)
         assert cli.main(words) == 1
     err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(err) == 1 and f"the disk under {tmp_path} is full" in err[0] and "everything finished is kept" in err[0]

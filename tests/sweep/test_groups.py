@@ -9,9 +9,10 @@ import torch
 from sweeps import left_over, plan, rows, steps_trained, tables, work
 
 from suite.evidence import verify as verify_module
+from suite.records.checks import check_folder
 from suite.records.completeness import check_parts
 from suite.records.schema import TABLES
-from suite.records.tables import check_folder, read_rows, table_files
+from suite.records.tables import read_rows, table_files
 from suite.sweep import execute as execute_module
 from suite.sweep import sweep as sweep_module
 from suite.sweep.execute import execute

@@ -18,8 +18,8 @@ from sweeps import WORDS, check_half_way, left_over, plan, rows, steps_trained, 
 from suite.environment import ROOT
 from suite.records.tables import Store
 from suite.sweep import claim as claim_module
-from suite.sweep import execute as execute_module
 from suite.sweep.claim import Claim
+from suite.sweep.record import identity
 from suite.sweep.sweep import Sweep
 
 
@@ -36,14 +36,16 @@ class Parent:
 
     def workers(self) -> list[psutil.Process]:
         try:
-            return [p for p in psutil.Process(self.process.pid).children() if "suite.sweep.worker" in p.cmdline()]
+            logs = [self.results / ".work" / f"worker-{self.process.pid}-"]
+            return [p for p in psutil.Process(self.process.pid).children(recursive=True)
+                    if any(file.path.startswith(str(logs[0])) for file in p.open_files())]  # no other process has a worker's log
         except psutil.NoSuchProcess:
             return []
 
     def ended(self) -> bool:
         return self.process.poll() is not None
 
-    def wait_for(self, what, seconds=90) -> bool:
+    def wait_for(self, what, seconds=240) -> bool:
         """Until a pattern is in the results folder, or a function says so; False if the process ended or time is up."""
         happened = what if callable(what) else lambda: next(self.results.glob(what), None)
         end = time.monotonic() + seconds
@@ -189,7 +191,7 @@ def test_a_run_that_another_sweep_holds_is_waited_for(tmp_path, inline, monkeypa
     runs = plan(("plain",))
     held = Claim(tmp_path, runs[0].run_id)
     assert held.take()
-    one = Sweep(runs, tmp_path, workers=2, features="digits", plugins=(), retry=False)
+    one = Sweep(runs, tmp_path, workers=2, features="digits", retry=False)
     thread = threading.Thread(target=one.run)
     thread.start()
     end = time.monotonic() + 60
@@ -208,11 +210,11 @@ def test_a_run_that_another_sweep_holds_is_waited_for(tmp_path, inline, monkeypa
 def test_what_another_sweep_has_done_meanwhile_is_not_done_again(tmp_path, inline, capsys, status):
     """Also where its hold was never seen: it may have begun and finished since this plan was made."""
     (run,) = plan(("plain",), depths=(2,))
-    one = Sweep([run], tmp_path, workers=1, features="digits", plugins=(), retry=False)
+    one = Sweep([run], tmp_path, workers=1, features="digits", retry=False)
     if status == "done":
         work([run], tmp_path)
     else:
-        Store(tmp_path / "smoke").add({"run": execute_module.identity(run, [run]) | {"status": "oom", "reason": "too big"}})
+        Store(tmp_path / "smoke").add({"run": identity(run, [run]) | {"status": "oom", "reason": "too big"}})
     before = tables(tmp_path)
     inline.clear()
     one.run()
@@ -225,6 +227,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from suite.sweep.claim import Claim
+from suite.sweep.record import identity
 claim = Claim(Path(sys.argv[1]), sys.argv[2])
 assert claim.take()
 print("held", flush=True)

@@ -42,3 +42,15 @@ def test_depths_narrow_a_plan_and_one_that_no_cell_has_goes_to_all(plan):
 def test_rates_and_seeds_take_the_place_of_the_cells_own(plan):
     found, _ = plan(lrs=(7e-3,), seeds=(4,))
     assert found == [("plain", 3, 7e-3, 4), ("plain", 5, 7e-3, 4), ("mvsplit", 5, 7e-3, 4), ("mvsplit", 9, 7e-3, 4)]
+
+
+def test_the_factor_on_the_rate_of_gates_goes_with_every_scheme_and_counts_where_it_is_not_1(plan):
+    usual = plan()[1]
+    same = plan(params=("gate_lr=1.0",))[1]
+    assert [run.run_id for run in same] == [run.run_id for run in usual]
+    changed = plan(params=("mvsplit:gate_lr=0,beta=0.5",), schemes=("plain", "mvsplit"))[1]
+    assert {(run.scheme, run.gate_lr, run.params) for run in changed} == {
+        ("plain", 1.0, "-"), ("mvsplit", 0.0, "alpha=0,beta=0.5,sites=both")}  # fmt: skip
+    assert not {run.run_id for run in changed if run.scheme == "mvsplit"} & {run.run_id for run in plan(params=("mvsplit:beta=0.5",))[1]}
+    assert all("gate_lr 0 " in run.label() for run in changed if run.scheme == "mvsplit")
+    assert all(Run.from_json(run.to_json()) == run for run in changed)

@@ -8,8 +8,10 @@ from PIL import Image
 
 from suite.quality.features import QualityError
 from suite.quality.fid import check_floor
-from suite.records.csvfile import TableError, as_text, cell_fault
+from suite.records.cells import cell_fault
+from suite.records.csvfile import as_text
 from suite.records.schema import TABLES
+from suite.records.tables import TableError
 from suite.sweep import execute, scoring
 from suite.sweep.plan import Selection, SelectionError, check_quality, make_plan
 from suite.training.data import load
@@ -29,7 +31,7 @@ ODD = ["a\u00a0b", "a\u3000b", "a\tb", "a\nb", "a\rb", "a\x1bb", "a\udcffb", "a\
 
 @pytest.mark.parametrize("name", ODD)
 def test_a_data_text_that_no_table_takes_is_refused_before_it_is_loaded(name, monkeypatch):
-    monkeypatch.setattr(execute, "load_data", lambda source: pytest.fail("loaded"))
+    monkeypatch.setattr("suite.sweep.plan.forks.once", lambda *words: pytest.fail("asked for its digest"))
     with pytest.raises(SelectionError) as caught:
         make_plan(Selection("smoke", data=f"imagefolder:{name}"))
     message = str(caught.value)

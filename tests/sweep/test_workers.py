@@ -2,32 +2,32 @@
 
 import errno
 import os
-import select
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from sweeps import left_over, plan, rows, steps_trained, work
 
 from suite.environment import ROOT
-from suite.records.tables import check_folder
+from suite.records.checks import check_folder
+from suite.records.schema import TABLES
+from suite.records.tables import rows_of
 from suite.sweep import worker_process
 from suite.sweep.progress import Progress
 from suite.sweep.record import failure, work_folder
+from suite.sweep.sweep import Sweep
 from suite.sweep.worker_process import WorkerProcess
 from suite.training.trainer import Trainer
 
 SICK = '''
 """A scheme that dies in the worker, after the first checkpoint, as long as a file named `sick` lies beside this one."""
 import os, signal
-import __main__
 from pathlib import Path
 from suite.registry import register
 from suite.residual import Residual
-
-WORKER = getattr(getattr(__main__, "__spec__", None), "name", "") == "suite.sweep.worker"
 
 @register("sick")
 class Sick(Residual):
@@ -36,7 +36,7 @@ class Sick(Residual):
         self.how = how
 
     def merge(self, x_BTD, f_BTD, ctx):
-        if WORKER and ctx.step > 5 and Path(__file__).with_name("sick").exists():
+        if x_BTD.shape[0] > 2 and ctx.step > 5 and Path(__file__).with_name("sick").exists():
             if self.how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.how == "segv":
@@ -84,41 +84,50 @@ def test_a_dying_worker_costs_its_own_run_only(tmp_path):
     status, err, found = go("--retry-failed")
     assert status == 0 and "5 runs: 1 done before, 4 to do" in err and found["-"] == plain
     assert {row["status"] for row in found.values()} == {"done"} and {row["reason"] for row in found.values()} == {""}
-    steps = [line.split(",", 1)[1] for line in (results / "smoke/curves/sick-L2.csv").read_text().splitlines()[1:]]
+    steps = [(row["step"], row["loss"], row["grad_norm"]) for row in rows_of(results / "smoke", TABLES["curves"], "sick")]
     assert len(steps) == 4 * 14 and len(set(steps)) == 14  # `how` changes no number
     assert steps_trained(results) == [10, 10, 10, 10, 14] and left_over(results) == []  # from the checkpoint at step 4
 
 
+FILE = "no scheme's file"  # that these workers are started for; they import none
+
+
+def stand_in(connection, file, results, features):
+    """In place of `suite.sweep.worker.main`: does what stands in a file named `script` beside the results."""
+    script = (Path(results).parent / "script").read_text()
+    exec(script, {"connection": connection, "say": connection.send, "os": os, "sys": sys, "time": time, "signal": signal})
+
+
 @pytest.fixture
 def fake_worker(tmp_path, monkeypatch):
-    """A shell script instead of Python as the worker; returns the outcome of one run."""
+    """Another program as the worker; returns the outcome of one run."""
 
     def outcome(script) -> dict:
-        path = tmp_path / "python"
-        path.write_text("#!/bin/sh\n" + script)
-        path.chmod(0o755)
-        monkeypatch.setattr(worker_process.sys, "executable", str(path))
-        worker = WorkerProcess(tmp_path / "results", "digits", ())
+        (tmp_path / "script").write_text(script)
+        monkeypatch.setattr(worker_process.worker, "main", stand_in)
+        worker = WorkerProcess(tmp_path / "results", "digits", lambda run: (FILE, "fp32"))
         with Progress(1) as progress:
             try:
                 return worker.run(plan(("plain",), depths=(2,)), progress)
             finally:
                 worker.stop(force=True)
-                assert worker.process.returncode is not None and not worker.log.exists()
+                assert worker.process.exitcode is not None and not worker.log.exists()
 
     return outcome
 
 
-STEP = 'echo \'{"event": "step", "step": 3, "loss": 1.5}\'\n'
+READ = "connection.recv()\n"
+STEP = "say({'event': 'step', 'step': 3, 'loss': 1.5})\n"
+DONE = "say({'event': 'done'})\nconnection.recv()"
 
 
 @pytest.mark.parametrize(("script", "status", "words"), [
-    ("exit 3", "error", "worker died (exit status 3)"),
-    ("echo 'No module named torch' >&2; exit 1", "error", "worker died (exit status 1): No module named torch"),
-    ("read x; exit 0", "error", "worker died (exit status 0)"),
-    ("read x\n" + STEP + "kill -9 $$", "oom", "signal 9"),
-    ("read x\n" + STEP + "printf '{\"event\": \"st'; kill -SEGV $$", "error", "signal SIGSEGV"),  # in the middle of a line
-    ("read x; kill -40 $$", "error", "signal 40"),  # a signal without a name
+    ("os._exit(3)", "error", "worker died (exit status 3)"),
+    ("import no_such_torch", "error", "worker died (exit status 1): ModuleNotFoundError: No module named 'no_such_torch'"),
+    (READ + "os._exit(0)", "error", "worker died (exit status 0)"),
+    (READ + STEP + "os.kill(os.getpid(), 9)", "oom", "signal 9"),
+    (READ + STEP + "os.write(connection.fileno(), b'\\0\\0\\0'); os.kill(os.getpid(), 11)", "error", "signal SIGSEGV"),  # within a word
+    (READ + "os.kill(os.getpid(), 40)", "error", "signal 40"),  # a signal without a name
 ])
 def test_how_a_worker_died(fake_worker, script, status, words):
     event = fake_worker(script)
@@ -126,16 +135,15 @@ def test_how_a_worker_died(fake_worker, script, status, words):
 
 
 def test_a_worker_that_hangs_is_a_timeout(fake_worker, monkeypatch):
-    monkeypatch.setattr(worker_process, "STALL", 0.4)
-    started = time.monotonic()
-    event = fake_worker("read x\n" + STEP + "exec sleep 60")
-    assert event["status"] == "timeout" and "no progress" in event["reason"] and time.monotonic() - started < 10
+    monkeypatch.setattr(worker_process, "STALL", 3)
+    event = fake_worker(READ + STEP + "time.sleep(600)")
+    assert event["status"] == "timeout" and "no progress" in event["reason"]
 
 
 def test_a_worker_that_talks_does_not_hang(fake_worker, monkeypatch):
-    monkeypatch.setattr(worker_process, "STALL", 1.0)
-    slow = "".join(STEP + "sleep 0.3\n" for _ in range(6))
-    assert fake_worker("read x\n" + slow + 'echo \'{"event": "done"}\'\nread x') == {"event": "done"}
+    monkeypatch.setattr(worker_process, "STALL", 3)
+    slow = "".join(STEP + "time.sleep(0.8)\n" for _ in range(6))
+    assert fake_worker(READ + slow + DONE) == {"event": "done"}
 
 
 def test_a_sweep_that_was_stopped_does_not_blame_its_worker(fake_worker, monkeypatch):
@@ -146,32 +154,60 @@ def test_a_sweep_that_was_stopped_does_not_blame_its_worker(fake_worker, monkeyp
             self.ends = function
 
         def start(self):
-            (worker_pipe,) = [cell.cell_contents.stdout for cell in self.ends.__closure__ if hasattr(cell.cell_contents, "stdout")]
-            assert select.select([worker_pipe], [], [], 30)[0]
+            (pipe,) = [cell.cell_contents for cell in self.ends.__closure__ if hasattr(cell.cell_contents, "poll")]
+            assert pipe.poll(60)
             self.ends()
 
         def cancel(self):
             pass
 
     monkeypatch.setattr(worker_process.threading, "Timer", Late)
-    assert fake_worker("read x\n" + STEP + 'sleep 0.5\necho \'{"event": "done"}\'\nread x') == {"event": "done"}
+    assert fake_worker(READ + STEP + "time.sleep(0.5)\n" + DONE) == {"event": "done"}
 
 
 def test_a_worker_that_does_not_go_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(worker_process, "FAREWELL", 0.3)
-    script = tmp_path / "python"
-    script.write_text("#!/bin/sh\nexec sleep 60\n")
-    script.chmod(0o755)
-    monkeypatch.setattr(worker_process.sys, "executable", str(script))
-    worker = WorkerProcess(tmp_path, "digits", ())
-    process = worker.start()
+    monkeypatch.setattr(worker_process.worker, "main", stand_in)
+    (tmp_path / "script").write_text("time.sleep(600)")
+    worker = WorkerProcess(tmp_path / "results", "digits", lambda run: (FILE, "fp32"))
+    assert worker.start((FILE, "fp32"))
+    process = worker.process
     worker.stop()
-    assert process.returncode == -signal.SIGKILL and worker.start() is None
+    assert process.exitcode == -signal.SIGKILL and not worker.start((FILE, "fp32"))
+
+
+def test_a_worker_is_of_one_file_and_of_no_run_after_a_broken_one(tmp_path, monkeypatch):
+    """Each change of the file, and each failure, is another process; runs of the same file share one."""
+    monkeypatch.setattr(worker_process.worker, "main", stand_in)
+    (tmp_path / "script").write_text(
+        "while True:\n    (text,) = connection.recv()\n"
+        "    say({'event': 'failed' if '\"seed\": 2' in text else 'done', 'pid': os.getpid()})\n")
+    runs = plan(("plain", "rezero"), depths=(2,), seeds=(0, 1, 2, 3))
+    worker = WorkerProcess(tmp_path / "results", "digits", lambda run: (run.scheme, "fp32"))
+    with Progress(1) as progress:
+        plain, rezero = ([worker.run([run], progress)["pid"] for run in runs if run.scheme == scheme] for scheme in ("plain", "rezero"))
+        again = worker.run(runs[:1], progress)["pid"]
+        worker.stop()
+    assert plain[0] == plain[1] == plain[2] != plain[3] and rezero[0] == rezero[1] == rezero[2] != rezero[3]
+    assert len({*plain, *rezero, again}) == 5
 
 
 def test_notes_of_a_worker_reach_the_person(fake_worker, capsys):
-    fake_worker('read x\necho \'{"event": "note", "text": "checkpoint passed over"}\'\necho \'{"event": "done"}\'\nread x')
+    fake_worker(READ + "say({'event': 'note', 'text': 'checkpoint passed over'})\n" + DONE)
     assert "seed 0: checkpoint passed over" in capsys.readouterr().err
+
+
+def test_a_worker_stays_at_a_file_and_takes_the_deepest_of_another(tmp_path):
+    runs = plan(("plain", "rezero", "mvsplit"))  # of 2 and 3 blocks
+    one = Sweep(runs, tmp_path, workers=1, features="digits", retry=False)
+    taken, kind = [], None
+    while (found := one.backlog.take(one.stop, print, kind)) is not None:
+        ((run,), claims) = found
+        kind = one.kind_of(run)
+        taken.append((run.scheme, run.depth))
+        for claim in claims:
+            claim.drop()
+    assert taken == [(scheme, depth) for scheme in ("plain", "rezero", "mvsplit") for depth in (3, 2)]
 
 
 def test_a_damaged_checkpoint_is_reported_and_costs_nothing(reference, tmp_path, capfd):

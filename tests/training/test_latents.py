@@ -17,8 +17,10 @@ from safetensors.torch import load_file, save_file
 from suite.cli import main
 from suite.model import flow
 from suite.records.tables import Store
+from suite.sweep.execute import execute
 from suite.sweep.plan import Selection, SelectionError, make_plan
-from suite.training.data import Data, load
+from suite.training import contents
+from suite.training.data import Data, DataError, load
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +118,7 @@ def test_the_sidecar_is_made_once_and_digest_knows_no_path(tmp_path, capsys):
     notes = json.loads((tmp_path / "d/latents.json").read_text())
     assert (notes["rows"], notes["shape"], notes["caption_shape"], notes["classes"]) == (24, [*SHAPE], [*CAPTION], None)
     assert [shard["rows"] for shard in notes["shards"]] == [12, 12] and notes["empty"] == "zeros" and notes["encoder"] is None
-    names = ["latents.json", "latents.safetensors", "part-0.arrow", "part-1.arrow"]
+    names = [".contents.json", "latents.json", "latents.safetensors", "part-0.arrow", "part-1.arrow"]
     assert sorted(path.name for path in (tmp_path / "d").iterdir()) == names
     tensors, x = load_file(tmp_path / "d/latents.safetensors"), arrays()["latent"].astype(np.float64)
     np.testing.assert_allclose(tensors["mean_CHW"], x.mean(0), rtol=1e-12)
@@ -153,13 +155,94 @@ def test_a_changed_shard_is_seen(tmp_path):
     assert load(source).digest != before
 
 
+@pytest.fixture
+def read(monkeypatch):
+    """Names of the files whose contents were read for a digest."""
+    names, sha256_of = [], contents.sha256_of
+    monkeypatch.setattr(contents, "sha256_of", lambda path: names.append(path.name) or sha256_of(path))
+    return names
+
+
+def keep_times(path, change):
+    """change(), after which the file's size and time of change are those from before."""
+    state = path.stat()
+    change()
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (state.st_size, state.st_mtime_ns)
+
+
+def test_an_untouched_folder_is_not_read_again(tmp_path, read):
+    source, folder = write(tmp_path / "d", arrays()), tmp_path / "d"
+    first = load(source)
+    assert sorted(read) == ["part-0.arrow", "part-1.arrow"]
+    assert load(source).digest == first.digest and len(read) == 2 and first.current
+    os.utime(folder / "part-1.arrow")  # the same content
+    assert load(source).digest == first.digest and read[2:] == ["part-1.arrow"] and not first.current
+    assert load(source).digest == first.digest and len(read) == 3
+    (folder / ".contents.json").write_text('{"part-0.arrow": [1]}')
+    assert load(source).digest == first.digest and len(read) == 5
+    shutil.copytree(folder, tmp_path / "e")  # with the notes, which are of other files
+    assert load(f"latents:{tmp_path}/e").digest == first.digest and len(read) == 7
+
+
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_a_shard_that_was_rewritten_with_the_same_shapes_is_another(tmp_path, kind):
+    source, folder = write(tmp_path / "d", arrays(), kind=kind), tmp_path / "d"
+    old, shard = load(source), folder / f"part-1.{kind}"
+    write(tmp_path / "other", arrays(seed=1), kind=kind)
+    other = tmp_path / "other" / shard.name
+    if kind == "arrow":
+        keep_times(shard, lambda: shard.write_bytes(other.read_bytes()))
+    else:
+        state = shard.stat()
+        shard.write_bytes(other.read_bytes())
+        os.utime(shard, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert not old.current
+    assert f"part-1.{kind} is not the file that latents.json knows; restore it, or delete" in refusal(source)
+    (folder / "latents.json").unlink()
+    new, mixed = load(source), arrays()
+    mixed["latent"][12:], mixed["caption"][12:] = arrays(seed=1)["latent"][12:], arrays(seed=1)["caption"][12:]
+    assert new.digest != old.digest and not torch.equal(new.mean, old.mean) and not torch.equal(new.std, old.std)
+    np.testing.assert_allclose(new.x0(torch.arange(24)), standard(mixed), atol=2e-5)
+
+
+def test_a_shard_overwritten_with_nan_is_refused_by_name_and_row(tmp_path):
+    columns, folder = arrays(), tmp_path / "d"
+    source = write(folder, columns)
+    load(source)
+    columns["latent"][17, 1, 0, 0] = np.nan
+    keep_times(folder / "part-1.arrow", lambda: write(folder, columns))
+    message = refusal(source)
+    assert "part-1.arrow is not the file that latents.json knows: the latent of its row 5 is not finite" in message
+    (folder / "latents.json").unlink()
+    assert "part-1.arrow: the latent of row 5 is not finite" in refusal(source)
+    assert not (folder / "latents.json").exists()
+
+
+def test_a_file_that_changes_while_it_is_read_has_no_digest(tmp_path, monkeypatch):
+    file = tmp_path / "x"
+    file.write_bytes(b"one")
+
+    def slow(path):
+        path.write_bytes(b"two")
+        return "0"
+
+    monkeypatch.setattr(contents, "sha256_of", slow)
+    with pytest.raises(OSError, match="it changes while it is read"):
+        contents.digests({"x": [file]}, tmp_path / "notes")
+    assert not (tmp_path / "notes").exists()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="it is no file"):
+        contents.digests({"pipe": [tmp_path / "pipe"]}, tmp_path / "notes")
+
+
 def test_several_processes_make_it_at_once(tmp_path):
     source = write(tmp_path / "d", arrays(400))
     words = [sys.executable, "-c", f"from suite.training.data import load; print(load({source!r}).digest)"]
     several = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     answers = [process.communicate(timeout=120) for process in several]
     assert len({out for out, _ in answers}) == 1 and all(len(out) == 17 for out, _ in answers), answers
-    assert not list((tmp_path / "d").glob(".*"))
+    assert not list((tmp_path / "d").glob(".*.part"))
 
 
 def test_a_folder_that_cannot_be_written_gives_a_line(tmp_path, monkeypatch):
@@ -252,3 +335,29 @@ def test_a_run_over_latents(tmp_path, capsys, classes):
     assert "unavailable" in (tmp_path / "r/smoke/quality.csv").read_text()
     capsys.readouterr()
     assert main(words) == 0 and "1 done before, 0 to do" in "".join(capsys.readouterr())  # though no picture could be drawn
+
+
+@pytest.mark.parametrize("values", ["other numbers", "nan"])
+def test_latents_that_change_under_a_run_are_not_laid_to_its_scheme(tmp_path, values):
+    """The rows are read from disk to the end: what is trained then is of no plan, and a death by nan of no scheme."""
+    columns, folder = arrays(64), tmp_path / "d"
+    source = write(folder, columns)
+    (run,) = make_plan(Selection("smoke", schemes=("plain",), depths=(2,), data=source))
+    before = {path.name: path.read_bytes() for path in folder.glob("*.arrow")}
+
+    def overwrite(step, loss):
+        if step == 2:
+            late = arrays(64, seed=1)
+            if values == "nan":
+                late["latent"][:] = np.nan
+            write(tmp_path / "late", late)
+            for path in folder.glob("*.arrow"):
+                with open(path, "r+b") as file:  # in place: what is mapped into memory changes too
+                    file.write((tmp_path / "late" / path.name).read_bytes())
+
+    with pytest.raises(DataError, match="is not the file that latents.json knows") as caught:
+        execute(run, tmp_path / "r", "digits", overwrite)
+    assert ("not finite" in str(caught.value)) is (values == "nan")
+    for name, data in before.items():
+        (folder / name).write_bytes(data)
+    assert execute(run, tmp_path / "again", "digits")["run"]["data_digest"] == run.data_digest  # the same bytes are the same data

@@ -42,7 +42,7 @@ def saved(run, rows=ROWS):
     image, caption = torch.randn(rows, *SHAPE), torch.randn(rows, 4, run.protocol.width)
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
     with mock.patch.object(Block, "heads_out", fused), torch.autocast("cpu", torch.bfloat16, run.protocol.dtype == "bf16"), hooks:
-        out = model(image, caption)
+        out = model(image, caption, torch.rand(rows))
     del out
     return sum(sizes.values())
 
@@ -85,7 +85,7 @@ def test_state_is_what_flat_parameters_and_adamw_hold():
     model = build_model(run, SHAPE)
     model.init_weights(0, init="0.02", writers="std", final="std")
     flat = FlatParameters(model)
-    optimizer = flat.adamw(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
+    optimizer = flat.adamw(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, gate_lr=1.0)
     flat.grads.fill_(1e-3)
     optimizer.step()
     moments = [t for state in optimizer.state.values() for t in state.values() if t.ndim]

@@ -4,16 +4,15 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from suite import environment, registry
 from suite.environment import ROOT
 from suite.model.flow import random_state
 from suite.protocol import Run, short_hash
-from suite.residual import Residual
 from suite.sweep.execute import execute, execute_group, load_data
 from suite.sweep.groups import group_id
 from suite.sweep.plan import Selection, make_plan
@@ -29,14 +28,22 @@ LOUD = {  # all that Accelerate 1.15 reads and that would change numbers, or wra
 }  # fmt: skip
 
 
+FILE = '''
+import random
+
+import numpy as np
+import torch
+from torch import nn
+
+from suite.registry import register
+from suite.residual import Residual
+
+
+@register("drawn")
 class Drawn(Residual):
     """Gates from torch, numpy and Python, and a writer of its own draw."""
 
     def __init__(self, site):
-        import random
-
-        import numpy as np
-
         super().__init__(site)
         self.gate = nn.Parameter(torch.randn(site.width) + random.random() + float(np.random.rand()))
 
@@ -48,18 +55,21 @@ class Drawn(Residual):
         weights["o" if site == "attn" else "w2"].normal_()
 
 
+@register("late")
 class Late(Residual):
     """Draws at the width of a model, not at that of the plan's look."""
 
     def merge(self, x_BTD, f_BTD, ctx):
         return x_BTD + (torch.rand(()) if x_BTD.shape[-1] > 8 else 1) * f_BTD
+'''
 
 
 @pytest.fixture
-def runs(scratch_registry):
-    registry.register("drawn")(Drawn)
-    registry.register("late")(Late)
-    return {name: make_plan(Selection("smoke", schemes=(name,), depths=(2,), seeds=(0, 1))) for name in ("drawn", "late", "plain")}
+def runs(scratch_registry, tmp_path):
+    (tmp_path / "drawing.py").write_text(FILE)
+    registry.load(tmp_path / "drawing.py")
+    mine = Selection("smoke", depths=(2,), seeds=(0, 1), plugins=(str(tmp_path / "drawing.py"),))
+    return {name: make_plan(replace(mine, schemes=(name,))) for name in ("drawn", "late", "plain")}
 
 
 def curve(run: Run, folder) -> list:
@@ -96,7 +106,6 @@ def test_what_accelerate_reads_from_the_environment_changes_nothing(runs, tmp_pa
     for name, value in LOUD.items():
         monkeypatch.setenv(name, value)
     assert curve(runs["plain"][0], tmp_path / "loud") == quiet
-    assert os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] == "4"  # the user's own again
 
 
 def test_what_torch_reads_from_the_environment_is_forgotten_before_it_is_imported():

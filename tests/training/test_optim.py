@@ -72,7 +72,7 @@ def test_groups_by_name_and_shape():
     assert {n for n, g in found.items() if g == "decay"} == DECAYED
     assert {n for n, g in found.items() if g == "gates"} == GATES
     assert {n for n, g in found.items() if g == "nodecay"} == {"bias", "norm"}
-    optimizer = FlatParameters(model).adamw(betas=BETAS, eps=EPS, weight_decay=DECAY)
+    optimizer = FlatParameters(model).adamw(betas=BETAS, eps=EPS, weight_decay=DECAY, gate_lr=1.0)
     assert [g["weight_decay"] for g in optimizer.param_groups] == [DECAY, 0.0, 0.0]
     assert all(g["betas"] == BETAS and g["eps"] == EPS and g["fused"] for g in optimizer.param_groups)
 
@@ -80,7 +80,7 @@ def test_groups_by_name_and_shape():
 def test_flat_adamw_is_per_tensor_fused_adamw():
     flat_model, plain_model = Odd(), Odd()
     flat = FlatParameters(flat_model)
-    ours, theirs = flat.adamw(betas=BETAS, eps=EPS, weight_decay=DECAY), reference(plain_model)
+    ours, theirs = flat.adamw(betas=BETAS, eps=EPS, weight_decay=DECAY, gate_lr=1.0), reference(plain_model)
     start = {n: p.detach().clone() for n, p in plain_model.named_parameters()}
     for step in range(1, 9):
         grads = gradients(plain_model, step)
@@ -115,14 +115,14 @@ def test_flat_adamw_is_bit_for_bit_for_a_model_of_whole_registers(tiny_model):
         for decays in (True, False)
     ]
     ours, theirs = (
-        flat.adamw(betas=BETAS, eps=EPS, weight_decay=DECAY),
+        flat.adamw(betas=BETAS, eps=EPS, weight_decay=DECAY, gate_lr=1.0),
         torch.optim.AdamW(plain, lr=0.0, betas=BETAS, eps=EPS, fused=True),
     )
     image, caption = torch.linspace(-1, 1, 64).view(1, 4, 4, 4), torch.ones(1, 3, 32)
     for _ in range(5):
         for model, optimizer in zip(models, (ours, theirs), strict=True):
             optimizer.zero_grad(set_to_none=False)
-            (model(image, caption) - image.flip(2)).square().mean().backward()
+            (model(image, caption, torch.zeros(1)) - image.flip(2)).square().mean().backward()
             set_rate(optimizer, 0.01)
             optimizer.step()
         for (n, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
@@ -132,7 +132,7 @@ def test_flat_adamw_is_bit_for_bit_for_a_model_of_whole_registers(tiny_model):
 def test_flat_adamw_is_the_published_formula():
     model = Odd()
     flat = FlatParameters(model)
-    optimizer = flat.adamw(betas=BETAS, eps=EPS, weight_decay=DECAY)
+    optimizer = flat.adamw(betas=BETAS, eps=EPS, weight_decay=DECAY, gate_lr=1.0)
     w = {n: p.detach().double().clone() for n, p in model.named_parameters()}
     m, v = ({n: torch.zeros_like(x) for n, x in w.items()} for _ in range(2))
     for step in range(1, 6):
@@ -178,10 +178,10 @@ def test_views_are_aligned_disjoint_and_in_the_buffers():
 def test_padding_stays_zero_and_gradients_arrive_in_the_buffer(tiny_model):
     model, plain = tiny_model("mvsplit", writers="std"), tiny_model("mvsplit", writers="std")
     flat = FlatParameters(model)
-    optimizer = flat.adamw(betas=BETAS, eps=EPS, weight_decay=DECAY)
+    optimizer = flat.adamw(betas=BETAS, eps=EPS, weight_decay=DECAY, gate_lr=1.0)
     image, caption = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(0)), torch.ones(2, 3, 16)
     for m in (model, plain):
-        m(image, caption).square().sum().backward()
+        m(image, caption, torch.zeros(2)).square().sum().backward()
     for (n, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad), n
         assert torch.equal(flat.grads[flat.slices[n]], q.grad.flatten()), n
@@ -198,7 +198,7 @@ def test_padding_stays_zero_and_gradients_arrive_in_the_buffer(tiny_model):
 def test_a_model_without_gates_has_no_empty_group(tiny_model):
     flat = FlatParameters(tiny_model("plain"))
     assert tuple(flat.leaves) == ("decay", "nodecay")
-    optimizer = flat.adamw(betas=BETAS, eps=EPS, weight_decay=DECAY)
+    optimizer = flat.adamw(betas=BETAS, eps=EPS, weight_decay=DECAY, gate_lr=1.0)
     assert flat.second_moment(optimizer) is None
     optimizer.step()
     assert flat.second_moment(optimizer).shape == flat.values.shape
@@ -233,7 +233,7 @@ def test_clip_reports_a_norm_that_is_not_finite(poison):
 def test_second_moment_lies_where_the_parameters_lie():
     flat_model, plain_model = Odd(), Odd()
     flat = FlatParameters(flat_model)
-    ours, theirs = flat.adamw(betas=BETAS, eps=EPS, weight_decay=DECAY), reference(plain_model)
+    ours, theirs = flat.adamw(betas=BETAS, eps=EPS, weight_decay=DECAY, gate_lr=1.0), reference(plain_model)
     assert flat.second_moment(ours) is None
     for step in range(1, 4):
         grads = gradients(plain_model, step)

@@ -8,14 +8,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+import toys
 from accelerate.state import AcceleratorState
 
+from suite import environment, registry
 from suite.diagnosis.sidepass import final_state
 from suite.environment import ROOT
 from suite.sweep.plan import Selection, make_plan
 from suite.training import sharded
 from suite.training.checkpoint import PlacementError
 from suite.training.data import load
+from suite.training.gates import gate_rows
 from suite.training.trainer import Trainer
 
 STEPS = 20
@@ -24,7 +27,8 @@ PROTOCOL = {"horizon": STEPS, "lr": 1e-2, "clip": 0.5, "init": "fan_in", "final"
 
 def run_of(scheme="mvsplit", depth=5, compiled=False, writers="", **fields):
     """A run of the smoke protocol with other settings; large rate and init, so that it learns and its gates move in few steps."""
-    (run,) = make_plan(Selection("smoke", schemes=(scheme,), depths=(2,)))
+    toy = scheme.removeprefix("toy_")
+    (run,) = make_plan(Selection("smoke", schemes=(scheme,), depths=(2,))) if toy == scheme else toys.runs(toy, depth=2, lr=1e-3)
     settings = {k: v for k, v in (PROTOCOL | fields).items() if k != "lr"}
     return replace(run, protocol=replace(run.protocol, **settings), depth=depth, lr=PROTOCOL["lr"], compiled=compiled,
                    writers=writers or run.writers)  # fmt: skip
@@ -162,9 +166,9 @@ def settings(monkeypatch, **env):
 
 
 def test_what_a_launcher_says(monkeypatch):
-    assert not sharded.wanted()
+    assert not environment.sharding_wanted()
     settings(monkeypatch)
-    assert sharded.wanted() and sharded.read(run_of().protocol) == sharded.Sharding(reshard=True)
+    assert environment.sharding_wanted() and sharded.read(run_of().protocol) == sharded.Sharding(reshard=True)
     settings(monkeypatch, FSDP_RESHARD_AFTER_FORWARD="false")
     assert not sharded.read(run_of().protocol).reshard
 
@@ -177,3 +181,40 @@ def test_what_cannot_be_sharded_is_refused(monkeypatch, env, fields, message):
     settings(monkeypatch, **env)
     with pytest.raises(PlacementError, match=message):
         sharded.read(run_of(**fields).protocol)
+
+
+KINDS = ("streams", "outputs", "adaln_shared", "subln", "values", "keel")
+
+
+@pytest.fixture(scope="module")
+def toys_seen(tmp_path_factory):
+    """Schemes of every kind that the contract carries, to step 8; the one whose weights have factors in part then by one process to 12."""
+    registry.discover()
+    entries = dict(registry._entries)
+    toys.enter()
+    runs = {name: run_of(f"toy_{name}", depth=3, writers="std", width=16, ffn=24) for name in KINDS}
+    folder, compiled = tmp_path_factory.mktemp("toys"), replace(runs["streams"], compiled=True)
+    cases = [(run, name, {"stop": 8, "save": True, "look": True, "gates": True}) for name, run in runs.items()]
+    *seen, made = launch([*cases, (compiled, "compiled", {"stop": 8})], folder)
+    (goes_on,) = launch([(runs["values"], "values", {"stop": 12})], folder, processes=1)
+    yield runs, dict(zip(runs, seen, strict=True)), goes_on, made
+    registry._entries.clear()
+    registry._entries.update(entries)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_a_scheme_of_any_kind_trains_sharded(toys_seen, name, tmp_path):
+    runs, seen, goes_on, made = toys_seen
+    trainer = alone(runs[name], tmp_path, 8)
+    agree(seen[name], trainer, 2e-3)
+    assert seen[name]["state"] == final_state(trainer) and seen[name]["mine"] * 2 == seen[name]["of"]
+    if name == "streams":
+        agree(made, trainer, 2e-3)  # compiled block by block
+    rows = [row for row in seen[name]["gate_rows"] if row["step"] == 8]
+    want = gate_rows(trainer.state.dit, 8)
+    assert [row["gate"] for row in rows] == [row["gate"] for row in want]
+    assert [row["rms"] for row in rows] == pytest.approx([row["rms"] for row in want], rel=1e-2, abs=2e-3)
+    if name == "values":  # another number of processes, so other parts of its parts
+        assert goes_on["restored"]
+        agree(goes_on, alone(runs[name], tmp_path, 12), 2e-3)

@@ -92,7 +92,7 @@ def test_interrupted_twice_under_every_scheme(trainer, scheme, arm):
         while part.state.step < stop:
             part.advance()
             if part.state.step % 4 == 0:
-                part.state.evals.append((part.state.step, part.evaluation.heldout_loss()))
+                part.note_heldout(float(part.evaluation.heldout_loss()))
         part.save()
     last = trainer(run, folder=whole.folder.parent / "shared")
     assert last.restore() and last.state.step == 9
@@ -292,8 +292,8 @@ def falling(step):
     (lambda s: 1.95 if 203 <= s < 240 else falling(s), {}, 450, "survived", None),  # came back: a spike
     (lambda s: falling(s) if s < 390 else 1.95, {}, 440, "collapsed", 390),  # within the horizon, confirmed in the window
     (lambda s: falling(s) if s < 405 else 1.95, {}, 450, "survived", None),  # beyond the horizon
-    (lambda s: 1.95, {}, 200, "collapsed_at_init", 1),
-    (lambda s: 1.95, {"warmup": 150}, 300, "collapsed_at_init", 1),
+    (lambda s: 1.95, {}, 200, "untrained", None),
+    (lambda s: 1.95, {"warmup": 150}, 300, "untrained", None),
     (lambda s: 1.95 if s < 250 else falling(s - 250), {"warmup": 150}, 450, "survived", None),  # learns once the rate is up
     (lambda s: falling(s) if s < 123 else math.nan, {}, 122, "nonfinite", 123),
 ])

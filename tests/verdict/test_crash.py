@@ -79,11 +79,11 @@ def test_spike_before_a_collapse_does_not_move_the_crash():
     assert (verdict.crash_step, verdict.spikes) == (800, 1)
 
 
-def test_never_learning_is_collapsed_at_init_from_200_points_on():
+def test_never_learning_is_untrained_from_200_points_on():
     loss = C + 0.1 * np.random.default_rng(0).standard_normal(1000)
     assert own(loss[:199]).outcome == "too_short"
     for n in (200, 1000):
-        assert (own(loss[:n]).outcome, own(loss[:n]).crash_step) == ("collapsed_at_init", 0)
+        assert (own(loss[:n]).outcome, own(loss[:n]).crash_step) == ("untrained", None)
     assert own(np.concatenate((loss, learns(400)))).outcome == "survived"  # it learnt late
 
 
@@ -93,7 +93,7 @@ def test_never_learning_is_judged_after_twice_the_warmup():
     for n in (199, 200, 201, 1000):
         assert own(loss[:n], warmup=100) == own(loss[:n], warmup=0) == own(loss[:n])
     assert own(loss[:1999], warmup=1000).outcome == "too_short"
-    assert own(loss[:2000], warmup=1000).outcome == "collapsed_at_init"
+    assert own(loss[:2000], warmup=1000).outcome == "untrained"
     dies = collapses(600, 400)
     assert own(dies, warmup=1000) == own(dies) and own(dies).outcome == "collapsed"
 
@@ -150,7 +150,7 @@ def test_an_event_behind_the_horizon_is_told_and_changes_nothing_else(late):
 
 @pytest.mark.parametrize("level, heldout, outcome", [
     (1.5, None, "stuck"), (1.5, 1.5, "stuck"), (1.5, 1.1, "survived"), (1.1, 1.5, "survived"), (1.1, None, "survived"),
-    (1.9, 1.9, "collapsed_at_init"),
+    (1.9, 1.9, "untrained"),
 ])
 def test_a_run_that_ends_the_horizon_without_having_trained_is_stuck(level, heldout, outcome):
     """0.6 c is 1.2; the run has come clearly below c (1.6) and lives on. A run under way is not judged so."""
@@ -198,14 +198,14 @@ def test_any_curve_gets_a_verdict_that_makes_sense(values, every, repeat):
     for verdict in (judge(steps, loss, constant_loss=C, window=WINDOW, horizon=60), judge_foreign(steps, loss)[0],
                     judge_foreign(steps, loss, constant_loss=C)[0]):
         assert verdict.outcome in (*OUTCOMES, "unknown") and verdict.steps == len(loss)
-        assert (verdict.crash_step is None) == (verdict.outcome in ("survived", "stuck", "too_short"))
+        assert (verdict.crash_step is None) == (verdict.outcome in ("survived", "stuck", "untrained", "too_short"))
         assert verdict.crash_step is None or verdict.crash_step in steps
         json.dumps(vars(verdict), allow_nan=False)
 
 
 @pytest.mark.parametrize("kind, sd", [("white", 0.15), ("t2", 0.05), ("ar", 0.05)])
 def test_own_noise_raises_no_alarm(kind, sd):
-    """1,000 seeds each: a trained run with noise survives, one at the constant level is collapsed_at_init.
+    """1,000 seeds each: a trained run with noise survives, one at the constant level is untrained.
 
     Our batches are drawn independently at each step, so white noise is the real case; at sd .1, AR(1) noise around C does
     get clearly below it for ten points now and then.
@@ -214,7 +214,7 @@ def test_own_noise_raises_no_alarm(kind, sd):
     steps = np.arange(1000)
     trained = 0.75 + (C - 0.75) * np.exp(-steps / 40)
     assert {own(trained + curve).outcome for curve in curves} == {"survived"}
-    assert {own(C + curve).outcome for curve in curves} == {"collapsed_at_init"}
+    assert {own(C + curve).outcome for curve in curves} == {"untrained"}
 
 
 @pytest.mark.parametrize("change", [{"steps": [1, 1]}, {"steps": [2, 1]}, {"steps": [1]}, {"constant_loss": np.nan},

@@ -113,10 +113,10 @@ def test_foreign_slow_rise_and_recovery_under_way_are_degraded():
         assert verdict.outcome == "degraded" and low <= verdict.crash_step <= high
 
 
-def test_collapsed_at_init_needs_the_constant_loss():
+def test_untrained_needs_the_constant_loss():
     loss = C + 0.05 * np.random.default_rng(0).standard_normal(500)
     assert foreign(loss).outcome == "survived"
-    assert foreign(loss, constant_loss=C).outcome == "collapsed_at_init"
+    assert foreign(loss, constant_loss=C).outcome == "untrained"
 
 
 @settings(max_examples=60, deadline=None)

@@ -117,8 +117,8 @@ def test_collapsed_from_the_start_has_nothing_to_compare_with(tmp_path):
     columns = log()
     columns["loss"][:] = 2.0
     verdict = detect(write(tmp_path, columns), constant_loss=2.0)
-    assert (verdict["outcome"], verdict["mms_signature"]) == ("collapsed_at_init", None)
-    assert any("0 points before the crash" in note for note in verdict["notes"])
+    assert (verdict["outcome"], verdict["mms_signature"]) == ("untrained", None)
+    assert any("no crash to look at" in note for note in verdict["notes"])
 
 
 def test_a_non_finite_gradient_is_a_crash_without_extinction(tmp_path):

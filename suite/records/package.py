@@ -1,0 +1,81 @@
+"""The data package (`datapackage.json`) beside the tables: their columns for any reader, and the version that this one checks."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+from suite.records.layout import pattern, table_files
+from suite.records.schema import SCHEMA_VERSION, TABLES, Table
+from suite.records.tableerror import TableError
+from suite.records.wholefile import replace
+
+PACKAGE = "datapackage.json"
+
+
+def package_text(folder) -> str:
+    """`datapackage.json` (Data Package 2.0) for the tables that exist: the public column dictionary, byte for byte repeatable.
+
+    The path of a table of one file a run is a pattern: a package does not grow with its runs.
+    """
+    resources = []
+    for table in TABLES.values():
+        if not table_files(folder, table):
+            continue
+        fields = []
+        for column in table.columns:
+            constraints = {"required": True} if column.required else {}
+            if column.enum:
+                constraints["enum"] = list(column.enum)
+            field = {"name": column.name, "type": column.type, "unit": column.unit, "description": column.meaning}
+            fields.append(field | ({"constraints": constraints} if constraints else {}))
+        # A primary key may not be empty; the step of quality.csv's real row is.
+        required = {column.name for column in table.columns if column.required}
+        key = {"primaryKey": list(table.key)} if required >= set(table.key) else {"uniqueKeys": [list(table.key)]}
+        resources.append({
+            "name": table.name, "description": table.meaning, "path": pattern(table), "format": "csv", "mediatype": "text/csv",
+            "encoding": "utf-8", **({"compression": "gz"} if table.by_run else {}),
+            "schema": {"fields": fields, **key, "missingValues": [""]},
+        })  # fmt: skip
+    package = {
+        "$schema": "https://datapackage.org/profiles/2.0/datapackage.json", "name": "screambench-results",
+        "description": "Empty cells were not measured; nan and inf are values. Numbers have six significant digits. A path with * stands "
+                       "for all files that fit it: one a run, all with one header, curves/SCHEME-LDEPTH/RUN_ID.csv.gz.",
+        "schema_version": SCHEMA_VERSION, "resources": resources,
+    }  # fmt: skip
+    return json.dumps(package, indent=1, ensure_ascii=False) + "\n"
+
+
+def check_package(folder: Path, table: Table | None = None) -> None:
+    """Refuse a folder of another schema version, or one whose package lists other columns. No package yet is fine."""
+    path = folder / PACKAGE
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    version, listed = _told(path, data)
+    if version != SCHEMA_VERSION:
+        raise TableError(path, f"tables have schema version {version!r}, this code reads {SCHEMA_VERSION!r}",
+                         "check out the commit that wrote them, or move the folder aside and run again")
+    if table and table.name in listed and listed[table.name] != [(c.name, c.type) for c in table.columns]:
+        raise TableError(path, f"columns of {table.name} differ from suite/records/schema.py at the same version",
+                         "bump SCHEMA_VERSION, or delete the package if only it is stale")
+
+
+@lru_cache(maxsize=64)
+def _told(path: Path, data: bytes) -> tuple[object, dict[str, list[tuple[str, str]]]]:
+    """(version, columns by table) that a package tells. Remembered: whoever reads a table asks."""
+    try:
+        package = json.loads(data)
+        return package["schema_version"], {
+            r["name"]: [(f["name"], f["type"]) for f in r["schema"]["fields"]] for r in package["resources"]}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise TableError(path, f"not a data package ({error.__class__.__name__})", "delete it and run `collect`") from None
+
+
+def write_package(folder) -> None:
+    """Write `datapackage.json`; a folder of another schema version is refused, never relabelled."""
+    folder = Path(folder)
+    check_package(folder)
+    replace(folder / PACKAGE, package_text(folder).encode())

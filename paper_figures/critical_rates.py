@@ -79,10 +79,10 @@ def _places(looks, depths) -> dict[tuple[str, int], float]:
 
 
 def _edges(ax, found, looks, depths, horizon) -> None:
-    labels = {(row.scheme, row.arm, row.params, row.writers, row.data): row.label for row in looks.itertuples()}
+    labels = {(row.scheme, row.arm, row.params, row.writers, f"{row.gate_lr:g}", row.data): row.label for row in looks.itertuples()}
     places = _places(looks, depths)
     for edge in found:
-        x, look = places[labels[edge.cell[:5]], edge.depth], scheme_look(edge.scheme)
+        x, look = places[labels[edge.cell[:6]], edge.depth], scheme_look(edge.scheme)
         _mark(ax, x, edge.lr50, *look)
         if str(edge.lr50u) != str(edge.lr50):
             usable = edge.lr50u

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from stand_ins import interpreted
 from torch import nn
 
 from suite import registry
@@ -16,17 +17,6 @@ from suite.training.optim import FlatParameters
 
 SCHEMES = [(name, arm, "") for arm in ("controlled", "native") for name in registry.names(arm)] + [("mvsplit", "controlled", "sites=attn")]
 every_scheme = pytest.mark.parametrize(("name", "arm", "params"), SCHEMES)
-
-
-def interpreted(graph, inputs, **options):
-    """Stands in for Inductor: runs the traced graph as it is, and empties the list of arguments as Inductor's code does."""
-
-    def run(arguments):
-        values = list(arguments)
-        arguments.clear()
-        return graph(*values)
-
-    return run
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import toys
+from stand_ins import interpreted
 from toys import TOYS
 
 from suite.diagnosis.sidepass import final_state
@@ -45,14 +46,6 @@ def registered(scratch_registry):
 @pytest.fixture
 def traced(monkeypatch):
     """Tracing and partitioning as always, without the minutes of a C++ compiler."""
-
-    def interpreted(graph, inputs, **options):
-        def run(arguments):
-            values = list(arguments)
-            arguments.clear()
-            return graph(*values)
-
-        return run
 
     monkeypatch.setattr(aot, "compile_fx_inner", interpreted)
     monkeypatch.setattr(aot, "_compiled", {})

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import toys
+from stand_ins import capture as stand_in
 from toys import TOYS
 
 from suite.model.backbone import DiT
@@ -140,19 +141,6 @@ def test_gates_that_do_not_move_are_fixed_and_the_rest_learns(tmp_path):
         for n, p in trainer.state.dit.named_parameters():
             assert torch.equal(p, start[n]) is (gate_lr == 0 and ".residuals." in n), n
     assert torch.equal(ends[None], ends[1.0])  # the old behaviour, to the bit
-
-
-def stand_in(function, warm_up):
-    """A capture that executes nothing while it captures: each replay runs the function."""
-    for _ in range(warm_up):
-        function()
-    static = [torch.full_like(t, torch.nan) for t in function()] if warm_up else []
-
-    def replay():
-        for mine, new in zip(static, function() or (), strict=True):
-            mine.copy_(new)
-
-    return replay, static
 
 
 @pytest.mark.parametrize("name", ["values", "completep", "lambdas"])

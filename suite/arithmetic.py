@@ -44,7 +44,7 @@ def unchanged() -> Iterator[None]:
             raise Altered(f"replaces {_called(owner)}.{name}")
     for owner in {owner for owner, _ in names if isinstance(owner, type)}:
         new = [name for name, value in vars(owner).items() if (owner, name) not in names and _bare(value) is value]
-        if new := [name for name in new if name not in ("__annotations__", "__doc__")]:
+        if new := [name for name in new if name not in ("__annotations__", "__doc__") and name[:3] != "___"]:  # torch's own marks
             raise Altered(f"replaces {_called(owner)}.{new[0]}")
     new = sorted(key for key in set(torch.library._impls) - kernels if key.startswith("aten/") and not key.endswith("/FuncTorchBatched"))
     if new:  # torch itself enters those left out, at the first `vmap`
@@ -85,8 +85,16 @@ def _names() -> dict[tuple[ModuleType | type, str], tuple[object, object]]:
 
 
 def _bare(value: object) -> object:
-    """Without what torch wraps an optimiser's `step` in as the first one is made."""
-    return value.__wrapped__ if getattr(value, "hooked", False) else value
+    """Without what torch itself wraps a part of its own in: an optimiser's `step` as the first is made, more at the first compilation."""
+    while True:
+        if getattr(value, "__module__", None) == "torch._dynamo.mutation_guard" and getattr(value, "__closure__", None):
+            value = value.__closure__[0].cell_contents
+        elif getattr(value, "hooked", False):
+            value = value.__wrapped__
+        elif (inner := getattr(value, "_torchdynamo_orig_callable", value)) is not value:
+            value = inner
+        else:
+            return value
 
 
 def _inside(owner: ModuleType | type, value: object) -> object:

@@ -248,6 +248,27 @@ def test_a_body_that_changes_nothing_is_let_through():
         torch.nn.functional.silu(torch.zeros(2))
 
 
+def test_what_torch_replaces_of_itself_is_blamed_on_no_scheme():
+    """In a process of its own: torch does so at the first compilation."""
+    code = """if True:
+        import torch
+        import suite.sweep.execute
+        from suite import arithmetic
+        with arithmetic.unchanged():
+            model = torch.compile(torch.nn.Linear(2, 2), backend="eager")
+            optimiser = torch.optim.AdamW(model.parameters())
+            model(torch.zeros(1, 2)).sum().backward()
+            optimiser.step()
+        try:
+            with arithmetic.unchanged():
+                torch.nn.functional.silu = torch.compile(torch.relu)
+        except arithmetic.Altered as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.stdout == "replaces torch.nn.functional.silu\n", done.stderr
+
+
 def test_the_planning_process_has_no_torch_and_no_scheme(tmp_path):
     code = ("import sys; from suite import cli; sys.exit(cli.main(sys.argv[1:]) or any(name.partition('.')[0] in ('torch', 'accelerate') "
             "or name.startswith('baselines.') for name in sys.modules))")

@@ -64,7 +64,7 @@ case "${1:-}" in
         "$python" - "$protocol" "$@" <<'PY' || exit 2
 import sys
 from suite.cli import parser
-from suite.protocol import PROTOCOLS
+from suite.presets import PROTOCOLS
 parser().parse_args(["run", *sys.argv[2:]])
 if sys.argv[1] not in PROTOCOLS:
     sys.exit(f"run_all.sh: unknown protocol {sys.argv[1]!r}; known: {', '.join(PROTOCOLS)}")

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from paper_figures.rows import caption, load_runs
 from paper_figures.style import NEUTRAL, PALETTE, context, page, skip, wrap
+from suite.detect.detect import judge_foreign
+from suite.detect.log_columns import Log, LogError
 from suite.records.tables import read
-from suite.verdict.detect import judge_foreign
-from suite.verdict.foreign_log import Log, LogError
 from suite.verdict.smooth import short_median
 
 NAME = "detected"

@@ -24,7 +24,7 @@ from PIL import Image
 
 import paper_figures
 from paper_figures import style
-from suite.protocol import PROTOCOLS
+from suite.presets import PROTOCOLS
 from suite.records.schema import TABLES
 from suite.records.tables import format_table
 

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from paper_figures.rows import caption, curves_of, load_runs
 from paper_figures.style import NEUTRAL, crash_handle, legend, line_of, page, plain_log, scheme_handles, scheme_look, skip
-from suite.protocol import PROTOCOLS as PRESETS
+from suite.presets import PROTOCOLS as PRESETS
 from suite.records.tables import REAL, read
 
 NAME = "fig05_quality"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from paper_figures.style import OUTCOMES, scheme_order
-from suite.protocol import PROTOCOLS
+from suite.presets import PROTOCOLS
 from suite.records.tables import read
 from suite.verdict.outcomes import DEAD, GONE
 

@@ -1,6 +1,7 @@
 """Names for schemes: `@register`, and the schemes of this process: of one file that was loaded, or of all of `baselines/`.
 
-Importing this module does not import torch; loading a scheme's file does. What other processes know of theirs is in `suite.catalogue`.
+Importing this module does not import torch; loading a scheme's file does. What other processes
+know of theirs is in `suite.isolation.catalogue`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType
 
-from suite.codedigest import PLUGIN, class_digest
+from suite.identity.codedigest import PLUGIN, class_digest
 from suite.numerals import decimal, whole
 from suite.protocol import NO_PARAMS
 
@@ -38,7 +39,7 @@ class RegistryError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """A scheme in one of its arms. cls is None in a process that has not loaded its file: `suite.catalogue` has the rest from one that did.
+    """A scheme in one of its arms. cls is None in a process that has not loaded its file.
 
     module: that registered it; file: that was loaded for it; fault: why nothing of it can be trained, half a line, or "".
     """

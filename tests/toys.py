@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from suite import registry
-from suite.protocol import PROTOCOLS, Run
+from suite.data.sources import NAMED
+from suite.presets import PROTOCOLS
+from suite.protocol import Run
 from suite.residual import WEIGHTS, Factors, Residual, rms_norm
 from suite.sweep.tryout import try_out
-from suite.training.data import DIGITS_DIGEST
 
 STREAMS = 2
 
@@ -237,5 +238,5 @@ def runs(name: str, *, depth: int, lr: float, seeds: tuple[int, ...] = (0,)) -> 
     entry = registry.get(f"toy_{name}")
     params = registry.format_params(entry, {})
     try_out(entry.name, entry.arm, params, depth, 1.0)
-    made_of = "digits", DIGITS_DIGEST, entry.code_digest({})
+    made_of = "digits", NAMED["digits"], entry.code_digest({})
     return [Run(PROTOCOLS["smoke"], entry.name, entry.arm, params, "std", depth, lr, seed, *made_of, compiled=False) for seed in seeds]

@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         "bench": tables.bench,
     }  # fmt: skip
     if args.verb in ("list", "plan", "run", "verify"):
-        from suite import forks
+        from suite.isolation import forks
 
         forks.start()  # while it imports torch, this process reads what it is to do
     try:

@@ -13,8 +13,8 @@ from suite.cli.training import warn
 
 def show(args) -> int:
     from suite import registry
-    from suite.catalogue import read
-    from suite.protocol import PROTOCOLS
+    from suite.isolation.catalogue import read
+    from suite.presets import PROTOCOLS
 
     catalogue = read(args.plugin)
     print("protocols")
@@ -47,7 +47,7 @@ def status(args) -> int:
 
 def collect(args) -> int:
     from suite.evidence.report import beside
-    from suite.protocol import PROTOCOLS
+    from suite.presets import PROTOCOLS
     from suite.records.checks import check_folder
     from suite.records.completeness import check_parts
     from suite.records.tables import Store
@@ -74,7 +74,7 @@ def collect(args) -> int:
 
 
 def figures(args) -> int:
-    from paper_figures.draw import draw_all, stale
+    from paper_figures.draw import draw_all
 
     out = args.out or _pictures(args.results)
     if not args.check:
@@ -84,22 +84,32 @@ def figures(args) -> int:
     return 1 if problems else 0
 
 
+def stale(results: Path, out: Path) -> list[str]:
+    """The pictures that do not show what the tables give now."""
+    from paper_figures.draw import stale
+
+    return stale(results, out)
+
+
 def _pictures(results: Path) -> Path:
     """Where the figures of a results folder go."""
     return COMMITTED.parent / "paper_figures" / "out" if results.resolve() == COMMITTED else results / "figures"
 
 
 def verify(args) -> int:
-    from suite.catalogue import read
-    from suite.evidence.verify import rerun, verify
-    from suite.records.tables import format_table
-    from suite.sweep.sweep import workers
+    from suite.evidence.verify import verify
+    from suite.isolation.catalogue import read
+    from suite.isolation.forks import Fork
 
     catalogue = read(args.plugin)
     warn(catalogue)
     pictures = _pictures(args.results)
     drawn = pictures.is_dir() or args.results.resolve() == COMMITTED  # a user may not have drawn any yet
-    checked, problems = verify(args.results, pictures if drawn else None, catalogue)
+    drawing = Fork() if drawn else None
+    if drawing:
+        drawing.ask(stale, args.results, pictures)  # in a process of its own, meanwhile
+    checked, problems = verify(args.results, catalogue)
+    problems += drawing.answer() if drawing else []
     if not checked and not problems:
         raise ValueError(f"{args.results}: no results to verify; start with: python -m suite run")
     for problem in problems:
@@ -107,6 +117,10 @@ def verify(args) -> int:
     print(f"{args.results}: {checked} runs{' and their pictures' if drawn else ''} checked, {len(problems)} problems")
     if not args.rerun:
         return 1 if problems or not checked else 0
+    from suite.evidence.rerun import rerun
+    from suite.records.tables import format_table
+    from suite.sweep.sweep import workers
+
     rows = rerun(args.results, args.rerun, args.seed[0], workers(None), catalogue)
     print(format_table(rows, ("run", "compared", "agrees", "why")))
     return 0 if not problems and all(row["agrees"] for row in rows) else 1
@@ -125,7 +139,7 @@ def report(args) -> int:
 
 
 def detect(args) -> int:
-    from suite.verdict.detect import judge_logs
+    from suite.detect.detect import judge_logs
 
     judged = judge_logs(args.file, args.constant_loss, args.column)
     print("\n".join(json.dumps(found) for _, found in judged))

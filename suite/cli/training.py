@@ -32,7 +32,7 @@ def _plan_of(selection, catalogue, results: Path):
 
 
 def plan(args) -> int:
-    from suite.catalogue import read
+    from suite.isolation.catalogue import read
     from suite.records.tables import Store
 
     if args.gpus and not args.cost:
@@ -56,8 +56,8 @@ def plan(args) -> int:
 
 def _cost(args) -> int:
     """What the selection will take, without training or a GPU."""
-    from suite import forks
-    from suite.catalogue import read
+    from suite.isolation import forks
+    from suite.isolation.catalogue import read
     from suite.sweep.plan import make_plan
 
     catalogue = read(args.plugin)
@@ -70,7 +70,7 @@ def _cost(args) -> int:
 def _said(files, runs, gpus, bench: Path) -> list[str]:
     """The lines of `plan --cost`, in a process that knows the schemes of all these files, as it never trains."""
     from suite import registry
-    from suite.sweep.cost import said
+    from suite.scale.cost import said
 
     for file in files:
         registry.load(file)
@@ -85,7 +85,7 @@ def warn(catalogue) -> None:
 
 def encode(args) -> int:
     """Make a folder of latents."""
-    from suite.encoding.encode import encode
+    from suite.scale.encoding.encode import encode
 
     settings = {name: getattr(args, name) for name in ("vae", "text", "size", "tokens", "batch")}
     with interruptible():
@@ -98,7 +98,7 @@ def encode(args) -> int:
 
 
 def run(args) -> int:
-    from suite.catalogue import read
+    from suite.isolation.catalogue import read
     from suite.sweep.launcher import launched, launched_alone
     from suite.sweep.plan import say_quality
     from suite.sweep.search import core_hours
@@ -112,7 +112,7 @@ def run(args) -> int:
         print("accelerate started one process, not several (--cpu needs MPI): this is an ordinary run; for data parallelism say "
               "--multi_gpu instead of --cpu, which needs no GPU", file=sys.stderr)  # fmt: skip
     if launched():
-        from suite.sweep.distributed import run_distributed
+        from suite.scale.distributed import run_distributed
 
         return run_distributed(runs, args.results.resolve(), args.features, catalogue)
     say_quality(runs, args.features)

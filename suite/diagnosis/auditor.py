@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from suite.diagnosis.sidepass import anchor_layers, audit_step
+from suite.diagnosis.audit_pass import anchor_layers, audit_step
 from suite.training.trainer import REPLAY_BEFORE, Trainer
 from suite.verdict.crash import Verdict
 from suite.verdict.signature import SIGNATURE_EARLY, SIGNATURE_LATE

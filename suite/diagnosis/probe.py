@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from suite.diagnosis.sidepass import anchor_layers
+from suite.diagnosis.audit_pass import anchor_layers
 from suite.model import flow
 from suite.residual import token_mean
+from suite.rng import generator
 from suite.training.trainer import Trainer
 
 ROUNDS = 4  # passes over the held-out and as many training images, each with fresh t and noise: about 2,400 rows
@@ -24,7 +25,7 @@ def _features(trainer: Trainer) -> tuple[np.ndarray, np.ndarray, list[dict[str, 
     dit, data = trainer.state.dit, trainer.data
     rows = torch.cat([data.heldout, data.train[: len(data.heldout)]]).repeat(ROUNDS)
     batch = flow.make_batch(
-        data.x0(rows), data.caption(rows), data.empty, 0.0, flow.generator("probe")
+        data.x0(rows), data.caption(rows), data.empty, 0.0, generator("probe")
     )
     z, image = batch.z_BCHW, dit.segments[0]
     inputs = torch.stack([z.mean((1, 2, 3)), z.std((1, 2, 3)), z.square().mean((1, 2, 3)).sqrt()], 1)
@@ -61,7 +62,7 @@ def _fit(x: np.ndarray, t: np.ndarray) -> tuple[float, float, np.ndarray]:
 def probe(trainer: Trainer) -> list[dict]:
     """Rows of the probe table for the run's present weights; residual_r2 is what a feature explains beyond the input statistics."""
     t, inputs, layers = _features(trainer)
-    order = flow.generator("probe", "order")
+    order = generator("probe", "order")
     mixed = torch.randperm(len(t), generator=order).numpy()  # so that both halves hold every image and round
     t, inputs = t[mixed], inputs[mixed]
     shuffled = t[torch.randperm(len(t), generator=order).numpy()]

@@ -9,7 +9,7 @@ from statistics import mean
 from suite.evidence.dying import name
 from suite.evidence.edges import cells
 from suite.evidence.markdown import table
-from suite.protocol import PROTOCOLS
+from suite.presets import PROTOCOLS
 from suite.records.tables import Store
 from suite.verdict.outcomes import fate
 

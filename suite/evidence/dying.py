@@ -10,7 +10,8 @@ from suite.evidence.deaths import CALM_UNTIL, deaths
 from suite.evidence.edges import said
 from suite.evidence.hazard import HEALTHY, LOOSER, PER, Risk, hazard_ratio, longer, risks
 from suite.evidence.markdown import table
-from suite.protocol import PROTOCOLS, Protocol
+from suite.presets import PROTOCOLS
+from suite.protocol import Protocol
 from suite.records.tables import Parts, Store
 
 SERIES = [(PROTOCOLS["anatomy"], PROTOCOLS["frontier"]), (PROTOCOLS["anatomy64"], PROTOCOLS["frontier64"])]

@@ -13,7 +13,8 @@ from suite.evidence.edges import PRIMARY, Edge, cells, edges, ratios
 from suite.evidence.hazard import PER, healthy_deaths, risks
 from suite.evidence.headline import in_words, standing
 from suite.evidence.stats import Critical
-from suite.protocol import PROTOCOLS, SCHEMES
+from suite.presets import PROTOCOLS
+from suite.protocol import SCHEMES
 from suite.records.tables import TABLES, Parts, Store, read_rows
 from suite.verdict.outcomes import DEAD, UNUSABLE
 

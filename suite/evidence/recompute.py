@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from suite.catalogue import Catalogue
+from suite.isolation.catalogue import Catalogue
 from suite.protocol import Protocol, Run
 from suite.records.schema import TABLES
 from suite.records.tables import REAL, Parts, format_value
@@ -52,7 +52,7 @@ def _constant(patch: int) -> float:
 
 @cache
 def _digits():
-    from suite.training.data import load
+    from suite.data.load import load
 
     return load(DIGITS)
 
@@ -78,15 +78,10 @@ def _model(p: Protocol, scheme: str, arm: str, params: str, depth: int, shape: t
 @cache
 def _floor(n: int, features_digest: str) -> dict[str, str]:
     """The cells of the real row; none where the features are not those that come with the suite."""
-    from suite.quality.features import extractor
-    from suite.quality.fid import real_floor
-
-    net, data = extractor(DIGITS), _digits()
-    if net.digest != features_digest:
+    floor = _digits().floor(DIGITS, n)
+    if floor["features_digest"] != features_digest:
         return {}
-    real = data.pixels(data.images_NCHW[data.train]).clamp(0, 1)
     types = {column.name: column.type for column in TABLES["quality"].columns}
-    floor = real_floor(real, n, net, labels=data.labels_N[data.train])
     return {name: format_value(floor.get(name), kind) for name, kind in types.items() if name != "run_id"}
 
 

@@ -14,7 +14,8 @@ from suite.evidence.edges import PRIMARY, Edge, edges, edges_beside, ratios, sai
 from suite.evidence.findings import findings
 from suite.evidence.headline import UNSURE, in_words, standing
 from suite.evidence.markdown import table
-from suite.protocol import PROTOCOLS, SCHEMES
+from suite.presets import PROTOCOLS
+from suite.protocol import SCHEMES
 from suite.records.beside import compare
 from suite.records.tables import TABLES, Store, format_table, read_rows
 from suite.verdict.crash import STUCK

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from suite.model.flow import generator, seeded
 from suite.residual import WEIGHTS, Context, Residual, Site, rms_norm
+from suite.rng import generator, seeded
 
 if TYPE_CHECKING:
     from suite.model.compiled_blocks import CompiledBlocks

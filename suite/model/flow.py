@@ -5,15 +5,13 @@ Shapes: B batch, C channels, H, W pixels, S caption tokens, D width. Source: arX
 
 from __future__ import annotations
 
-import hashlib
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from suite.rng import generator
 
 
 class Batch(NamedTuple):
@@ -23,42 +21,6 @@ class Batch(NamedTuple):
     target_BCHW: Tensor
     t_B: Tensor
     caption_B: Tensor  # row of the caption table; or (B, S, D) embeddings, where the data bring some
-
-
-def generator(*key: object) -> torch.Generator:
-    """A CPU generator keyed by names and numbers, so that no stream depends on how often another was drawn from."""
-    return torch.Generator().manual_seed(_seed(*key))
-
-
-def _seed(*key: object) -> int:
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def random_state() -> tuple[Tensor, bytes]:
-    """The state of every generator that belongs to the process: of torch on a CPU, and of Python and numpy."""
-    kind, words, *rest = np.random.get_state()
-    return torch.get_rng_state(), repr((random.getstate(), kind, words.tobytes(), *rest)).encode()
-
-
-@contextmanager
-def seeded(*key: object) -> Iterator[None]:
-    """What the body draws from torch, Python or numpy follows from the key alone, and what others draw does not depend on it."""
-    seed, python, numpy = _seed(*key), random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too, which stay unforked
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-
-
-def caption_table(classes: int, tokens: int, width: int) -> Tensor:
-    """(classes + 1, S, D) frozen N(0, 1) captions in place of the paper's frozen text encoder; last row = empty caption."""
-    return torch.randn(classes + 1, tokens, width, generator=generator("captions"))
 
 
 def make_batch(

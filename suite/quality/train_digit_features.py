@@ -36,7 +36,7 @@ def split_digits() -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
 
     digits = load_digits()
     train, held_out = train_test_split(
-        np.arange(1797), test_size=297, stratify=digits.target, random_state=0  # as in suite/training/data.py
+        np.arange(1797), test_size=297, stratify=digits.target, random_state=0  # as in suite/data/dataset.py
     )
     x_NCHW = torch.tensor(digits.images / 16, dtype=torch.float32)[:, None]  # 17 grey levels
     return x_NCHW, torch.tensor(digits.target), np.sort(train), np.sort(held_out)

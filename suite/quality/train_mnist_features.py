@@ -24,7 +24,7 @@ def split_mnist() -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
 
     flat, labels = mnist_data()
     train, held_out = train_test_split(
-        np.arange(5000), test_size=826, stratify=labels, random_state=0  # as in suite/training/data.py
+        np.arange(5000), test_size=826, stratify=labels, random_state=0  # as in suite/data/dataset.py
     )
     x_NCHW = torch.tensor(flat.reshape(-1, 1, 28, 28) / 255, dtype=torch.float32)
     return x_NCHW, torch.tensor(labels), np.sort(train), np.sort(held_out)

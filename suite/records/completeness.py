@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from suite.protocol import PROTOCOLS, Protocol
+from suite.presets import PROTOCOLS
+from suite.protocol import Protocol
 from suite.records.tableerror import TableError
 from suite.records.tables import REAL, RUNS, Parts, Store, picture_path
 from suite.verdict.outcomes import DEAD, GONE

@@ -12,51 +12,44 @@ from pathlib import Path
 import torch
 
 from suite import environment, registry
-from suite.arithmetic import Altered, unchanged
+from suite.data.dataset import Dataset
+from suite.data.load import cached
+from suite.data.sources import DataError
+from suite.diagnosis.audit_pass import final_state
 from suite.diagnosis.auditor import Auditor, recovered
 from suite.diagnosis.probe import probe
-from suite.diagnosis.sidepass import final_state
-from suite.model.flow import random_state, seeded
+from suite.isolation.arithmetic import Altered, unchanged
 from suite.protocol import Run
 from suite.records.tables import REAL
+from suite.rng import random_state, seeded
 from suite.sweep.groups import group_id
 from suite.sweep.record import failure, identity, read_record, save_record, save_trace, work_folder
-from suite.sweep.scoring import checkpoint_quality, final_quality, floor, unscored
-from suite.training.data import Data, DataError, load
+from suite.sweep.scoring import checkpoint_quality, final_quality, unscored
 from suite.training.group import Member
 from suite.training.group import train as train_group
-from suite.training.latents import Latents
-from suite.training.sharded import Sharding
+from suite.training.state import Placement
 from suite.training.trainer import Report, Trainer
+from suite.verdict.crash import Verdict
 from suite.verdict.outcomes import DEAD, GONE
 from suite.verdict.signature import of_audit
 
-_loaded: dict[str, Data | Latents] = {}
 
-
-def load_data(source: str) -> Data | Latents:
-    """The data of a source, read again only where files that it still reads from have been written to: a worker takes many runs of them."""
-    if source not in _loaded or not _loaded[source].current:
-        _loaded[source] = load(source)
-    return _loaded[source]
-
-
-def _data_of(run: Run) -> Data | Latents:
+def _data_of(run: Run) -> Dataset:
     """The data of a run. Raises DataError where they are not, or no longer, those of its plan."""
-    data = load_data(run.data)
+    data = cached(run.data)
     if data.digest != run.data_digest:
         raise DataError(f"--data {run.data}: its digest is now {data.digest}, the plan was made for {run.data_digest}")
     return data
 
 
-def execute(run: Run, results: Path, features: str, report: Report | None = None, sharding: Sharding | None = None) -> dict:
+def execute(run: Run, results: Path, features: str, report: Report | None = None, placement: Placement | None = None) -> dict:
     """Train and measure one run; returns its record for `tables.Store.add`. Resumes from the newest whole checkpoint.
 
-    sharding: as `Trainer` has it.
+    placement: as `Trainer` has it.
     """
     environment.reset_peak_memory()
     with _alike(run):
-        member = _member([run], results, features, run, sharding)
+        member = _member([run], results, features, run, placement)
         trainer = member.trainer
         trainer.restore()
         with _nothing_drawn(run):
@@ -123,13 +116,13 @@ def execute_group(runs: Sequence[Run], results: Path, features: str, report: Rep
 
 
 @seeded("make")
-def _member(group: Sequence[Run], results: Path, features: str, run: Run, sharding: Sharding | None = None) -> Member:
+def _member(group: Sequence[Run], results: Path, features: str, run: Run, placement: Placement | None = None) -> Member:
     """A run of a group in memory, with its observers, after a look at whether it is still what the plan says."""
     data = _data_of(run)
     entry = registry.get(run.scheme, run.arm)
     if entry.code_digest(registry.parse_params(entry, run.params)) != run.code_digest:
         raise registry.RegistryError(f"scheme {run.scheme}: its code has changed since the plan was made; plan again")
-    trainer = Trainer(run, data, work_folder(results, run.run_id), group_id(group), sharding)
+    trainer = Trainer(run, data, work_folder(results, run.run_id), group_id(group), placement)
     before_update = Auditor(trainer).before_update if run.protocol.audit_every else None
     return Member(trainer, before_update, partial(checkpoint_quality, trainer, features))
 
@@ -145,14 +138,14 @@ def _record(trainer: Trainer, group: Sequence[Run], results: Path, features: str
     verdict, last = trainer.judge(), trainer.state.step
     quality = [unscored(q, verdict) for q in trainer.state.log.get("quality", []) if q["step"] != last]
     if p.fid_samples:
-        quality.append(final_quality(trainer, results, features))
-    if any("fid" in q for q in quality) and not isinstance(trainer.data, Latents):  # also where only an early score was taken
-        quality.append({"run_id": REAL, **floor(trainer.data, features, p.fid_samples)})
+        quality.append(final_quality(trainer, verdict, results, features))
+    if any("fid" in q for q in quality) and (real := trainer.data.floor(features, p.fid_samples)):  # of an early one too
+        quality.append({"run_id": REAL, **real})
     probe_rows = []
     if p.probe and verdict.outcome not in GONE:
         with trainer.clock.timed("probe"):
             probe_rows = probe(trainer)
-    row = _run_row(trainer, group)  # before the replay, which leaves the trainer inside its window
+    row = _run_row(trainer, verdict, group)  # before the replay, which leaves the trainer inside its window
     if p.audit_every and verdict.outcome in DEAD:
         row["reason"] = Auditor(trainer).replay(verdict)
         row["mms_signature"] = of_audit(trainer.state.log["audit"], verdict.crash_step, deep_from=run.depth // 2)
@@ -175,8 +168,8 @@ def _record(trainer: Trainer, group: Sequence[Run], results: Path, features: str
     }  # fmt: skip
 
 
-def _run_row(trainer: Trainer, group: Sequence[Run]) -> dict:
-    run, p, dit, verdict = trainer.run, trainer.run.protocol, trainer.state.dit, trainer.judge()
+def _run_row(trainer: Trainer, verdict: Verdict, group: Sequence[Run]) -> dict:
+    run, p, dit = trainer.run, trainer.run.protocol, trainer.state.dit
     norms = [norm for _, _, norm in trainer.state.curve]
     return {
         **identity(run, group),

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import fields
 
-from suite import forks
+from suite.isolation import forks
 from suite.protocol import Protocol, Run, short_hash
 
 FREE = ("lr", "seed")  # in which the runs of a group may differ

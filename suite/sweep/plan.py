@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from importlib import import_module
 
-from suite import environment, forks, registry
-from suite.catalogue import Catalogue, read
+from suite import environment, registry
+from suite.isolation import forks
+from suite.isolation.catalogue import Catalogue, read
 from suite.numerals import decimal
-from suite.protocol import PROTOCOLS, Cell, Protocol, Run
+from suite.presets import PROTOCOLS
+from suite.protocol import Cell, Protocol, Run
 from suite.records.cells import cell_fault
 from suite.records.schema import TABLES
 
@@ -56,7 +59,7 @@ def make_plan(selection: Selection, for_costs: bool = False, catalogue: Catalogu
 
     catalogue: that of the selection's plugins, where it has been read.
     for_costs: where the protocol's own data cannot be read and their shape is known, the runs are planned without them; such runs
-    cannot be trained, and their ids mean nothing (suite/sweep/cost.py).
+    cannot be trained, and their ids mean nothing (suite/scale/cost.py).
     """
     protocol = protocol_named(selection.protocol)
     catalogue = catalogue or read(selection.plugins)
@@ -181,16 +184,15 @@ def _quality(runs: list[Run], features: str) -> str:
 
 def check_quality(runs: list[Run], features: str) -> str:
     """A line for the user where these runs get no FID, "" where they do. Raises SelectionError if FID was asked for by --features."""
-    from suite.training.data import NAMED
+    from suite.data.sources import NAMED
 
     if not runs or not (n := max(run.protocol.fid_samples for run in runs)):
         return ""
     if features == "digits" and runs[0].data_digest in NAMED.values():
         return ""
-    from suite.sweep.execute import load_data
-    from suite.sweep.scoring import quality_fault
+    from suite.data.load import cached
 
-    fault = quality_fault(load_data(runs[0].data), features, n)
+    fault = cached(runs[0].data).quality_fault(features, n)
     if fault and features != "digits":
         more = "" if runs[0].data.startswith("latents:") else f"FID of {n} samples needs more images, or "
         raise SelectionError(f"--data {runs[0].data}: {fault}; {more}leave out --features {features}")
@@ -198,25 +200,22 @@ def check_quality(runs: list[Run], features: str) -> str:
 
 
 def _digest(source: str, protocol: Protocol, for_costs: bool) -> str:
-    from suite.sweep import cost
-    from suite.training.data import DataError
+    from suite.data.sources import DataError
 
     try:
         return _read_digest(source, protocol)
     except DataError:
-        if for_costs and source == protocol.data and protocol.name in cost.SHAPES:
-            return cost.UNREAD
+        if for_costs and source == protocol.data and (unread := import_module("suite.scale.cost").unread(protocol)):
+            return unread
         raise
 
 
 def _read_digest(source: str, protocol: Protocol) -> str:
-    from suite.training.data import named_digest
+    from suite.data.load import cached, named_digest
 
     if digest := named_digest(source):
         return digest
-    from suite.sweep.execute import load_data
-
-    data = load_data(source)
+    data = cached(source)
     if (size := data.shape[-1]) % protocol.patch:
         if source.startswith("latents:"):
             raise SelectionError(

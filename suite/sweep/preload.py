@@ -1,4 +1,4 @@
-"""What the process that the others are forked from imports (suite/forks.py): all that trains, and no scheme."""
+"""What the process that the others are forked from imports (suite/isolation/forks.py): all that trains, and no scheme."""
 
 import gc
 from importlib import import_module

@@ -7,21 +7,18 @@ from pathlib import Path
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from suite.model.flow import seeded
-from suite.quality.features import FeatureNet, QualityError, extractor
-from suite.quality.fid import GRID_COLUMNS, GRID_ROWS, check_floor, real_floor, sample_grid, scores
+from suite.quality.fid import GRID_COLUMNS, GRID_ROWS, sample_grid
 from suite.records.tables import picture_path
-from suite.training.data import NAMED, Data
-from suite.training.latents import Latents
+from suite.rng import seeded
 from suite.training.trainer import Trainer
 from suite.verdict.crash import Verdict
 from suite.verdict.outcomes import GONE
 
 
-def final_quality(trainer: Trainer, results: Path, features: str) -> dict:
+def final_quality(trainer: Trainer, verdict: Verdict, results: Path, features: str) -> dict:
     """The score row of the finished run; a picture of samples even where it is dead or untrained."""
     run, p, data = trainer.run, trainer.run.protocol, trainer.data
-    crashed = trainer.judge().outcome in GONE
+    crashed = verdict.outcome in GONE
     row = {"step": trainer.state.step, "fid_status": "crashed", "nfe": p.nfe, "guidance": p.guidance}
     # a crashed run gets its picture alone, and a run whose weights hold nan gets samples of nan, drawn as such
     shown = GRID_COLUMNS * (data.classes or GRID_ROWS)
@@ -33,7 +30,7 @@ def final_quality(trainer: Trainer, results: Path, features: str) -> dict:
         return row
     row |= {} if crashed else {"fid_status": "unavailable"} if fault else _scores(trainer, samples, features)
     seen = (labels[:shown] < GRID_ROWS).nonzero()[:, 0]  # a picture has no more rows, and decoding takes its time
-    grid = _images(data, samples[seen])
+    grid = data.images(samples[seen])
     if grid is None:
         return row
     path = picture_path(results / p.name, run.scheme, run.depth, run.run_id)
@@ -45,53 +42,16 @@ def final_quality(trainer: Trainer, results: Path, features: str) -> dict:
 
 
 def _fault(trainer: Trainer, features: str) -> str:
-    """`quality_fault`; where all processes sample together the first one asks for all, as a file may fail one of them."""
+    """The data's `quality_fault`; where all processes sample together the first one asks for all, as a file may fail one of them."""
     asks = trainer.accelerator.is_main_process or not trainer.state.dit.sharded
-    fault = quality_fault(trainer.data, features, trainer.run.protocol.fid_samples) if asks else ""
+    fault = trainer.data.quality_fault(features, trainer.run.protocol.fid_samples) if asks else ""
     return broadcast_object_list([fault])[0] if trainer.state.dit.sharded else fault
 
 
-def _images(data: Data | Latents, samples: Tensor) -> Tensor | None:
-    """Samples as images; None for latents that nothing decodes, which get no picture."""
-    if not isinstance(data, Latents):
-        return samples
-    from suite.encoding.decode import picture
-
-    return picture(data, samples)
-
-
-def quality_fault(data: Data | Latents, features: str, n: int) -> str:
-    """Why n samples cannot be scored against these data with these features, or ""; the plan and every run ask here."""
-    if isinstance(data, Latents):
-        from suite.encoding.decode import fault
-
-        return fault(data, features, n)
-    if features == "digits" and data.digest not in NAMED.values():  # other 8 x 8 images would get numbers that mean nothing
-        return "the digit features judge the shipped digits alone (--data digits, mnist); other images need --features inception"
-    try:
-        check_floor(len(data.train), n)
-    except QualityError as error:
-        return str(error)
-    return ""
-
-
-def network(data: Data, features: str) -> FeatureNet:
-    """The feature network that judges these data: of the shipped ones (`digits`) that of the same name."""
-    shipped = {digest: name for name, digest in NAMED.items()}
-    return extractor(shipped.get(data.digest, features) if features == "digits" else features)
-
-
-def _scores(trainer: Trainer, samples, features: str) -> dict:
-    """FID and its kin of samples against the training images; for data that have no fault."""
-    data = trainer.data
-    if isinstance(data, Latents):
-        from suite.encoding import decode
-
-        with trainer.clock.timed("score"):
-            return decode.scores(data, samples, features)
-    real = data.pixels(data.images_NCHW[data.train]).clamp(0, 1)
+def _scores(trainer: Trainer, samples: Tensor, features: str) -> dict:
+    """FID and its kin, for data that have no fault."""
     with trainer.clock.timed("score"):
-        return scores(samples, real, network(data, features))
+        return trainer.data.scores(samples, features)
 
 
 def unscored(row: dict, verdict: Verdict) -> dict:
@@ -113,14 +73,3 @@ def checkpoint_quality(trainer: Trainer, features: str, step: int) -> None:
             scored = _scores(trainer, samples, features) if trainer.accelerator.is_main_process else {}
         row = {"step": step, "nfe": p.nfe, "guidance": p.guidance} | scored
         trainer.state.log.setdefault("quality", []).append(row)
-
-
-_floors: dict[tuple, dict] = {}
-
-
-def floor(data: Data, features: str, n: int) -> dict:
-    key = (data.digest, features, n)
-    if key not in _floors:
-        real = data.pixels(data.images_NCHW[data.train]).clamp(0, 1)
-        _floors[key] = real_floor(real, n, network(data, features), labels=data.labels_N[data.train])
-    return _floors[key]

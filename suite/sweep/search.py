@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from suite.catalogue import Catalogue
+from suite.isolation.catalogue import Catalogue
 from suite.protocol import Run, rate
 from suite.sweep import frontier
 from suite.sweep.plan import Selection, SelectionError, make_plan, protocol_named

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from suite import environment, forks
-from suite.catalogue import read
+from suite import environment
+from suite.isolation import forks
+from suite.isolation.catalogue import read
 from suite.protocol import Run
 from suite.records.gather import gather
 from suite.records.tables import Store

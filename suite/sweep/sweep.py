@@ -9,8 +9,9 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
-from suite import environment, forks
-from suite.catalogue import Catalogue, read
+from suite import environment
+from suite.isolation import forks
+from suite.isolation.catalogue import Catalogue, read
 from suite.protocol import Run
 from suite.records.package import PACKAGE, package_text
 from suite.records.tables import Store, TableError, write_package

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from suite import registry
-from suite.arithmetic import Altered, unchanged
-from suite.model.flow import generator, random_state, seeded
+from suite.isolation.arithmetic import Altered, unchanged
 from suite.residual import Context, Residual, Site
+from suite.rng import generator, random_state, seeded
 from suite.training.factors import of_block
 
 SHAPE, SEGMENTS, HEADS, HIDDEN = (2, 6, 8), (4, 2), 2, 12  # of a tiny trunk: (B, T, D), its tokens, and what the FFN's writer reads

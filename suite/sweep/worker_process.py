@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from suite import forks
+from suite.isolation import forks
 from suite.protocol import Run
 from suite.sweep import worker
 from suite.sweep.groups import label

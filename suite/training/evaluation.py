@@ -12,10 +12,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from suite.data.captions import Captions, Prompts
+from suite.data.dataset import Dataset
 from suite.model import flow
 from suite.protocol import Protocol
-from suite.training.captions import Captions, Prompts
-from suite.training.data import Data
+from suite.rng import generator
 
 EVAL_ROWS = 64  # rows of every forward outside training: one shape, so that inference compiles once
 DEVICE_ELEMENTS = 1 << 24  # of the trunk of one run in such a forward on a GPU, which a few rows would leave idle; 64 MiB
@@ -29,7 +30,7 @@ class Evaluation:
     """
 
     def __init__(
-        self, velocity: Callable[[Tensor, Tensor, Tensor], Tensor], captions: Captions, data: Data, protocol: Protocol,
+        self, velocity: Callable[[Tensor, Tensor, Tensor], Tensor], captions: Captions, data: Dataset, protocol: Protocol,
         runs: tuple[int, ...] = (), together: Accelerator | None = None,
     ) -> None:  # fmt: skip
         self.velocity, self.captions, self.data, self.protocol, self.runs = velocity, captions, data, protocol, runs
@@ -46,7 +47,7 @@ class Evaluation:
         """(*) float64 losses on the held-out images with fixed t and noise, captions never dropped; the same for every run."""
         index = self.data.heldout
         whole = flow.make_batch(
-            self.data.x0(index), self.data.caption(index), self.data.empty, 0.0, flow.generator("heldout")
+            self.data.x0(index), self.data.caption(index), self.data.empty, 0.0, generator("heldout")
         )
         total, n = 0.0, len(index)
         rows = self.rows if self.rows <= EVAL_ROWS else min(self.rows, n)
@@ -65,8 +66,8 @@ class Evaluation:
         chunk = EVAL_ROWS // 2 if self.rows <= EVAL_ROWS else min(n, self.rows // 2)
         mine = torch.arange(self.rank, -(-n // self.world) * self.world, self.world) % n  # as many for every process
         images = flow.sample(
-            self.velocity, Prompts(self.captions, self.data, mine), self.captions.empty, self.data.shape,
-            nfe=self.protocol.nfe, guidance=self.protocol.guidance, noise=flow.generator("samples"), chunk=chunk, runs=self.runs,
+            self.velocity, Prompts(self.captions, self.data.prompts, mine), self.captions.empty, self.data.shape,
+            nfe=self.protocol.nfe, guidance=self.protocol.guidance, noise=generator("samples"), chunk=chunk, runs=self.runs,
             rows=(mine, n),
         )  # fmt: skip
         if self.world > 1:

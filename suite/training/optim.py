@@ -9,16 +9,19 @@ factors of a scheme's own lies behind the rest of its group, and the parts of on
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from suite.residual import Factors
+from suite.training import checkpoint
 from suite.training.factors import NONE, Parts
 
 ALIGN = 16  # floats; 64 bytes, so that views keep the alignment the compiled code was guarded on
 GROUPS = ("decay", "nodecay", "gates")
+ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")  # of torch.optim.AdamW
 
 
 def group_of(name: str, parameter: Tensor) -> str:
@@ -117,6 +120,33 @@ class FlatParameters:
         """The factor of Adam's epsilon of every element of a parameter, flat."""
         parts = self.factors.get(name, (NONE,))
         return torch.tensor([part.eps for part in parts], dtype=torch.float64).repeat_interleave(self.named[name].numel() // len(parts))
+
+    def save(
+        self, folder: Path, step: int, owner: str, optimizer: torch.optim.Optimizer, history: dict[str, Tensor], log: dict,
+        keep_from: int | None = None,
+    ) -> None:  # fmt: skip
+        """Write a checkpoint of weights, AdamW's state and `history`, as `checkpoint.save` has it."""
+        tensors = history | {"values": self.values}
+        for name, leaf in self.leaves.items():
+            state = optimizer.state[leaf]
+            tensors |= {f"{name}.{key}": state[key] for key in ADAM_STATE if state}
+        checkpoint.save(folder, step, owner, tensors, log, keep_from)
+
+    def restore(
+        self, folder: Path, owner: str, optimizer: torch.optim.Optimizer, at_most: int | None = None
+    ) -> tuple[int, dict[str, Tensor], dict] | None:
+        """Take weights and AdamW's state from the newest whole checkpoint: (step, history, log), None if there is none."""
+        found = checkpoint.load(folder, owner, at_most)
+        if found is None:
+            return None
+        step, tensors, log = found
+        self.values.copy_(tensors["values"])
+        for name, leaf in self.leaves.items():
+            state = optimizer.state[leaf]
+            state.clear()
+            if step:
+                state.update({key: tensors[f"{name}.{key}"].to(leaf.device) for key in ADAM_STATE})
+        return step, tensors, log
 
     def zero(self) -> None:
         """Forget the gradients."""

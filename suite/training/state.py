@@ -5,20 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from suite import registry
 from suite.model.backbone import DiT
-from suite.model.flow import seeded
+from suite.protocol import Protocol as Settings
 from suite.protocol import Run
 from suite.residual import Residual, Site
-from suite.training import checkpoint, factors, sharded_checkpoint
+from suite.rng import seeded
+from suite.training import factors
 from suite.training.optim import FlatParameters
-from suite.training.sharded import ShardedParameters, Sharding
 
-ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")  # of torch.optim.AdamW
+
+class Placement(Protocol):
+    """Where a model's parameters lie, if not whole in this process (suite/scale/sharded.py)."""
+
+    micro: int | None  # as `TrainStep` has it
+
+    def place(self, dit: DiT, p: Settings, device: torch.device, draw: Callable[..., None]) -> FlatParameters:
+        """Draw the weights as they are placed; what is returned does what `FlatParameters` does with a run's state."""
+        ...
 
 
 def build_model(run: Run, shape: tuple[int, int, int], caption_shape: tuple[int, int] | None = None) -> DiT:
@@ -46,22 +55,20 @@ class RunState:
 
     def __init__(
         self, run: Run, shape: tuple[int, int, int], caption_shape: tuple[int, int] | None, device: torch.device, prepare: Callable,
-        group: str, sharding: Sharding | None = None,
+        group: str, placement: Placement | None = None,
     ) -> None:  # fmt: skip
         """Draw the weights on a CPU, move them to `device`. prepare: what Accelerate does to an optimiser.
 
         group: name of the group that the run is trained in, which rounds otherwise: a checkpoint is for one group's members alone.
-        sharding: set where all processes hold a part of the model each.
+        placement: set where all processes hold a part of the model each.
         """
         p, self.owner = run.protocol, run.run_id + (f" of group {group}" if group else "")
         self.dit = build_model(run, shape, caption_shape)
         draw = partial(self.dit.init_weights, run.seed, init=p.init, writers=run.writers, final=p.final)
         gate_lr = run.gate_lr
         adam = {"betas": (p.beta1, p.beta2), "eps": p.adam_eps, "weight_decay": p.weight_decay, "gate_lr": gate_lr}
-        if sharding is not None:
-            self.parameters = ShardedParameters(self.dit, p, sharding, device)
-            draw(drawn=self.parameters.shard)
-            self.parameters.finish(device)
+        if placement is not None:
+            self.parameters = placement.place(self.dit, p, device, draw)
             self.optimizer = self.parameters.adamw(**adam)
         else:
             draw()
@@ -88,38 +95,14 @@ class RunState:
         """Write a checkpoint of this step. keep_from: one at or before that step stays too, for a replay."""
         history = {"curve": torch.tensor(self.curve, dtype=torch.float64).reshape(-1, 3)}
         history["evals"] = torch.tensor(self.evals, dtype=torch.float64).reshape(-1, 2)
-        if self.dit.sharded:
-            shards = self.parameters.tensors(self.optimizer)
-            return sharded_checkpoint.save(folder, self.step, self.owner, shards, history, self.log)
-        tensors = history | {"values": self.flat.values}
-        for name, leaf in self.flat.leaves.items():
-            state = self.optimizer.state[leaf]
-            tensors |= {f"{name}.{key}": state[key] for key in ADAM_STATE if state}
-        checkpoint.save(folder, self.step, self.owner, tensors, self.log, keep_from)
+        self.parameters.save(folder, self.step, self.owner, self.optimizer, history, self.log, keep_from)
 
     def restore(self, folder: Path, at_most: int | None = None) -> bool:
         """Go back to the newest whole checkpoint (of step `at_most` or earlier); False if there is none."""
-        if self.dit.sharded:
-            found = sharded_checkpoint.load(folder, self.owner, self.parameters.tensors(self.optimizer))
-            if found is not None:
-                self.step, history, self.log = found
-                self._remember(history)
-            self.parameters.set_step(self.optimizer, self.step)
-            return found is not None
-        found = checkpoint.load(folder, self.owner, at_most)
+        found = self.parameters.restore(folder, self.owner, self.optimizer, at_most)
         if found is None:
             return False
-        self.step, tensors, self.log = found
-        self.flat.values.copy_(tensors["values"])
-        for name, leaf in self.flat.leaves.items():
-            state = self.optimizer.state[leaf]
-            state.clear()
-            if self.step:
-                state.update({key: tensors[f"{name}.{key}"].to(leaf.device) for key in ADAM_STATE})
-        self._remember(tensors)
+        self.step, history, self.log = found
+        self.curve = [(int(s), loss, norm) for s, loss, norm in history["curve"].reshape(-1, 3).tolist()]
+        self.evals = [(int(s), loss) for s, loss in history["evals"].tolist()]
         return True
-
-    def _remember(self, tensors: dict[str, Tensor]) -> None:
-        """Take up the curve and the held-out losses of a checkpoint."""
-        self.curve = [(int(s), loss, norm) for s, loss, norm in tensors["curve"].reshape(-1, 3).tolist()]
-        self.evals = [(int(s), loss) for s, loss in tensors["evals"].tolist()]

@@ -8,10 +8,10 @@ from __future__ import annotations
 from accelerate import Accelerator
 from torch import Tensor
 
+from suite.data.dataset import Dataset
 from suite.model import flow
 from suite.protocol import Run
 from suite.training.cuda_graph import StepGraphs
-from suite.training.data import Data
 from suite.training.state import RunState
 
 
@@ -19,7 +19,7 @@ class TrainStep:
     """Changes a `RunState`'s weights, and nothing else of it. Everything here is a pure function of (run, data, step, weights)."""
 
     def __init__(
-        self, run: Run, data: Data, state: RunState, accelerator: Accelerator, alone: bool = True, micro: int | None = None
+        self, run: Run, data: Dataset, state: RunState, accelerator: Accelerator, alone: bool = True, micro: int | None = None
     ) -> None:
         """alone: False for a run that a `GroupStep` will make a row of its model.
 

@@ -11,14 +11,13 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 
 from suite import environment
+from suite.data.dataset import Dataset
 from suite.protocol import Run
 from suite.training.clock import Clock
 from suite.training.cuda_graph import Graphed
-from suite.training.data import Data
 from suite.training.evaluation import Evaluation
 from suite.training.gates import gate_rows
-from suite.training.sharded import Sharding
-from suite.training.state import RunState
+from suite.training.state import Placement, RunState
 from suite.training.step import TrainStep
 from suite.verdict import crash
 
@@ -32,10 +31,10 @@ Observer = Callable[[int], None]  # called with the step; may read the trainer a
 class Trainer:
     """One run in memory. Every method that trains is a pure function of (run, data, step)."""
 
-    def __init__(self, run: Run, data: Data, folder: Path, group: str = "", sharding: Sharding | None = None) -> None:
+    def __init__(self, run: Run, data: Dataset, folder: Path, group: str = "", placement: Placement | None = None) -> None:
         """group: name of the group that the run is trained in (suite.training.group); "" for one alone.
 
-        sharding: set where the processes of a launcher hold a part of the model each; all of them then call every method.
+        placement: set where the processes of a launcher hold a part of the model each; all of them then call every method.
         """
         self.run, self.data, self.folder, p = run, data, folder, run.protocol
         environment.forget(*environment.OF_ACCELERATE)  # for good: it reads more of them when it prepares
@@ -43,8 +42,8 @@ class Trainer:
             mixed_precision="bf16" if p.dtype == "bf16" else "no", dynamo_backend="no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )  # fmt: skip
-        self.state = RunState(run, data.shape, data.caption_shape, self.device, self.accelerator.prepare, group, sharding)
-        self.train_step = TrainStep(run, data, self.state, self.accelerator, alone=not group, micro=sharding.micro if sharding else None)
+        self.state = RunState(run, data.shape, data.caption_shape, self.device, self.accelerator.prepare, group, placement)
+        self.train_step = TrainStep(run, data, self.state, self.accelerator, alone=not group, micro=placement.micro if placement else None)
         velocity = Graphed(self.train_step.velocity) if self.train_step.graphs else self.train_step.velocity
         shared = self.accelerator if self.state.dit.sharded else None
         self.evaluation = Evaluation(velocity, self.train_step.captions, data, p, together=shared)

@@ -3,7 +3,7 @@
 `judge` is for our own runs, where the loss c of the best token-constant output is known. It works on the short median s (centred, five
 points); m_k is the running minimum of s before point k. An excursion is a run of points with s above m_k + (c - m_k)/2. One that lasts
 the confirmation window is the crash, one that comes back is a spike, and one that meets the end of the curve sooner is an unconfirmed
-crash (if five points or more lie behind it). Logs from elsewhere: `suite.verdict.detect`.
+crash (if five points or more lie behind it). Logs from elsewhere: `suite.detect.detect`.
 """
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ def prepare(case):
         return lambda: evaluation.heldout_loss().tolist()
     if case["phase"] == "sample":
         return lambda: evaluation.sample(images(case))
-    from suite.diagnosis.sidepass import anchor_layers, audit_step
-    from suite.protocol import PROTOCOLS
+    from suite.diagnosis.audit_pass import anchor_layers, audit_step
+    from suite.presets import PROTOCOLS
 
     model.advance()  # an audit reads Adam's state
     layers = anchor_layers(case["depth"], PROTOCOLS["anatomy"].audit_layers)

@@ -79,7 +79,7 @@ def seconds(rows, phases):
 
 
 def worker_start(benchmark, results, case):
-    from suite.catalogue import read
+    from suite.isolation.catalogue import read
     from suite.sweep.plan import Selection, make_plan
 
     kind = read().get(case["scheme"]).file, "fp32"

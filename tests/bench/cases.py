@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from suite.protocol import PROTOCOLS, SCHEMES
+from suite.presets import PROTOCOLS
+from suite.protocol import SCHEMES
 
 SETTINGS = {  # changes to the laptop protocol
     "digits": {},
@@ -45,20 +46,20 @@ def _runs(case: dict) -> list:
 
 def trainer(case: dict):
     """A Trainer of a case that has taken no step; the learning rate is one at which nothing collapses."""
-    from suite.sweep.execute import load_data
+    from suite.data.load import cached
     from suite.training.trainer import Trainer
 
-    return Trainer(_runs(case)[0], load_data("digits"), Path("nowhere"))  # nothing is saved unless `train` is called
+    return Trainer(_runs(case)[0], cached("digits"), Path("nowhere"))  # nothing is saved unless `train` is called
 
 
 def group(case: dict):
     """(step, evaluation) of as many runs trained as one model as the case says: a function that takes one step of all, and its like."""
-    from suite.sweep.execute import load_data
+    from suite.data.load import cached
     from suite.training.evaluation import Evaluation
     from suite.training.group_step import GroupStep
     from suite.training.trainer import Trainer
 
-    data, runs, taken = load_data("digits"), _runs(case), [0]
+    data, runs, taken = cached("digits"), _runs(case), [0]
     trainers = [Trainer(run, data, Path("nowhere"), "bench") for run in runs]
     joint = GroupStep([t.train_step for t in trainers], runs[0].compiled)
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 from commands import GOOD, HEAD, call, refused
 
-from suite import arithmetic, registry
+from suite import registry
 from suite.environment import ROOT
+from suite.isolation import arithmetic
 
 INIT = HEAD + "@register('bad')\nclass Bad(Residual):\n    def __init__(self, site):\n        super().__init__(site)\n        "
 MERGE = "    def merge(self, x, f, ctx): return "
@@ -38,7 +39,7 @@ CHANGES = {  # settings that decide numbers: refused
 REPLACES = {
     "suite": ("import suite.residual; suite.residual.EPS = 1e-2", "replaces suite.residual.EPS"),
     "default": ("from suite.residual import rms_norm; rms_norm.__defaults__ = (1e-2,)", "replaces suite."),
-    "contents": ("from suite.protocol import PROTOCOLS; PROTOCOLS.clear()", "replaces suite.protocol.PROTOCOLS"),
+    "contents": ("from suite.presets import PROTOCOLS; PROTOCOLS.clear()", "replaces suite.presets.PROTOCOLS"),
     "added": ("Residual.__call__ = lambda *a: a[1]", "replaces suite.residual.Residual.__call__"),
     "training": ("import suite.training.optim as o; o.FlatParameters.clip = None", "replaces suite.training.optim.FlatParameters.clip"),
     "torch": ("torch.nn.functional.silu = torch.relu", "replaces torch.nn.functional.silu"),
@@ -253,7 +254,7 @@ def test_what_torch_replaces_of_itself_is_blamed_on_no_scheme():
     code = """if True:
         import torch
         import suite.sweep.execute
-        from suite import arithmetic
+        from suite.isolation import arithmetic
         with arithmetic.unchanged():
             model = torch.compile(torch.nn.Linear(2, 2), backend="eager")
             optimiser = torch.optim.AdamW(model.parameters())

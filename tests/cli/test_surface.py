@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suite import cli, registry
+from suite.data.sources import NAMED
 from suite.environment import ROOT
-from suite.protocol import PROTOCOLS, Run
+from suite.presets import PROTOCOLS
+from suite.protocol import Run
 from suite.sweep.plan import Selection, make_plan
-from suite.training.data import NAMED
 
 SELECTION = ["--protocol NAME", "--schemes A,B", "--params [SCHEME:]K=V,...", "--arms A,B", "--depths N,N", "--lrs X,X",
              "--seeds N,N", "--data SOURCE", "--plugin FILE", "--shard I/N", "--results DIR"]
@@ -76,7 +77,7 @@ def test_help_imports_nothing_heavy(words):
 
 
 @pytest.mark.parametrize("module", ["suite.tables", "suite.protocol", "suite.registry", "suite.environment", "suite.verdict.crash",
-                                    "suite.verdict.detect"])  # fmt: skip
+                                    "suite.detect.detect"])  # fmt: skip
 def test_light_modules_do_not_import_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from suite import environment
-from suite.codedigest import file_digest
+from suite.detect.change import MIN_BEFORE, MIN_BEHIND
+from suite.detect.detect import judge_foreign
 from suite.environment import ROOT
+from suite.identity.codedigest import file_digest
 from suite.records.csvfile import render
 from suite.records.package import write_package
 from suite.records.schema import TABLES
 from suite.records.tables import Parts, Store, format_value
-from suite.verdict.change import MIN_BEFORE, MIN_BEHIND
-from suite.verdict.detect import judge_foreign
 from suite.verdict.outcomes import DEAD
 
 DETECT, SEEDS = TABLES["detect"], 1000

@@ -1,4 +1,4 @@
-"""Fixtures of the side pass tests."""
+"""Fixtures of the audit pass tests."""
 
 from dataclasses import replace
 
@@ -7,8 +7,9 @@ import pytest
 from trainers import WIDTH
 
 from suite import registry
-from suite.protocol import PROTOCOLS, Run
-from suite.training.data import _standardise
+from suite.data.in_memory import standardise
+from suite.presets import PROTOCOLS
+from suite.protocol import Run
 from suite.training.trainer import Trainer
 
 
@@ -17,7 +18,7 @@ def data():
     """60 images of 4 x 4 pixels in three classes, brighter by class."""
     labels = np.arange(60) % 3
     pixels = np.random.default_rng(0).random((60, 1, 4, 4)) + 0.3 * labels[:, None, None, None]
-    return _standardise("toy", pixels.astype(np.float32), labels, 3)
+    return standardise("toy", pixels.astype(np.float32), labels, 3)
 
 
 @pytest.fixture

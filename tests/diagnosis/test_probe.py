@@ -9,12 +9,13 @@ import torch
 from trainers import stand_in
 
 from suite import registry
+from suite.data.in_memory import standardise
 from suite.diagnosis import probe as module
 from suite.diagnosis.probe import probe
 from suite.model import flow
-from suite.protocol import PROTOCOLS, Run
+from suite.presets import PROTOCOLS
+from suite.protocol import Run
 from suite.records import schema
-from suite.training.data import _standardise
 from suite.training.trainer import Trainer
 
 IMAGE, CAPTION, WIDTH = 16, 3, 8
@@ -25,7 +26,7 @@ def data():
     """300 images of pure noise in three classes, so that 50 are held out and 400 rows are probed."""
     labels = np.arange(300) % 3
     pixels = np.random.default_rng(0).random((300, 1, 4, 4))
-    return _standardise("toy", pixels.astype(np.float32), labels, 3)
+    return standardise("toy", pixels.astype(np.float32), labels, 3)
 
 
 class Says:

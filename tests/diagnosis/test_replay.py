@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from trainers import advance, crash_at, loud, state_of, unchanged
 
+from suite.diagnosis.audit_pass import audit_step
 from suite.diagnosis.auditor import REPLAY_AFTER, Auditor
-from suite.diagnosis.sidepass import audit_step
 from suite.sweep import execute
 from suite.training.step import TrainStep
 from suite.training.trainer import REPLAY_BEFORE, Trainer
@@ -103,7 +103,7 @@ def test_a_crashed_runs_record(start, data, tmp_path, monkeypatch):
     """From training to the rows: a verdict of collapse at step 75 once the run is long enough."""
     trainer = start(audit_every=10, **LONG)
     monkeypatch.setattr(TrainStep, "loss", loud(TrainStep.loss, {25: 50, 70: 80}))
-    monkeypatch.setattr(execute, "load_data", lambda name: data)
+    monkeypatch.setattr(execute, "cached", lambda name: data)
     alive, judge = crash_at(None), lambda self: crash_at(75) if len(self.state.curve) > 85 else alive
     monkeypatch.setattr(Trainer, "judge", lambda self: replace(judge(self), confirmed=False))
     run = replace(trainer.run, protocol=replace(trainer.run.protocol, fid_samples=0))

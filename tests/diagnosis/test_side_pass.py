@@ -1,4 +1,4 @@
-"""The side pass against the ordinary backward: where it looks, what it writes, what it may not touch."""
+"""The audit pass against the ordinary backward: where it looks, what it writes, what it may not touch."""
 
 import json
 import math
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from trainers import SEGMENTS, WIDTH, advance, loud, state_of, unchanged
 
 from suite.diagnosis import metrics
+from suite.diagnosis.audit_pass import anchor_layers, audit_step, final_state, side_pass
 from suite.diagnosis.auditor import FULL_EVERY, Auditor
-from suite.diagnosis.sidepass import anchor_layers, audit_step, final_state, side_pass
 from suite.records import schema
 from suite.training.step import TrainStep
 

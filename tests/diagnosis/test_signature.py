@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from trainers import SEGMENTS, stand_in
 
-from suite.diagnosis.sidepass import final_state
+from suite.diagnosis.audit_pass import final_state
 from suite.verdict.signature import of_audit
 
 

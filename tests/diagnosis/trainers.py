@@ -1,10 +1,10 @@
-"""Small trainers and what the tests of the side pass do with them."""
+"""Small trainers and what the tests of the audit pass do with them."""
 
 from types import SimpleNamespace
 
 import torch
 
-from suite.training.captions import Captions
+from suite.data.captions import Captions
 from suite.verdict.crash import Verdict
 
 WIDTH, SEGMENTS = 16, (4, 3)

@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-from suite import protocol
+from suite.presets import PROTOCOLS
 
 CUT = {"width": 32, "ffn": 96, "batch": 8, "depths": (4,), "horizon": 40, "window": 6, "heldout_every": 10, "checkpoint_every": 5}
-PAPER = replace(protocol.PROTOCOLS["paper"], **CUT, fid_samples=0, quality_at=())
+PAPER = replace(PROTOCOLS["paper"], **CUT, fid_samples=0, quality_at=())
 
 if __name__ == "__main__":
-    protocol.PROTOCOLS["paper"] = PAPER
+    PROTOCOLS["paper"] = PAPER
     from suite.__main__ import program
 
     program()

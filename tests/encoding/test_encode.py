@@ -14,15 +14,15 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from suite.encoding import encode as module
-from suite.encoding.decode import picture, pixels
-from suite.encoding.encode import encode
-from suite.encoding.text import TextEncoder
-from suite.encoding.work import Work
-from suite.encoding.writer import ShardWriter
-from suite.training import contents
-from suite.training.data import load
-from suite.training.sources import DataError
+from suite.data import contents
+from suite.data.load import load
+from suite.data.sources import DataError
+from suite.scale.encoding import encode as module
+from suite.scale.encoding.decode import picture, pixels
+from suite.scale.encoding.encode import encode
+from suite.scale.encoding.text import TextEncoder
+from suite.scale.encoding.work import Work
+from suite.scale.encoding.writer import ShardWriter
 
 SIZE = 16
 
@@ -71,7 +71,7 @@ def latent_flux2(folder, path):
 
 def test_flux2_latents_are_those_of_its_pipeline(made):
     found = load(f"latents:{made['root']}/captions")
-    assert found.shape == (16, 4, 4) and [shard["rows"] for shard in found.sidecar.notes["shards"]] == [5, 5, 4]
+    assert found.shape == (16, 4, 4) and [shard["rows"] for shard in found.manifest.notes["shards"]] == [5, 5, 4]
     for row, name in enumerate(sorted(made["names"])):
         right = latent_flux2(made["root"] / "flux2/vae", made["root"] / "images" / name)
         torch.testing.assert_close(found.pixels(found.x0(torch.tensor([row])))[0], right, atol=4e-3, rtol=1e-3)  # 16 bits
@@ -92,7 +92,7 @@ def test_captions_are_the_last_hidden_state_padded_to_the_longest(made):
     with torch.no_grad():
         right = model(**blank).last_hidden_state[0]
     torch.testing.assert_close(found.empty, right, atol=4e-3, rtol=2e-3)
-    assert found.sidecar.notes["empty"] == "given"
+    assert found.manifest.notes["empty"] == "given"
 
 
 def test_kl_latents_and_labels(made):
@@ -128,7 +128,7 @@ def test_decoded_latents_are_what_diffusers_decodes(made, kind):
 
 
 def test_provenance_and_what_is_said(made):
-    notes = load(f"latents:{made['root']}/captions").sidecar.notes["encoder"]
+    notes = load(f"latents:{made['root']}/captions").manifest.notes["encoder"]
     assert (notes["vae"]["class"], notes["text"]["class"]) == ("AutoencoderKLFlux2", "Qwen3Model")
     assert notes["vae"]["name"] == str(made["root"] / "flux2") and len(notes["vae"]["sha256"]) == 64
     assert (notes["size"], notes["tokens"]) == (SIZE, 6) and set(notes["versions"]) == {"torch", "diffusers", "transformers"}
@@ -169,7 +169,7 @@ def test_a_killed_call_goes_on_to_the_same_bytes(made, tmp_path, monkeypatch, at
 def test_a_call_that_is_killed_from_outside_goes_on(made, tmp_path):
     root, words = made["root"], made["words"] | {"shard_rows": 1}
     lines = (
-        "import time; from pathlib import Path; from suite.encoding import encode as m",
+        "import time; from pathlib import Path; from suite.scale.encoding import encode as m",
         f"m.encode(Path({str(root / 'images')!r}), Path({str(root / 'captions.jsonl')!r}), Path({str(tmp_path / 'out')!r}),"
         f" say=lambda line: time.sleep(0.2), **{words!r})",
     )
@@ -196,7 +196,7 @@ def test_another_batch_gives_the_same_within_rounding_and_the_same_shards(made, 
     one, other = load(f"latents:{tmp_path}/out"), load(f"latents:{made['root']}/captions")
     every = torch.arange(14)
     torch.testing.assert_close(one.x0(every), other.x0(every), atol=5e-3, rtol=1e-3)
-    assert [s["bytes"] for s in one.sidecar.notes["shards"]] == [s["bytes"] for s in other.sidecar.notes["shards"]]
+    assert [s["bytes"] for s in one.manifest.notes["shards"]] == [s["bytes"] for s in other.manifest.notes["shards"]]
 
 
 def test_memory_that_runs_out_halves_the_batch(made, tmp_path, monkeypatch):

@@ -11,11 +11,11 @@ import pytest
 from paper_small import CUT, PAPER
 
 from suite import cli
+from suite.data.load import load
 from suite.environment import ROOT
-from suite.protocol import PROTOCOLS
+from suite.presets import PROTOCOLS
 from suite.records.tables import Store, read
 from suite.sweep.plan import Selection, make_plan
-from suite.training.data import load
 from suite.training.trainer import Trainer
 
 LENGTH = CUT["horizon"] + CUT["window"]
@@ -23,7 +23,7 @@ LENGTH = CUT["horizon"] + CUT["window"]
 
 def launch(latents, results, processes):
     """The README's command, started."""
-    words = ["-m", "accelerate.commands.launch", "--config_file", "suite/training/fsdp2.yaml", "--num_processes", str(processes),
+    words = ["-m", "accelerate.commands.launch", "--config_file", "suite/scale/fsdp2.yaml", "--num_processes", str(processes),
              "--main_process_port", "0", "tests/encoding/paper_small.py", "run", "--protocol", "paper", "--data", f"latents:{latents}",
              "--schemes", "mvsplit", "--params", "beta=1", "--results", str(results)]  # fmt: skip
     env = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "FSDP_"))}

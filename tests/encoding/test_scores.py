@@ -9,18 +9,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from suite.encoding import decode, reference
-from suite.encoding.encode import encode
-from suite.quality import fid, moments
+from suite.data import images
+from suite.data.load import load
+from suite.quality import fid
 from suite.quality.features import QualityError, extractor
 from suite.records.completeness import check_parts, is_picture
 from suite.records.schema import TABLES
 from suite.records.tables import Store, picture_path, read_rows
+from suite.scale import moments
+from suite.scale.encoding import decode, reference
+from suite.scale.encoding.encode import encode
 from suite.sweep import execute as sweep
 from suite.sweep import scoring
 from suite.sweep.plan import Selection, SelectionError, check_quality, make_plan
-from suite.training import images
-from suite.training.data import load
 
 
 def digits_as(kind):
@@ -48,7 +49,7 @@ def network(monkeypatch):
 def real(made):
     """(N, 1, 8, 8): the pictures as they were encoded, in the order of the rows."""
     source = images.Source("", "imagefolder", str(made / "images"), {"size": "8"})
-    from suite.training import sources
+    from suite.data import sources
 
     return torch.from_numpy(images.decode(source, sources.read(source)))
 

@@ -7,9 +7,9 @@ from functools import cache
 import models
 import pytest
 
-from suite.encoding.encode import encode
 from suite.evidence import verify
 from suite.records.tables import Store
+from suite.scale.encoding.encode import encode
 from suite.sweep.execute import execute
 from suite.sweep.plan import Selection, make_plan
 

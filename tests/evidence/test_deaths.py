@@ -10,7 +10,7 @@ from suite.evidence import deaths
 from suite.evidence.deaths import leaves
 from suite.evidence.dying import dying
 from suite.evidence.hazard import poisson_interval
-from suite.protocol import PROTOCOLS
+from suite.presets import PROTOCOLS
 from suite.records.tables import Store
 
 CRASH = 100

@@ -4,7 +4,7 @@ from collections import Counter
 
 from suite.environment import ROOT
 from suite.evidence.deep import said
-from suite.protocol import PROTOCOLS
+from suite.presets import PROTOCOLS
 
 
 def row(outcome, loss="0.7", crash="", late=""):

@@ -8,7 +8,7 @@ import pytest
 
 from suite.environment import ROOT
 from suite.evidence.hazard import HEALTHY, Risk, died_healthy, hazard_ratio, healthy_steps, longer, poisson_interval, rates_below, risks
-from suite.protocol import PROTOCOLS
+from suite.presets import PROTOCOLS
 from suite.records.tables import Parts, Store
 
 

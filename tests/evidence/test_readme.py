@@ -10,7 +10,7 @@ import pytest
 
 from suite.environment import ROOT
 from suite.evidence import headline, report
-from suite.protocol import PROTOCOLS
+from suite.presets import PROTOCOLS
 from suite.records.tables import Store
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

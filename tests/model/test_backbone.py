@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from suite.model.backbone import Block, attention_matrix, init_std, rope_2d, rotate
-from suite.protocol import PROTOCOLS, Run
+from suite.presets import PROTOCOLS
+from suite.protocol import Run
 from suite.residual import EPS, rms_norm
 from suite.training.state import build_model
 

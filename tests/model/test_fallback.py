@@ -11,7 +11,7 @@ from test_compiled_blocks import batch, close, interpreted, result
 from test_replicas import alone, batches, group, losses, models
 
 from suite.environment import ROOT, compiler
-from suite.evidence import verify
+from suite.evidence import rerun, verify
 from suite.model import aot, stacked_blocks
 from suite.records.tables import Store
 from suite.sweep.execute import execute, execute_group
@@ -83,9 +83,9 @@ def test_it_is_not_held_to_the_bytes_of_the_suites_own_blocks(tmp_path, other_to
     assert rows[0]["run_id"] == rows[1]["run_id"] and rows[0]["compiler"] != rows[1]["compiler"]
     for a, b in (("fallback", "own"), ("own", "fallback")):
         pair = [(tmp_path / name / "smoke", rows[name == "own"]) for name in (a, b)]
-        found = verify._compare(*pair[0], *pair[1])
+        found = rerun._compare(*pair[0], *pair[1])
         assert found["compared"] == "outcome and early loss" and found["agrees"] and "other compiler" in found["why"]
-    again = verify._compare(*pair[0], *pair[0])
+    again = rerun._compare(*pair[0], *pair[0])
     assert again["compared"] == "bytes" and again["agrees"]
     assert verify.verify(tmp_path / "fallback") == (1, [])
 
@@ -94,7 +94,7 @@ def test_it_is_not_held_to_the_bytes_of_the_suites_own_blocks(tmp_path, other_to
 def test_rerun_of_a_run_that_fell_back(tmp_path, other_torch):
     """The workers of `verify --rerun` have the torch that was tested."""
     Store(tmp_path / "smoke").add(execute(smoke(compiled=True), tmp_path, "digits"))
-    (found,) = verify.rerun(tmp_path, 1, 0, 1)
+    (found,) = rerun.rerun(tmp_path, 1, 0, 1)
     assert found["compared"] == "outcome and early loss" and found["agrees"], found
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from suite.model.flow import Batches, caption_table, generator, make_batch, sample
+from suite.data.captions import caption_table
+from suite.data.in_memory import Data
+from suite.model.flow import Batches, make_batch, sample
+from suite.rng import generator
 from suite.sweep.plan import Selection, make_plan
-from suite.training.data import Data
 from suite.training.trainer import Trainer
 
 

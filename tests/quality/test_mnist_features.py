@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from suite.data.load import load
 from suite.quality import features, train_mnist_features
 from suite.quality.features import QualityError, extractor
 from suite.quality.fid import real_floor, scores
-from suite.sweep.scoring import network, quality_fault
-from suite.training.data import load
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +49,10 @@ def test_the_training_script_gives_such_a_network_again():
 
 def test_each_of_the_named_data_is_judged_by_the_network_of_its_name(mnist):
     digits = load("digits")
-    assert [network(data, "digits").name for data in (digits, mnist)] == ["digits16", "mnist16"]
-    assert quality_fault(mnist, "digits", 512) == quality_fault(digits, "digits", 256) == ""
+    assert [data._network("digits").name for data in (digits, mnist)] == ["digits16", "mnist16"]
+    assert mnist.quality_fault("digits", 512) == digits.quality_fault("digits", 256) == ""
     with pytest.raises(QualityError, match="shape .B, 1, 28, 28."):
-        network(mnist, "digits").check_shape(digits.images_NCHW)
+        mnist._network("digits").check_shape(digits.images_NCHW)
 
 
 def test_held_out_images_score_near_the_floor_and_blurred_or_noisy_ones_far_from_it(mnist):

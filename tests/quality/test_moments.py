@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from suite.quality import moments
 from suite.quality.features import QualityError, extractor
 from suite.quality.fid import scores
+from suite.scale import moments
 
 
 @pytest.fixture(scope="module")
 def digits():
-    from suite.training.data import load
+    from suite.data.load import load
 
     data = load("digits")
     return data.pixels(data.images_NCHW).clamp(0, 1)

@@ -43,7 +43,7 @@ def train(scheme: str, depth: int, lr: float, seed: int, compiled: bool, moved: 
     import torch
 
     from suite import environment
-    from suite.sweep.execute import load_data
+    from suite.data.load import cached
     from suite.sweep.plan import Selection, make_plan
     from suite.training.trainer import Trainer
 
@@ -51,7 +51,7 @@ def train(scheme: str, depth: int, lr: float, seed: int, compiled: bool, moved: 
     (run,) = make_plan(Selection("frontier", schemes=(scheme,), depths=(depth,), lrs=(lr,), seeds=(seed,)))
     run = replace(run, compiled=compiled)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(run, load_data(run.data), Path(folder))
+        trainer = Trainer(run, cached(run.data), Path(folder))
         values = trainer.state.flat.values
         values.copy_(torch.from_numpy(nudged(values.numpy(), moved)))
         trainer.train()

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from suite import codedigest, registry
+from suite import registry
 from suite.environment import ROOT
+from suite.identity import codedigest
 from suite.residual import Residual
 
 SOURCE = '''"""A scheme."""

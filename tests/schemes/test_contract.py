@@ -11,16 +11,17 @@ import toys
 from stand_ins import interpreted
 from toys import TOYS
 
-from suite.diagnosis.sidepass import final_state
+from suite.data.load import cached
+from suite.diagnosis.audit_pass import final_state
 from suite.model import aot
 from suite.model.backbone import DiT
 from suite.model.replicas import Replicas
 from suite.protocol import Run
 from suite.records.checks import check_folder
 from suite.records.tables import Store, read
-from suite.sweep.execute import execute, execute_group, load_data
+from suite.scale.memory import size_of
+from suite.sweep.execute import execute, execute_group
 from suite.sweep.record import read_record
-from suite.training.memory import size_of
 from suite.training.optim import FlatParameters, as_rows
 from suite.training.step import TrainStep
 from suite.training.trainer import Trainer
@@ -197,10 +198,10 @@ def test_each_replica_is_its_model_alone(name, compiled, traced):
 @every_toy
 def test_killed_and_resumed_it_gives_the_same_bytes(name, tmp_path):
     (run,) = run_of(name)
-    whole, killed = (Trainer(run, load_data("digits"), tmp_path / folder) for folder in "ab")
+    whole, killed = (Trainer(run, cached("digits"), tmp_path / folder) for folder in "ab")
     whole.train()
     killed.train(after_update=lambda step: killed.save() if step == 6 else None)
-    resumed = Trainer(run, load_data("digits"), tmp_path / "b")
+    resumed = Trainer(run, cached("digits"), tmp_path / "b")
     assert resumed.restore(at_most=6) and resumed.state.step == 6
     resumed.train()
     assert state(resumed) == state(whole) and all(math.isfinite(loss) for _, loss, _ in whole.state.curve)
@@ -244,7 +245,7 @@ def test_a_death_is_recorded_as_dead_with_a_state(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", SHAPED)
 def test_equal_tokens_are_seen_through_fold(name, tmp_path):
     (run,) = run_of(name)
-    trainer = Trainer(run, load_data("digits"), tmp_path)
+    trainer = Trainer(run, cached("digits"), tmp_path)
     dit = trainer.state.dit
     assert final_state(trainer) == "other"
     dit.tokens = lambda image, caption: torch.linspace(-1, 2, 16).expand(len(image), 20, 16)  # every token the same
@@ -265,7 +266,7 @@ def test_a_life_is_probed_and_its_tables_are_whole(name, tmp_path):
 
 def test_gate_rows_are_means_over_thirds(tmp_path):
     (run,) = run_of("streams", depth=4)
-    trainer = Trainer(run, load_data("digits"), tmp_path)
+    trainer = Trainer(run, cached("digits"), tmp_path)
     trainer.train()
     last = {(row["site"], row["third"], row["gate"]): row for row in trainer.state.log["gates"] if row["step"] == 14}
     blocks = trainer.state.dit.blocks

@@ -9,9 +9,9 @@ import toys
 from stand_ins import capture as stand_in
 from toys import TOYS
 
+from suite.data.load import cached
 from suite.model.backbone import DiT
 from suite.residual import WEIGHTS, Factors, Residual
-from suite.sweep.execute import load_data
 from suite.sweep.plan import Selection, SelectionError, make_plan
 from suite.training import cuda_graph
 from suite.training.factors import FactorError, of_block, of_model
@@ -133,7 +133,7 @@ def test_gates_that_do_not_move_are_fixed_and_the_rest_learns(tmp_path):
     ends = {}
     for gate_lr in (None, 1.0, 0.0):
         run = run_of("streams") if gate_lr is None else replace(run_of("streams"), gate_lr=gate_lr)
-        trainer = Trainer(run, load_data("digits"), tmp_path)
+        trainer = Trainer(run, cached("digits"), tmp_path)
         start = {n: p.detach().clone() for n, p in trainer.state.dit.named_parameters()}
         for _ in range(5):
             trainer.advance()
@@ -145,7 +145,7 @@ def test_gates_that_do_not_move_are_fixed_and_the_rest_learns(tmp_path):
 
 @pytest.mark.parametrize("name", ["values", "completep", "lambdas"])
 def test_the_captured_update_has_them_too(name, tmp_path):
-    plain, mine = (Trainer(replace(run_of(name), gate_lr=0.5), load_data("digits"), tmp_path) for _ in range(2))
+    plain, mine = (Trainer(replace(run_of(name), gate_lr=0.5), cached("digits"), tmp_path) for _ in range(2))
     mine.train_step.graphs = cuda_graph.StepGraphs(mine.train_step.gradients, [mine.state.optimizer], mine.device, stand_in)
     for step in range(1, 7):
         plain.advance()

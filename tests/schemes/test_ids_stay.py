@@ -6,12 +6,14 @@ import re
 
 import pytest
 
-from suite import codedigest, registry
+from suite import registry
 from suite.environment import ROOT
-from suite.protocol import PROTOCOLS, Protocol, Run, later
+from suite.identity import codedigest
+from suite.identity.specialise import specialised
+from suite.presets import PROTOCOLS
+from suite.protocol import Protocol, Run, later
 from suite.registry import RegistryError, format_params, parse_params
 from suite.residual import Residual
-from suite.specialise import specialised
 
 HEAD = '''from suite.registry import register
 from suite.residual import Residual, token_mean

@@ -10,8 +10,8 @@ import pytest
 
 from suite import registry
 from suite.cli import main
-from suite.codedigest import file_digest
 from suite.environment import ROOT
+from suite.identity.codedigest import file_digest
 
 PLUGIN = """
 from suite.registry import register

@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from suite.data.sources import DataError
 from suite.environment import ROOT
-from suite.protocol import PROTOCOLS, Run
+from suite.presets import PROTOCOLS
+from suite.protocol import Run
 from suite.records.schema import TABLES
 from suite.records.tables import read_rows, write_rows
-from suite.sweep import cost
+from suite.scale import cost
+from suite.scale.memory import micro_rows
 from suite.sweep.plan import Selection, make_plan
-from suite.training.data import DataError
-from suite.training.memory import micro_rows
 from suite.training.state import build_model
 
 NO_BENCH = ROOT / "no" / "bench.csv"

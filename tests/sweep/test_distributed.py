@@ -83,7 +83,7 @@ def test_a_launched_process_ends_without_pythons_teardown(tmp_path, world, torn_
 
 @pytest.mark.parametrize("env, ending", [
     ({"ACCELERATE_USE_DEEPSPEED": "true"}, "shards by Accelerate's FSDP2 alone: launch without DeepSpeed"),
-    ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "set fsdp_version: 2, as in suite/training/fsdp2.yaml"),
+    ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "set fsdp_version: 2, as in suite/scale/fsdp2.yaml"),
 ])  # fmt: skip
 def test_other_sharding_is_refused(tmp_path, env, ending):
     """Accelerate would leave the model whole on every process, and say nothing."""

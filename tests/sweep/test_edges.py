@@ -65,12 +65,12 @@ FIRST_LOSSES = """
 import sys, tempfile, torch
 from pathlib import Path
 from dataclasses import replace
-from suite.sweep.execute import load_data
+from suite.data.load import cached
 from suite.sweep.plan import Selection, make_plan
 from suite.training.trainer import Trainer
 torch.set_num_threads(1)
 (run,) = make_plan(Selection("laptop", schemes=("rezero",), depths=(3,), lrs=(1e-2,)))
-trainer = Trainer(replace(run, compiled=sys.argv[1] == "compiled"), load_data("digits"), Path(tempfile.mkdtemp()))
+trainer = Trainer(replace(run, compiled=sys.argv[1] == "compiled"), cached("digits"), Path(tempfile.mkdtemp()))
 for _ in range(4):
     trainer.advance()
 print(*(loss for _, loss, _ in trainer.state.curve))
@@ -103,12 +103,12 @@ DAMAGED = """
 import sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
-from suite.sweep.execute import load_data
+from suite.data.load import cached
 from suite.sweep.plan import Selection, make_plan
 from suite.training.trainer import Trainer
 
 run, *_ = make_plan(Selection("laptop", schemes=("plain",), depths=(1,)))
-trainer = Trainer(run, load_data("digits"), Path("nowhere"))
+trainer = Trainer(run, cached("digits"), Path("nowhere"))
 assert trainer.advance()
 print(trainer.state.curve[0])
 """

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sweeps import left_over, plan, rows, steps_trained, tables, work
 
-from suite.evidence import verify as verify_module
+from suite.evidence import rerun
 from suite.records.checks import check_folder
 from suite.records.completeness import check_parts
 from suite.records.schema import TABLES
@@ -173,7 +173,7 @@ def test_rerun_repeats_the_group(grouped, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep_module, "Sweep", watch)
     results = tmp_path / "results"
     shutil.copytree(grouped, results)
-    again = verify_module.rerun(results, 1, 0, 1)
+    again = rerun.rerun(results, 1, 0, 1)
     assert again[0]["compared"] == "bytes" and again[0]["agrees"] and sweeps == [(0, 1), (3, 3)]
     # with one member gone the group cannot be repeated, and what is alone is compared as on another machine
     table = results / "smoke" / "runs.csv"
@@ -181,5 +181,5 @@ def test_rerun_repeats_the_group(grouped, tmp_path, monkeypatch):
     by_group = Counter(row["group"] for row in rows(results).values())
     assert set(by_group.values()) == {3}
     table.write_text("".join([lines[0], *(lines[1:2])]))
-    (alone,) = verify_module.rerun(results, 1, 0, 1)
+    (alone,) = rerun.rerun(results, 1, 0, 1)
     assert alone["compared"] == "outcome and early loss" and alone["agrees"] and "replicas, group" in alone["why"]

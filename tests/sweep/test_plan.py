@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from suite import protocol
+from suite.presets import PROTOCOLS
 from suite.protocol import Cell, Run
 from suite.sweep.plan import Selection, make_plan
 
@@ -14,8 +14,8 @@ from suite.sweep.plan import Selection, make_plan
 def plan(monkeypatch):
     """(scheme, depth, rate, seed) of a selection from a protocol with three cells."""
     cells = (Cell("plain", seeds=(0, 1)), Cell("plain", depths=(5,), lrs=(3e-3, 2e-3)), Cell("mvsplit", depths=(5, 9)))
-    own = replace(protocol.PROTOCOLS["smoke"], cells=cells, depths=(3,), lrs=(1e-3,), at_depth=((9, "horizon", 4), (9, "fid_samples", 0)))
-    monkeypatch.setitem(protocol.PROTOCOLS, "smoke", own)
+    own = replace(PROTOCOLS["smoke"], cells=cells, depths=(3,), lrs=(1e-3,), at_depth=((9, "horizon", 4), (9, "fid_samples", 0)))
+    monkeypatch.setitem(PROTOCOLS, "smoke", own)
 
     def made(**flags):
         runs = make_plan(Selection("smoke", **flags))

@@ -6,15 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
+from suite.data.load import load
 from suite.quality.features import QualityError
 from suite.quality.fid import check_floor
 from suite.records.cells import cell_fault
 from suite.records.csvfile import as_text
 from suite.records.schema import TABLES
 from suite.records.tables import TableError
-from suite.sweep import execute, scoring
+from suite.sweep import execute
 from suite.sweep.plan import Selection, SelectionError, check_quality, make_plan
-from suite.training.data import load
 
 
 def grey_folder(root, n, size=8):
@@ -80,7 +80,7 @@ def test_the_floor_is_asked_about_by_its_own_code():
     data = load("digits")
     few = dataclasses.replace(data, train=data.train[:67])
     for features in ("digits", "inception"):
-        assert "cannot split 67 real images into 64" in scoring.quality_fault(few, features, 64)
-        assert scoring.quality_fault(dataclasses.replace(data, train=data.train[:68]), features, 64) == ""
+        assert "cannot split 67 real images into 64" in few.quality_fault(features, 64)
+        assert dataclasses.replace(data, train=data.train[:68]).quality_fault(features, 64) == ""
     with pytest.raises(QualityError, match="cannot split 67"):
         check_floor(67, 64)

@@ -13,8 +13,9 @@ import pytest
 from sweeps import SCHEMES, WORDS, left_over, plan, rows, steps_trained, tables, work
 
 from suite import cli, environment
-from suite.catalogue import read
-from suite.protocol import PROTOCOLS, Run
+from suite.isolation.catalogue import read
+from suite.presets import PROTOCOLS
+from suite.protocol import Run
 from suite.records.checks import check_folder
 from suite.records.completeness import check_parts
 from suite.records.schema import TABLES

@@ -7,7 +7,7 @@ import pytest
 
 from suite import cli
 from suite.cli import training
-from suite.protocol import PROTOCOLS
+from suite.presets import PROTOCOLS
 from suite.sweep import frontier, search
 from suite.sweep.plan import Selection, SelectionError, make_plan
 

@@ -213,9 +213,9 @@ def test_a_worker_stays_at_a_file_and_takes_the_deepest_of_another(tmp_path):
 def test_a_damaged_checkpoint_is_reported_and_costs_nothing(reference, tmp_path, capfd):
     """A whole worker: the newer checkpoint is damaged, the older one is used, a line says so."""
     (run,) = plan(("plain",), depths=(2,))
-    from suite.sweep.execute import load_data
+    from suite.data.load import cached
 
-    Trainer(run, load_data("digits"), work_folder(tmp_path, run.run_id)).train()
+    Trainer(run, cached("digits"), work_folder(tmp_path, run.run_id)).train()
     victim = work_folder(tmp_path, run.run_id) / "step-00000012" / "state.safetensors"
     os.truncate(victim, 100)
     work([run], tmp_path)

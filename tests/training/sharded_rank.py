@@ -1,4 +1,4 @@
-"""One rank of test_sharded.py, started by `accelerate launch --config_file suite/training/fsdp2.yaml`: prints what it saw as JSON.
+"""One rank of test_sharded.py, started by `accelerate launch --config_file suite/scale/fsdp2.yaml`: prints what it saw as JSON.
 
 Every case trains a run of the suite by its own `Trainer`, sharded over the processes there are.
 """
@@ -20,11 +20,11 @@ sys.path.append(str(Path(__file__).parents[1]))
 import toys  # noqa: E402
 
 from suite import registry  # noqa: E402
-from suite.diagnosis.sidepass import final_state  # noqa: E402
+from suite.data.load import load  # noqa: E402
+from suite.diagnosis.audit_pass import final_state  # noqa: E402
 from suite.protocol import Run  # noqa: E402
+from suite.scale.sharded import Sharding, read  # noqa: E402
 from suite.training.checkpoint import CheckpointWarning  # noqa: E402
-from suite.training.data import load  # noqa: E402
-from suite.training.sharded import Sharding, read  # noqa: E402
 from suite.training.trainer import Trainer  # noqa: E402
 
 
@@ -70,7 +70,7 @@ def train(case: dict) -> dict:
     if run.scheme.startswith("toy_") and run.scheme not in registry.names():
         toys.enter()
     sharding = Sharding(read(run.protocol).reshard, case.get("micro"))
-    trainer = Trainer(run, load(run.data), Path(case["folder"]), sharding=sharding)
+    trainer = Trainer(run, load(run.data), Path(case["folder"]), placement=sharding)
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         restored = trainer.restore()

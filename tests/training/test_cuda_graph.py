@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from suite import registry
+from suite.data.load import cached
 from suite.protocol import Run
-from suite.sweep.execute import load_data
 from suite.sweep.plan import Selection, make_plan
 from suite.training import cuda_graph
 from suite.training.trainer import Trainer
@@ -33,7 +33,7 @@ def trainer(tmp_path):
     def make(scheme="mvsplit", **changes):
         (run,) = make_plan(Selection("smoke", schemes=(scheme,), depths=(2,), lrs=(LR,), seeds=(0,)))
         run = Run(**{**vars(run), "protocol": replace(run.protocol, warmup=WARM_UP, **changes)})
-        made.append(Trainer(run, load_data("digits"), tmp_path / str(len(made))))
+        made.append(Trainer(run, cached("digits"), tmp_path / str(len(made))))
         return made[-1]
 
     return make

@@ -9,10 +9,12 @@ import torch
 from pictures import parquet, picture, refusal
 from PIL import Image
 
-from suite.protocol import PROTOCOLS
+from suite.data import load as load_module
+from suite.data.in_memory import Data, standardise
+from suite.data.load import load
+from suite.data.sources import NAMED
+from suite.presets import PROTOCOLS
 from suite.sweep.plan import Selection, _digest, _read_digest, make_plan
-from suite.training import data
-from suite.training.data import DIGITS_DIGEST, MNIST_DIGEST, Data, load
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def folder(tmp_path):
 # ---- the digits
 
 def test_digits_digest_is_the_one_the_plan_uses(digits):
-    assert digits.digest == DIGITS_DIGEST
+    assert digits.digest == NAMED["digits"]
 
 
 def test_digits_are_split_1500_to_297_and_stratified(digits):
@@ -57,15 +59,15 @@ def test_digits_are_standardised_on_the_training_part(digits):
 
 
 def test_the_digest_sees_pixels_labels_split_and_contrast():
-    pixels, labels = data._digits()
+    pixels, labels = load_module._digits()
     pixels = pixels[:, None].astype(np.float32) / 16
     other = pixels.copy()
     other[3, 0, 4, 4] += 1 / 16
     swapped = labels.copy()
     swapped[[0, 1]] = swapped[[1, 0]]
     looks = ((pixels, labels), (other, labels), (pixels, swapped), (pixels / 2, labels))
-    found = {data._standardise("x", p, y, 10).digest for p, y in looks}
-    assert len(found) == 4 and DIGITS_DIGEST in found
+    found = {standardise("x", p, y, 10).digest for p, y in looks}
+    assert len(found) == 4 and NAMED["digits"] in found
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
@@ -94,8 +96,8 @@ def mnist():
 
 
 def test_mnist_digest_is_the_one_the_plan_uses(mnist, monkeypatch):
-    monkeypatch.setattr("suite.sweep.execute.load_data", lambda source: pytest.fail("loaded"))
-    assert mnist.digest == MNIST_DIGEST == _read_digest("mnist", PROTOCOLS["smoke"])
+    monkeypatch.setattr("suite.sweep.execute.cached", lambda source: pytest.fail("loaded"))
+    assert mnist.digest == NAMED["mnist"] == _read_digest("mnist", PROTOCOLS["smoke"])
     (run,) = make_plan(Selection("smoke", schemes=("plain",), depths=(2,), data="mnist"))
     assert mnist.digest == run.data_digest and run.data == "mnist"
 

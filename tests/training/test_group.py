@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from suite.data.load import cached
 from suite.protocol import Run
-from suite.sweep.execute import load_data
 from suite.sweep.plan import Selection, make_plan
 from suite.training import group
 from suite.training.trainer import Trainer
@@ -44,7 +44,7 @@ def train(folder, runs, poison=None, kill=None, done=None):
     done = {} if done is None else done
 
     def make(run):
-        trainer = Trainer(run, load_data("digits"), folder / run.run_id, "a group")
+        trainer = Trainer(run, cached("digits"), folder / run.run_id, "a group")
 
         def after_update(step):
             trainer.state.log.setdefault("seen", []).append({"step": step})
@@ -84,7 +84,7 @@ def test_every_run_is_trained_as_alone(tmp_path):
     runs = runs_of(range(3))
     together = train(tmp_path / "a", runs)
     for run in runs:
-        alone = Trainer(run, load_data("digits"), tmp_path / "b")
+        alone = Trainer(run, cached("digits"), tmp_path / "b")
         alone.train()
         curve = np.frombuffer(together[run.seed][0]["curve"]).reshape(-1, 3)
         evals = np.frombuffer(together[run.seed][0]["evals"]).reshape(-1, 2)

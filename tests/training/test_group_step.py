@@ -7,7 +7,7 @@ import pytest
 import torch
 from entries import ENTRIES
 
-from suite.sweep.execute import load_data
+from suite.data.load import cached
 from suite.sweep.plan import Selection, make_plan
 from suite.training.group_step import GroupStep
 from suite.training.trainer import Trainer
@@ -17,7 +17,7 @@ RUNS = [(1e-3, 0), (1e-2, 0), (3e-3, 1)]  # learning rate, seed
 
 def trainers(scheme, arm="controlled"):
     plans = [make_plan(Selection("smoke", schemes=(scheme,), arms=(arm,), depths=(2,), lrs=(lr,), seeds=(seed,)))[0] for lr, seed in RUNS]
-    return [Trainer(run, load_data("digits"), Path("unused")) for run in plans]
+    return [Trainer(run, cached("digits"), Path("unused")) for run in plans]
 
 
 def take(members, group, steps, poison=None):

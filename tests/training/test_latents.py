@@ -1,4 +1,4 @@
-"""`--data latents:DIR`: the rows that were written come back, standardised; the sidecar tells of them; one line for what is wrong."""
+"""`--data latents:DIR`: the rows that were written come back, standardised; the manifest tells of them; one line for what is wrong."""
 
 import json
 import os
@@ -15,12 +15,14 @@ from pictures import refusal
 from safetensors.torch import load_file, save_file
 
 from suite.cli import main
-from suite.model import flow
+from suite.data import contents
+from suite.data.captions import caption_table
+from suite.data.in_memory import Data
+from suite.data.load import load
+from suite.data.sources import DataError
 from suite.records.tables import Store
 from suite.sweep.execute import execute
 from suite.sweep.plan import Selection, SelectionError, make_plan
-from suite.training import contents
-from suite.training.data import Data, DataError, load
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +75,7 @@ def test_labels_are_ranks_and_classes_are_asked_in_turn(tmp_path):
     assert found.caption(torch.arange(4)).tolist() == [0, 1, 2, 0] and found.caption(torch.arange(4)).dtype == torch.int64
     assert found.prompts(torch.arange(5)).tolist() == found.picture_rows(5).tolist() == [0, 1, 2, 0, 1]
     captions = found.captions(4, 8)
-    assert captions(torch.tensor([0, 2])).shape == (2, 4, 8) and torch.equal(captions.empty, flow.caption_table(3, 4, 8)[3])
+    assert captions(torch.tensor([0, 2])).shape == (2, 4, 8) and torch.equal(captions.empty, caption_table(3, 4, 8)[3])
     assert found.caption_shape is None and found.empty == 3
     held = torch.bincount(found.caption(found.heldout), minlength=3)
     assert held.sum() == round(60 * 297 / 1797) and held.max() - held.min() <= 1
@@ -106,7 +108,7 @@ def test_constant_loss_is_that_of_the_tensor(tmp_path, patch):
     assert found.constant_loss(patch) == pytest.approx(same.constant_loss(patch), rel=1e-6)
 
 
-# ---- the sidecar
+# ---- the manifest
 
 def test_the_sidecar_is_made_once_and_digest_knows_no_path(tmp_path, capsys):
     source = write(tmp_path / "d", arrays())
@@ -133,7 +135,7 @@ def test_a_given_empty_caption_is_used_and_changes_the_digest(tmp_path):
     assert "latents.safetensors is not the file" in refusal(source)
     (tmp_path / "d/latents.json").unlink()
     found = load(source)
-    assert torch.equal(found.empty, empty.float()) and found.sidecar.notes["empty"] == "given" and found.digest != without
+    assert torch.equal(found.empty, empty.float()) and found.manifest.notes["empty"] == "given" and found.digest != without
     assert torch.equal(load(source).empty, empty.float())
 
 
@@ -238,7 +240,7 @@ def test_a_file_that_changes_while_it_is_read_has_no_digest(tmp_path, monkeypatc
 
 def test_several_processes_make_it_at_once(tmp_path):
     source = write(tmp_path / "d", arrays(400))
-    words = [sys.executable, "-c", f"from suite.training.data import load; print(load({source!r}).digest)"]
+    words = [sys.executable, "-c", f"from suite.data.load import load; print(load({source!r}).digest)"]
     several = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     answers = [process.communicate(timeout=120) for process in several]
     assert len({out for out, _ in answers}) == 1 and all(len(out) == 17 for out, _ in answers), answers

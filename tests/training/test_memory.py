@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from suite.model.backbone import Block
-from suite.protocol import PROTOCOLS, Run
-from suite.training import memory
+from suite.presets import PROTOCOLS
+from suite.protocol import Run
+from suite.scale import memory
 from suite.training.optim import FlatParameters
 from suite.training.state import build_model
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from suite import environment, registry
+from suite.data.load import cached
 from suite.environment import ROOT
-from suite.model.flow import random_state
 from suite.protocol import Run, short_hash
-from suite.sweep.execute import execute, execute_group, load_data
+from suite.rng import random_state
+from suite.sweep.execute import execute, execute_group
 from suite.sweep.groups import group_id
 from suite.sweep.plan import Selection, make_plan
 from suite.sweep.record import read_record
@@ -84,7 +85,7 @@ def test_a_scheme_that_draws_as_it_is_built_does_not_depend_on_what_ran_before(r
     torch.manual_seed(5)
     assert curve(second, tmp_path / "a") == alone != curve(first, tmp_path / "b")
     assert before[1] == random_state()[1]
-    a, b = (block.residuals for block in Trainer(second, load_data("digits"), tmp_path / "c").state.dit.blocks)
+    a, b = (block.residuals for block in Trainer(second, cached("digits"), tmp_path / "c").state.dit.blocks)
     gates = {tuple(residual.gate.tolist()) for residual in (*a, *b)}
     assert len(gates) == 4  # each block and site has its own
     execute_group(runs["drawn"], tmp_path / "group", "digits")
@@ -101,7 +102,7 @@ def test_what_accelerate_reads_from_the_environment_changes_nothing(runs, tmp_pa
     quiet = curve(runs["plain"][0], tmp_path / "quiet")
     for name, value in LOUD.items():
         monkeypatch.setenv(name, value)
-    trainer = Trainer(runs["plain"][0], load_data("digits"), tmp_path / "look")
+    trainer = Trainer(runs["plain"][0], cached("digits"), tmp_path / "look")
     assert trainer.accelerator.gradient_accumulation_steps == 1 and trainer.accelerator.mixed_precision == "no"
     for name, value in LOUD.items():
         monkeypatch.setenv(name, value)

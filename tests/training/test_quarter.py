@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from suite.protocol import PROTOCOLS
+from suite.data.load import load
+from suite.presets import PROTOCOLS
 from suite.sweep.execute import execute
 from suite.sweep.plan import Selection, make_plan
-from suite.training.data import load
 from suite.training.state import build_model
 
 QUARTER, PAPER = PROTOCOLS["quarter"], PROTOCOLS["paper"]
@@ -51,7 +51,7 @@ def test_its_model_has_196_image_tokens_and_a_sixteenth_of_the_papers_block():
 def few_held_out(monkeypatch):
     """Sixteen of the 826 held-out images, and forwards of eight: they are most of the time here."""
     data = load("mnist")
-    monkeypatch.setattr("suite.sweep.execute.load_data", lambda source: replace(data, heldout=data.heldout[::52]))
+    monkeypatch.setattr("suite.sweep.execute.cached", lambda source: replace(data, heldout=data.heldout[::52]))
     monkeypatch.setattr("suite.training.evaluation.EVAL_ROWS", 8)
 
 

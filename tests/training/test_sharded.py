@@ -12,12 +12,12 @@ import toys
 from accelerate.state import AcceleratorState
 
 from suite import environment, registry
-from suite.diagnosis.sidepass import final_state
+from suite.data.load import load
+from suite.diagnosis.audit_pass import final_state
 from suite.environment import ROOT
+from suite.scale import sharded
 from suite.sweep.plan import Selection, make_plan
-from suite.training import sharded
 from suite.training.checkpoint import PlacementError
-from suite.training.data import load
 from suite.training.gates import gate_rows
 from suite.training.trainer import Trainer
 
@@ -39,7 +39,7 @@ def launch(cases, tmp_path, processes=2, **env):
     work = [{"run": run.to_json(), "folder": str(tmp_path / folder), "stop": STEPS} | more for run, folder, more in cases]
     path = tmp_path / f"cases-{len(list(tmp_path.iterdir()))}.json"
     path.write_text(json.dumps(work))
-    words = ["-m", "accelerate.commands.launch", "--config_file", "suite/training/fsdp2.yaml", "--num_processes", str(processes),
+    words = ["-m", "accelerate.commands.launch", "--config_file", "suite/scale/fsdp2.yaml", "--num_processes", str(processes),
              "--main_process_port", "0", "tests/training/sharded_rank.py", str(path)]  # fmt: skip
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "FSDP_"))}
     environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | env
@@ -160,7 +160,7 @@ def test_a_full_disk_is_said_by_all_and_leaves_what_there_was(tmp_path):
 
 
 def settings(monkeypatch, **env):
-    """What `accelerate launch --config_file suite/training/fsdp2.yaml` says, with changes."""
+    """What `accelerate launch --config_file suite/scale/fsdp2.yaml` says, with changes."""
     for name, value in ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"} | env).items():
         monkeypatch.setenv(name, value)
 

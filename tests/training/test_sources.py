@@ -10,7 +10,7 @@ from pictures import classes, fill, parquet, picture, refusal
 from PIL import Image
 
 from suite import environment
-from suite.training.data import load
+from suite.data.load import load
 
 
 def bytes_of(found):

@@ -16,9 +16,11 @@ import torch
 from entries import ENTRIES
 
 from suite import registry
-from suite.protocol import PROTOCOLS, Run
+from suite.data.load import cached
+from suite.presets import PROTOCOLS
+from suite.protocol import Run
 from suite.records.tables import Store
-from suite.sweep.execute import execute, load_data
+from suite.sweep.execute import execute
 from suite.sweep.plan import Selection, make_plan
 from suite.sweep.progress import Progress
 from suite.training.trainer import Trainer
@@ -41,7 +43,7 @@ def trainer(tmp_path):
     made = []
 
     def make(run=None, folder=None) -> Trainer:
-        made.append(Trainer(run or run_of(), load_data("digits"), folder or tmp_path / str(len(made))))
+        made.append(Trainer(run or run_of(), cached("digits"), folder or tmp_path / str(len(made))))
         return made[-1]
 
     return make
@@ -167,10 +169,11 @@ def test_evaluation_is_the_same_for_every_seed_and_repeatable(trainer):
 def test_the_heldout_loss_is_the_mean_over_the_heldout_images(trainer):
     """Final layer zero: the velocity is 0, so the loss is the mean square of the fixed targets."""
     from suite.model import flow
+    from suite.rng import generator
 
     t = trainer()
     rows = t.data.heldout
-    batch = flow.make_batch(t.data.images_NCHW[rows], t.data.labels_N[rows], 10, 0.0, flow.generator("heldout"))
+    batch = flow.make_batch(t.data.images_NCHW[rows], t.data.labels_N[rows], 10, 0.0, generator("heldout"))
     assert len(rows) % 64 and t.evaluation.heldout_loss() == pytest.approx(batch.target_BCHW.double().square().mean().item(), rel=1e-6)
 
 
@@ -333,7 +336,7 @@ def golden_curves() -> dict[str, dict[str, list[float]]]:
     """Five eager steps of every scheme: losses, gradient norms and one held-out loss."""
     out = {}
     for scheme, arm in ENTRIES:
-        t = Trainer(run_of(scheme, arm=arm, depth=3, lr=2e-2, batch=32), load_data("digits"), Path("unused"))
+        t = Trainer(run_of(scheme, arm=arm, depth=3, lr=2e-2, batch=32), cached("digits"), Path("unused"))
         for _ in range(5):
             t.advance()
         out[f"{scheme} {arm}"] = {"loss": [x for _, x, _ in t.state.curve], "grad_norm": [x for _, _, x in t.state.curve],

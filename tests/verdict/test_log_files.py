@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from suite.verdict import log_file
-from suite.verdict.detect import detect, detect_runs
-from suite.verdict.foreign_log import LogError, read_logs
+from suite.detect import log_file
+from suite.detect.detect import detect, detect_runs
+from suite.detect.log_columns import LogError, read_logs
 
 STEPS = np.arange(10, 1010, 10)
 LOSS = np.where(STEPS < 700, 0.8, 2.0) + 0.02 * np.random.default_rng(0).normal(size=len(STEPS))

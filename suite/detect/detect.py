@@ -1,0 +1,135 @@
+"""What became of a run that somebody else trained: an outcome and a crash step from a log of any trainer.
+
+With `constant_loss` the rule is that of `suite.verdict.crash.judge`, save that a log is complete: what came back is a spike, however long
+it took. Without it, a change of level is sought by the log's own level and scatter (`suite.detect.change`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from suite.detect.change import Change, find_change
+from suite.detect.log_columns import Log, LogError, read_logs
+from suite.verdict.crash import Verdict, checked, excursions, judge_known, verdict_of
+from suite.verdict.signature import foreign_signature
+from suite.verdict.smooth import robust_sd, short_median
+
+__all__ = ["LogError", "detect", "detect_runs", "judge_foreign", "judge_logs"]
+
+WINDOW_STEPS = 50  # steps that confirm a crash, as in our protocols
+WINDOW_MIN_POINTS = 10  # the same in a thinned log: two medians of five that share no point
+MIN_POINTS, MIN_STEPS = 20, 200  # of which a log without an event is too short to be called alive
+FLAT = 0.25  # of the jump: scatter and drift behind it, below which it is a new flat level; the paper's trace has .01
+GIVEN_BACK = 0.25  # of what the log had gained: a rise of less is no collapse to a constant output, however flat (ours give back 1)
+SPIKE_SCATTERS, SPIKE_RELATIVE = 8.0, 0.5  # robust sds and share of the level above which an excursion that came back is a spike
+
+
+def judge_foreign(steps, loss, *, constant_loss: float | None = None, grad_norm=None) -> tuple[Verdict, list[str]]:
+    """Judge a log from elsewhere, thinned or not, from the start of training or not; returns the verdict and notes.
+
+    The confirmation window is 50 steps' worth of points, but at least ten. Without `constant_loss` the crash is the change of level that
+    stands out most: `collapsed` where the loss behind it is flat at once (its scatter, and the difference between its first window and
+    the rest, within a quarter of the jump) and a quarter of what was gained is lost; `degraded` otherwise, so also for a slow
+    rise and a recovery under way. `unknown`: a rise, but too few points before it, behind it, or in all to tell it from noise.
+    `nonfinite` is the first non-finite value, as in `judge`. Raises ValueError as `judge` does.
+    """
+    steps = np.asarray(steps)
+    spacing = float(np.median(np.diff(steps))) if len(steps) > 1 else 1.0
+    window = int(np.clip(round(WINDOW_STEPS / spacing), WINDOW_MIN_POINTS, WINDOW_STEPS)) if spacing > 0 else WINDOW_STEPS
+    min_points = max(MIN_POINTS, int(np.ceil(MIN_STEPS / spacing))) if spacing > 0 else MIN_POINTS
+    notes = [f"confirmation window: {window} points of about {spacing:g} steps"]
+    if constant_loss is not None:
+        verdict = judge_known(steps, loss, constant_loss, window, None, grad_norm, min_points)
+    else:
+        verdict, lacks = _judge_unknown(steps, loss, window, grad_norm, min_points)
+        notes += ["constant loss unknown: threshold from the log's own level and scatter; --constant-loss is stricter, and needed for "
+                  "untrained", *lacks]  # fmt: skip
+    if verdict.outcome == "nonfinite":
+        after = np.asarray(loss, float)[np.searchsorted(steps, verdict.crash_step) + 1:]
+        if np.isfinite(after).any():
+            notes.append("the loss is finite again later: a trainer that skips such steps (fp16 loss scaling) goes on from the weights "
+                         "before them; judge by how the loss goes on")
+    return verdict, notes
+
+
+def _judge_unknown(steps, loss, window, grad_norm, min_points) -> tuple[Verdict, list[str]]:
+    """The rule of `judge_foreign` where no constant loss is given."""
+    steps, loss, end, broken = checked(steps, loss, grad_norm, window, None)
+    raw, smooth = loss[:end], short_median(loss[:end])
+    change = find_change(raw)
+    at = None if change is None else change.at
+    sure, confirmed = change is not None and change.sure, at is not None and change.sure and end - at >= window
+    spikes = _spikes(smooth[:at])
+
+    def verdict(outcome, at=None, threshold=None):
+        kept = None if at is None or outcome == "unknown" else at
+        found = verdict_of(outcome, steps, raw, smooth, window, spikes, kept, confirmed or outcome == "nonfinite", threshold, len(loss))
+        return replace(found, crash_step=int(steps[at])) if at is not None else found
+
+    if broken and not confirmed:
+        return verdict("nonfinite", end), []
+    if sure:
+        return verdict("collapsed" if _flat(smooth, change, window) else "degraded", at, change.line), []
+    if change is not None:
+        return verdict("unknown", at, change.line), [
+            f"the loss rises from {change.level:.4g} to {change.behind:.4g} at step {steps[at]}, but that is not enough to judge by: "
+            f"{change.lacks}"]  # fmt: skip
+    return verdict("too_short" if len(loss) < min_points else "survived"), []
+
+
+def _flat(smooth, change: Change, window: int) -> bool:
+    """Whether the loss behind a change is a new flat level that gives back a good part of what the run had learnt."""
+    after = smooth[change.at:]
+    head = min(window, (len(after) + 1) // 2)
+    jump = change.behind - change.level
+    drift = abs(np.median(after[head:]) - np.median(after[:head]))
+    return max(robust_sd(after), drift) <= FLAT * jump and jump >= GIVEN_BACK * (smooth[0] - change.low)
+
+
+def _spikes(smooth) -> int:
+    """Excursions of the short median above its usual height over the running minimum that came back."""
+    if not len(smooth):
+        return 0
+    low = np.minimum.accumulate(smooth)
+    height = smooth - low
+    usual = np.median(height)
+    rise = usual + max(SPIKE_SCATTERS * robust_sd(height), SPIKE_RELATIVE * abs(low[-1] + usual))
+    return int(np.sum(excursions(height > rise)[1] < len(smooth)))
+
+
+def detect_runs(path: str | Path, constant_loss: float | None = None, column: str | None = None) -> list[dict]:
+    """Judge a log file ("-": standard input), run by run: dicts that go straight to JSON.
+
+    A step and a loss are needed; grad_norm, g_mean, g_ctr, tcs, q_grad, k_grad are used where the log has them, others ignored. column:
+    the name of the loss where it cannot be told. Keys: `run` (its name, where the file has several), those of `Verdict` (save
+    late_step), `mms_signature` (whether the crash carries the paper's gradient event: true, false, or null where the log cannot tell;
+    see `suite.verdict.signature`) and `notes` (a list of sentences). Raises LogError where the log cannot be read, ValueError where
+    `constant_loss` makes no sense.
+    """
+    return [found for _, found in judge_logs(path, constant_loss, column)]
+
+
+def judge_logs(path: str | Path, constant_loss: float | None = None, column: str | None = None) -> list[tuple[Log, dict]]:
+    """`detect_runs`, each with its curve."""
+    return [(log, _detected(log, constant_loss)) for log in read_logs(path, column)]
+
+
+def detect(path: str | Path, constant_loss: float | None = None, column: str | None = None) -> dict:
+    """`detect_runs` of a file with one run; LogError where it has several."""
+    found = detect_runs(path, constant_loss, column)
+    if len(found) > 1:
+        raise LogError(f"{path}: holds {len(found)} runs; judge them with detect_runs, or name one column with --column")
+    return found[0]
+
+
+def _detected(log: Log, constant_loss: float | None) -> dict:
+    verdict, notes = judge_foreign(log.steps, log.loss, constant_loss=constant_loss, grad_norm=log.grad_norm)
+    if not log.ends_with_newline:
+        notes.append("the last line has no line end: it may be cut off inside a number")
+    found, reasons = foreign_signature(log.metrics, log.steps, verdict.crash_step)
+    said = asdict(verdict)
+    del said["late_step"]  # a log has no horizon
+    return {**({"run": log.run} if log.run else {}), **said, "mms_signature": found, "notes": notes + log.notes + reasons}

@@ -1,0 +1,109 @@
+"""The protocols that the suite comes with: data only. What their fields mean is in suite/protocol.py, why a value was chosen beside it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from suite.protocol import Cell, Protocol
+
+
+def _presets() -> dict[str, Protocol]:
+    laptop = Protocol(
+        "laptop",
+        3,
+        "the five schemes at a cool learning rate, where all live, and a hot one: who dies, in minutes",
+        lrs=(4.05e-3, 9.36e-3),  # cool and hot, by the rule in suite/evidence/headline.py from results/frontier
+        unscored=(9.36e-3,),
+        fid_samples=256,
+    )
+    anatomy = Protocol(
+        "anatomy",
+        4,
+        "plain and MV-Split below their edges for 3,000 steps: how often healthy runs die, and how, with the audit",
+        horizon=3000,
+        after_crash=500,
+        audit_every=100,
+        audit_full=("plain", "mvsplit"),
+        quality_at=(1000, 2000, 3000),
+        fid_samples=256,
+        probe=True,
+        depths=(100,),
+        lrs=(5.35e-3,),
+        unscored=(4.65e-3, 6.15e-3, 7.08e-3, 8.14e-3, 9.36e-3),  # FID where plain and MV-Split meet
+        seeds=tuple(range(8)),
+        cells=(  # rates: the two of the lattice below each edge, by the rule in suite/evidence/hazard.py
+            Cell("plain", lrs=(5.35e-3, 4.65e-3)),
+            Cell("mvsplit", lrs=(6.15e-3, 5.35e-3)),
+            Cell("plain", depths=(50,), lrs=(7.08e-3, 6.15e-3)),
+            Cell("mvsplit", depths=(50,), lrs=(9.36e-3, 8.14e-3)),
+            Cell("mvsplit", params="sites=attn", seeds=(0, 1, 2)),
+        ),
+    )
+    return {
+        p.name: p
+        for p in (
+            Protocol(
+                "smoke", 3, "tests: a few eager steps of everything", horizon=8, window=6, warmup=4, heldout_every=4,
+                checkpoint_every=4, fid_samples=64, nfe=2, compiled=False, depths=(2, 3), lrs=(1e-3,), batch=8,
+            ),
+            laptop,
+            replace(
+                laptop, name="frontier", purpose="the five schemes on a lattice of learning rates: where half of the runs die",
+                search=True, fid_samples=0, lrs=(), unscored=(), seeds=(),
+            ),
+            replace(
+                laptop, name="frontier64", purpose="plain and MV-Split with 64 image tokens: their edges", patch=1, depths=(50,),
+                search=True, fid_samples=0, lrs=(), unscored=(), seeds=(), cells=(Cell("plain"), Cell("mvsplit")),
+            ),
+            anatomy,
+            replace(
+                anatomy, name="anatomy64", purpose="the same with 64 image tokens, which leave more room for amplification",
+                patch=1, quality_at=(), probe=False, fid_samples=0, audit_full=(), audit_layers=8, depths=(50,), unscored=(),
+                lrs=(6.15e-3,), seeds=(0, 1),  # rates by the same rule, from frontier64
+                cells=(Cell("plain", lrs=(6.15e-3, 5.35e-3)), Cell("mvsplit", lrs=(7.08e-3, 6.15e-3))),
+            ),
+            Protocol(
+                "deep", 3, "400 and 1000 blocks, the paper's own depths, at a small width", horizon=600, depths=(400,),
+                lrs=(1.52e-3, 3.06e-3, 4.05e-3), seeds=(0, 1, 2), at_depth=((1000, "horizon", 300), (1000, "fid_samples", 80)),
+                cells=(
+                    *(Cell(scheme) for scheme in ("plain", "mvsplit", "layerscale")),
+                    *(Cell(scheme, params=params, depths=(1000,), lrs=(3.06e-3,), seeds=(0,))
+                      for scheme, params in (("plain", ""), ("mvsplit", "beta=1"), ("layerscale", ""), ("mvsplit", "beta=0.03"))),
+                    *(Cell(scheme) for scheme in ("rezero", "deepnorm")),
+                ),
+            ),
+            Protocol(
+                "stdinit", 3, "App. B: 128 blocks, standard init, no gates: there collapsed from the start, as a front over depth",
+                final="std", horizon=690, after_crash=690, audit_every=10, audit_layers=16, lrs=(1e-3,), depths=(128,),
+                cells=(Cell("plain", writers="std"), Cell("mvsplit", writers="std")),
+            ),
+            Protocol(  # no run of it exists: what is not Table 3's is chosen, not measured
+                "quarter", 1, "Table 3's 400 blocks at a quarter of its width, 28 x 28 digits: one H100, a rate in about ten minutes, "
+                "in slices that resume; no run of it exists yet",
+                width=256, heads=2, ffn=768,  # heads of 128 and an FFN of 3 x width, as Table 3
+                batch=64,  # 12,800 tokens of 14 x 14 + 4 fill an H100; Table 3's 1024 would see all 4,174 images in four steps
+                horizon=600, heldout_every=100,  # `deep`'s horizon and warm-up, by which its hot runs of 400 blocks had died
+                checkpoint_every=200,  # 4 GB each
+                fid_samples=512,  # twice the 256 of the CPU protocols: 25,600 forwards of an image, as many as 100 training steps take
+                dtype="bf16", checkpoint_blocks=True,  # without it MV-Split's blocks would keep 88 GiB
+                group_blocks=0,  # a run alone: it fills the GPU, and a slice of ten minutes is then a few runs, not a part of many
+                depths=(400,),
+                # The paper's rule (App. G) is 1e-3 / (0.2 sqrt(width)): 3.125e-4 here. `deep` found plain's edge at width 32 to be 3.5
+                # times the rule's rate, and a horizon of 600 steps asks for hotter than one of 100,000: so once, twice and four times.
+                lrs=(3.125e-4, 6.25e-4, 1.25e-3), data="mnist",
+                cells=(Cell("plain"), Cell("mvsplit", params="beta=1"), Cell("layerscale", writers="std")),  # as `paper`
+            ),
+            Protocol(
+                "paper", 4, "Table 3 of arXiv:2605.06169 exactly, for 8 to 16 H100", width=1024, heads=8, ffn=3072,
+                patch=1, caption_tokens=256, batch=1024, warmup=1000, horizon=100_000, window=1000, heldout_every=5000,
+                checkpoint_every=1000, dtype="bf16", checkpoint_blocks=True, group_blocks=0, depths=(400, 1000), lrs=(1.5625e-4,),
+                fid_samples=50_000, quality_at=(10_000, 20_000, 30_000, 40_000, 50_000),  # Table 1
+                data="latents:latents",  # 256 tokens are the most a caption may have; the folder says how many its have
+                cells=(Cell("plain"), Cell("layerscale", writers="std"), Cell("mvsplit", params="beta=1"),
+                       Cell("mvsplit", params="beta=0.03")),
+            ),
+        )
+    }  # fmt: skip
+
+
+PROTOCOLS = _presets()

@@ -1,0 +1,1 @@
+"""The paper's own size, behind three seams: a data source, a placement of parameters, a launcher."""

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from suite.data import contents
 from suite.data.contents import write_aside
-from suite.data.sources import DataError, Source
+from suite.data.dataset import DataError
+from suite.data.sources import Source
 from suite.scale.shards import Column, Shards, check_regular, open_shards, size_of
 
 VERSION = 1

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from multiprocessing import forkserver, get_context, resource_tracker
+from multiprocessing import forkserver, get_context, resource_tracker, set_start_method
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
@@ -67,6 +67,7 @@ def _begin(main: Callable, connection: Connection, args: tuple, log: Path | None
     if os.environ.get(MARK) != "1":  # `multiprocessing` starts a fork server that was killed again, with what the shell exports
         raise RuntimeError("the process that this one was forked from had been killed; call again")
     os.setsid()
+    set_start_method("fork", force=True)  # as in any program: a lock of a library's is then no business of the resource tracker
     os.environ.clear()
     os.environ.update(variables)
     if log is not None:

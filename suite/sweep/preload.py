@@ -1,10 +1,13 @@
 """What the process that the others are forked from imports (suite/isolation/forks.py): all that trains, and no scheme."""
 
 import gc
-from importlib import import_module
 
 gc.disable()  # collecting over what is only being imported takes a seventh of the time
-for name in ("suite.sweep.execute", "suite.sweep.tryout", "sklearn.datasets", "sklearn.model_selection"):
-    import_module(name)
+import sklearn.datasets  # noqa: E402, F401
+import sklearn.model_selection  # noqa: E402, F401
+
+import suite.sweep.execute  # noqa: E402, F401
+import suite.sweep.tryout  # noqa: E402, F401
+
 gc.freeze()  # a collection in a fork passes over what all share, and so copies none of it
 gc.enable()

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from suite.protocol import short_hash
-from suite.records.cells import format_value
 from suite.records.csvfile import render
 from suite.records.schema import OF_NO_RUN, TABLES
 
@@ -20,7 +19,7 @@ LEFT_OUT = ("throughput", *OF_NO_RUN)  # wall-clock, which differs between repea
 def rows_digest(row: Mapping[str, str], sides: Mapping[str, bytes], picture: Path) -> str:
     """"d" and 15 hex digits over a run's row (but this cell), its rows of every other table as they are written, and its picture.
 
-    sides: by table, as `Parts.written` gives them. The letter keeps readers of CSV from taking it for a number.
+    sides: by table, as `RowsByRun.written` gives them. The letter keeps readers of CSV from taking it for a number.
     """
     sha = hashlib.sha256(render(TABLES["runs"], [{**row, "rows_digest": ""}]))
     for name in TABLES:
@@ -30,21 +29,10 @@ def rows_digest(row: Mapping[str, str], sides: Mapping[str, bytes], picture: Pat
     return f"d{sha.hexdigest()[:15]}"
 
 
-def curve_digest(steps, loss, grad_norm) -> str:
-    """Digest of a curve: of its lines "step,loss,grad_norm" as committed, so the table alone can verify it.
+def curve_digest(data: bytes) -> str:
+    """Digest of a curve by its file, unpacked: of its lines "step,loss,grad_norm", so that the table alone can verify it; "" of none.
 
     (Six digits do not give the float32 values back, so a digest of those could never be checked.)
     """
-    lines = (f"{format_value(s, 'integer')},{format_value(x, 'number')},{format_value(g, 'number')}\n"
-             for s, x, g in zip(steps, loss, grad_norm, strict=True))  # fmt: skip
-    return _of_lines("".join(lines).encode())
-
-
-def written_curve_digest(data: bytes) -> str:
-    """The same of a curve's file, unpacked; "" of none."""
     _, _, lines = data.partition(b"\n")
-    return _of_lines(b"".join(line.partition(b",")[2] for line in lines.splitlines(keepends=True))) if lines else ""
-
-
-def _of_lines(lines: bytes) -> str:
-    return short_hash("d", lines, 16)
+    return short_hash("d", b"".join(line.partition(b",")[2] for line in lines.splitlines(keepends=True)), 16) if lines else ""

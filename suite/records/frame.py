@@ -8,9 +8,9 @@ from pathlib import Path
 from suite.records.csvfile import Columns, parse, read_columns
 from suite.records.layout import table_files
 from suite.records.package import check_package
+from suite.records.packed import unpacked
 from suite.records.schema import TABLES, Table
 from suite.records.tableerror import TableError
-from suite.records.wholefile import unpacked
 
 KEPT = 4096  # files of one run whose frames are kept: all of the committed ones
 

@@ -24,7 +24,7 @@ from suite.identity.codedigest import file_digest
 from suite.records.csvfile import render
 from suite.records.package import write_package
 from suite.records.schema import TABLES
-from suite.records.tables import Parts, Store, format_value
+from suite.records.tables import RowsByRun, Store, format_value
 from suite.verdict.outcomes import DEAD
 
 DETECT, SEEDS = TABLES["detect"], 1000
@@ -40,7 +40,7 @@ def own(results: Path, dead: bool) -> list[Case]:
     """The curves of our runs that died with a finite loss, or of those that live."""
     out = []
     for folder in (results / name for name in PROTOCOLS if (results / name).is_dir()):
-        parts = Parts(folder)
+        parts = RowsByRun(folder)
         for row in Store(folder).runs():
             if row["status"] != "done" or (dead and row["outcome"] not in ("collapsed", "degraded")):
                 continue

@@ -13,8 +13,7 @@ from sweeps import left_over, plan, rows, steps_trained, work
 
 from suite.environment import ROOT
 from suite.records.checks import check_folder
-from suite.records.schema import TABLES
-from suite.records.tables import rows_of
+from suite.records.tables import read
 from suite.sweep import worker_process
 from suite.sweep.progress import Progress
 from suite.sweep.record import failure, work_folder
@@ -84,7 +83,8 @@ def test_a_dying_worker_costs_its_own_run_only(tmp_path):
     status, err, found = go("--retry-failed")
     assert status == 0 and "5 runs: 1 done before, 4 to do" in err and found["-"] == plain
     assert {row["status"] for row in found.values()} == {"done"} and {row["reason"] for row in found.values()} == {""}
-    steps = [(row["step"], row["loss"], row["grad_norm"]) for row in rows_of(results / "smoke", TABLES["curves"], "sick")]
+    curves = read(results / "smoke", "curves", "sick")
+    steps = list(zip(curves["step"], curves["loss"], curves["grad_norm"], strict=True))
     assert len(steps) == 4 * 14 and len(set(steps)) == 14  # `how` changes no number
     assert steps_trained(results) == [10, 10, 10, 10, 14] and left_over(results) == []  # from the checkpoint at step 4
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from suite.records.csvfile import Rows, read_rows, render
 from suite.records.frame import of_run
 from suite.records.layout import table_files, table_path
+from suite.records.packed import content
 from suite.records.schema import OF_NO_RUN, TABLES
-from suite.records.wholefile import content
 
 SIDES = tuple(name for name in TABLES if name not in ("runs", *OF_NO_RUN))  # the tables beside runs.csv that hold rows of runs
 
 
-class Parts:
+class RowsByRun:
     """The tables of a folder, by run. row: that of the run in runs.csv."""
 
     def __init__(self, folder) -> None:

@@ -139,7 +139,7 @@ def report(args) -> int:
 
 
 def detect(args) -> int:
-    from suite.detect.detect import judge_logs
+    from suite.detect.judge import judge_logs
 
     judged = judge_logs(args.file, args.constant_loss, args.column)
     print("\n".join(json.dumps(found) for _, found in judged))

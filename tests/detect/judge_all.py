@@ -18,7 +18,7 @@ import numpy as np
 
 from suite import environment
 from suite.detect.change import MIN_BEFORE, MIN_BEHIND
-from suite.detect.detect import judge_foreign
+from suite.detect.judge import judge_foreign
 from suite.environment import ROOT
 from suite.identity.codedigest import file_digest
 from suite.records.csvfile import render
@@ -31,7 +31,7 @@ DETECT, SEEDS = TABLES["detect"], 1000
 THINNED = (1, 2, 3, 5, 10, 20, 50)
 PROTOCOLS = ("frontier", "laptop", "anatomy", "anatomy64", "deep", "frontier64")
 SHOWN = ("logs", "dead", "unknown", "within_1", "worst")
-RULE = ("change", "detect", "crash", "smooth")  # files of suite/verdict
+RULE = ("detect/change", "detect/judge", "verdict/crash", "verdict/smooth")  # files of the suite
 
 Case = tuple[np.ndarray, np.ndarray, int | None]  # steps, loss, and the step of the death where there is one
 
@@ -153,7 +153,7 @@ def groups(results: Path) -> Iterator[tuple[dict[str, object], Iterable[Case]]]:
 
 def rule_digest() -> str:
     """The digest of the files that make a verdict without a constant loss."""
-    return "+".join(file_digest(ROOT / "suite" / "verdict" / f"{name}.py") for name in RULE)
+    return "+".join(file_digest(ROOT / "suite" / f"{name}.py") for name in RULE)
 
 
 def main() -> None:

@@ -85,14 +85,13 @@ def _through(chain: list[tuple[str, Residual]], step: float) -> Tensor:
         x = instance(x, branch, contexts[site])
         if branch.calls != 1:
             raise SelectionError(f"it calls its branch {branch.calls} times in a merge; once is what is trained and measured")
-        if not isinstance(x, Tensor) or x.shape != opened.shape:
-            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        if (shape := _shape(x)) != tuple(opened.shape):
             raise SelectionError(f"a trunk of {tuple(opened.shape)} came back as {shape}")
         if not x.isfinite().all():
             raise SelectionError("the merge of finite tensors holds nan or inf")
     out = chain[-1][1].fold(x)
-    if not isinstance(out, Tensor) or out.shape != SHAPE:
-        raise SelectionError(f"fold gives {tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__} in place of {SHAPE}")
+    if (shape := _shape(out)) != SHAPE:
+        raise SelectionError(f"fold gives {shape} in place of {SHAPE}")
     torch.autograd.grad(out.square().mean(), [x_BTD])
     return out.detach()
 
@@ -105,15 +104,18 @@ class _Branch:
 
     def __call__(self, x_BTD: Tensor) -> Tensor:
         self.calls += 1
-        if not isinstance(x_BTD, Tensor) or x_BTD.shape != SHAPE:
-            shape = tuple(x_BTD.shape) if isinstance(x_BTD, Tensor) else type(x_BTD).__name__
+        if (shape := _shape(x_BTD)) != SHAPE:
             raise SelectionError(f"its branch is given {shape} in place of {SHAPE}")
         h = 0.5 * (x_BTD if self.site == "attn" else torch.cat([x_BTD, x_BTD], -1)[..., :HIDDEN])
         inner = self.instance.inner(h, self.ctx)
-        if not isinstance(inner, Tensor) or inner.shape != h.shape:
-            shape = tuple(inner.shape) if isinstance(inner, Tensor) else type(inner).__name__
+        if (shape := _shape(inner)) != tuple(h.shape):
             raise SelectionError(f"inner gives {shape} in place of {tuple(h.shape)}")
         return inner[..., : SHAPE[-1]]
+
+
+def _shape(x: object) -> tuple[int, ...] | str:
+    """The shape of a tensor; of anything else what it is."""
+    return tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
 
 
 def _tensors(chain: list[tuple[str, Residual]]) -> list[Tensor]:

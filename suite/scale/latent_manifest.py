@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from suite.data import contents
-from suite.data.sources import DataError, Source
+from suite.data.dataset import DataError
+from suite.data.sources import Source
 from suite.files import write_whole
 from suite.scale.shards import Column, Shards, check_regular, open_shards, size_of
 

@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 
 from suite import environment, registry
-from suite.data.dataset import Dataset
+from suite.data.dataset import DataError, Dataset
 from suite.data.load import cached
-from suite.data.sources import DataError
 from suite.diagnosis.audit_pass import final_state
 from suite.diagnosis.auditor import Auditor, recovered
 from suite.diagnosis.probe import probe

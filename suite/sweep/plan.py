@@ -181,7 +181,7 @@ def _quality(runs: list[Run], features: str) -> str:
 
 def check_quality(runs: list[Run], features: str) -> str:
     """A line for the user where these runs get no FID, "" where they do. Raises SelectionError if FID was asked for by --features."""
-    from suite.data.sources import NAMED
+    from suite.data.dataset import NAMED
 
     if not runs or not (n := max(run.protocol.fid_samples for run in runs)):
         return ""
@@ -197,7 +197,7 @@ def check_quality(runs: list[Run], features: str) -> str:
 
 
 def _digest(source: str, protocol: Protocol, for_costs: bool) -> str:
-    from suite.data.sources import DataError
+    from suite.data.dataset import DataError
 
     try:
         return _read_digest(source, protocol)

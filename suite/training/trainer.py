@@ -21,7 +21,7 @@ from suite.training.state import Placement, RunState
 from suite.training.step import TrainStep
 from suite.verdict import crash
 
-REPLAY_BEFORE = 60  # steps before a crash that the audit replays; a gradient norm was seen to grow over 25 (design, section 2)
+REPLAY_BEFORE = 60  # steps before a crash that the audit replays; the gradient norm was seen to grow over 25 before one
 JUDGE_EVERY = 10  # steps between looks at the curve for the early stop
 
 Report = Callable[[int, float], None]

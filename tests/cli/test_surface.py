@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suite import cli, registry
-from suite.data.sources import NAMED
+from suite.data.dataset import NAMED
 from suite.environment import ROOT
 from suite.presets import PROTOCOLS
 from suite.protocol import Run

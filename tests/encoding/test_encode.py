@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageOps
 
 from suite.data import contents
+from suite.data.dataset import DataError
 from suite.data.load import load
-from suite.data.sources import DataError
 from suite.scale.encoding import encode as module
 from suite.scale.encoding.decode import picture, pixels
 from suite.scale.encoding.encode import encode

@@ -300,7 +300,7 @@ class PerBlock(toys.PreNorm):
     (Branching, 2, "Branching: the block cannot be compiled: "), (PerBlock, 9, "9 kinds of blocks in a model of 9; numbers that differ"),
 ])  # fmt: skip
 def test_what_the_compiler_refuses_is_one_sentence(cls, depth, words, traced, monkeypatch):
-    monkeypatch.setattr(aot, "_drop_cache", lambda: False)  # that of this machine is not the scheme's fault
+    monkeypatch.setattr(aot, "_drop_cache", lambda: pytest.fail("the compile cache is not to blame"))
     monkeypatch.setitem(TOYS, "refused", cls)
     with pytest.raises(aot.CompileError) as refused:
         result(model("refused", depth=depth), compiled=True)

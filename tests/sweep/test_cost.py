@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from suite.data.sources import DataError
+from suite.data.dataset import DataError
 from suite.environment import ROOT
 from suite.presets import PROTOCOLS
 from suite.protocol import Run

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from suite.data.dataset import DataError
 from suite.data.load import load
-from suite.data.sources import DataError
 
 
 def picture(i, size=(8, 8), mode="L"):

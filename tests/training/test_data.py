@@ -10,9 +10,9 @@ from pictures import parquet, picture, refusal
 from PIL import Image
 
 from suite.data import load as load_module
+from suite.data.dataset import NAMED
 from suite.data.in_memory import Data, standardise
 from suite.data.load import load
-from suite.data.sources import NAMED
 from suite.presets import PROTOCOLS
 from suite.sweep.plan import Selection, _digest, _read_digest, make_plan
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from suite.cli import main
 from suite.data import contents
 from suite.data.captions import caption_table
+from suite.data.dataset import DataError
 from suite.data.in_memory import Data
 from suite.data.load import load
-from suite.data.sources import DataError
 from suite.records.tables import Store
 from suite.sweep.execute import execute
 from suite.sweep.plan import Selection, SelectionError, make_plan

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from suite.data.sources import DataError, one_line
+from suite.data.dataset import DataError
+from suite.data.sources import one_line
 from suite.scale.encoding import frozen
 
 KNOWN = ("AutoencoderKLFlux2", "AutoencoderKL")

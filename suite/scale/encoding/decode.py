@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from suite.data.sources import DataError
+from suite.data.dataset import DataError
 from suite.quality.features import QualityError, extractor
 from suite.quality.fid import MIN_IMAGES
 from suite.scale import moments

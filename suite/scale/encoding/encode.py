@@ -19,7 +19,8 @@ from pathlib import Path
 from torch import Tensor
 
 from suite.data import contents
-from suite.data.sources import DataError, Source
+from suite.data.dataset import DataError
+from suite.data.sources import Source
 from suite.files import write_whole
 from suite.scale import latent_manifest
 from suite.scale.encoding import frozen, reference

@@ -10,7 +10,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from suite.data.sources import DataError, first_line, one_line
+from suite.data.dataset import DataError
+from suite.data.sources import first_line, one_line
 from suite.environment import package as version_of
 
 Model = TypeVar("Model")

@@ -11,7 +11,8 @@ import os
 import torch
 from torch import Tensor
 
-from suite.data.sources import DataError, one_line
+from suite.data.dataset import DataError
+from suite.data.sources import one_line
 from suite.scale.encoding import frozen
 
 LONGEST = 256  # tokens; the paper's max_length

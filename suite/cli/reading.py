@@ -119,9 +119,8 @@ def verify(args) -> int:
         return 1 if problems or not checked else 0
     from suite.evidence.rerun import rerun
     from suite.records.tables import format_table
-    from suite.sweep.sweep import workers
 
-    rows = rerun(args.results, args.rerun, args.seed[0], workers(None), catalogue)
+    rows = rerun(args.results, args.rerun, args.seed[0], None, catalogue)
     print(format_table(rows, ("run", "compared", "agrees", "why")))
     return 0 if not problems and all(row["agrees"] for row in rows) else 1
 

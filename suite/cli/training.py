@@ -117,27 +117,26 @@ def run(args) -> int:
     return status
 
 
+def _how(args) -> dict[str, object]:
+    """What a sweep is told beside its runs, here and in a task of Slurm."""
+    return {"workers": args.workers, "features": args.features, "replicas": args.replicas, "retry": args.retry_failed}
+
+
 def _on_slurm(args, runs, catalogue) -> int:
     from suite.sweep.slurm import run_on_slurm
 
     with interruptible():
-        return run_on_slurm(
-            runs, args.results.resolve(), settings=args.slurm, workers=args.workers, features=args.features,
-            replicas=args.replicas, plugins=args.plugin, retry=args.retry_failed,
-        )  # fmt: skip
+        return run_on_slurm(runs, args.results.resolve(), args.slurm, args.plugin, _how(args))
 
 
 def _here(args, runs, catalogue) -> int:
     """Train on this machine; the exit status."""
     from suite import environment
-    from suite.sweep.sweep import Sweep, workers
+    from suite.sweep.sweep import Sweep
 
     if args.workers and args.workers > (cores := environment.usable_cores()):
         print(f"--workers {args.workers}: only {cores} cores may be used, so {cores} workers", file=sys.stderr)
-    sweep = Sweep(
-        runs, args.results.resolve(), workers=workers(args.workers), features=args.features,
-        retry=args.retry_failed, replicas=args.replicas, catalogue=catalogue,
-    )  # fmt: skip
+    sweep = Sweep(runs, args.results.resolve(), catalogue=catalogue, **_how(args))
     (args.results / ".work").mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused here
     print("\n".join(sweep.before.describe()), file=sys.stderr)
     try:

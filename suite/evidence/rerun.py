@@ -20,7 +20,7 @@ EARLY_RTOL = 1e-3  # eager against compiled differs by 4e-6 in a step; two proce
 SAME_MACHINE = ("cpu_model", "cpu_isa", "compiler", "python", "torch", "commit", "threads", "device", "replicas", "group")
 
 
-def rerun(results: Path, k: int, seed: int, workers: int, catalogue: Catalogue | None = None) -> list[dict[str, object]]:
+def rerun(results: Path, k: int, seed: int, workers: int | None, catalogue: Catalogue | None = None) -> list[dict[str, object]]:
     """Re-train k committed runs aside; one row a run: what was compared, and whether it agrees.
 
     The first is the headline's (plain, the deepest network, the hot rate of `laptop`) where it is there; the others are drawn.

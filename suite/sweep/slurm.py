@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from suite.protocol import Run
 from suite.records.gather import gather
 from suite.records.tables import Store
 from suite.sweep.backlog import Standing
-from suite.sweep.sweep import Sweep, SweepError, workers
+from suite.sweep.sweep import Sweep, SweepError
 
 POLL = 10.0  # seconds between looks at the tasks' tables
 ALIVE = ("PENDING", "RUNNING", "REQUEUED", "SUSPENDED", "COMPLETING", "CONFIGURING")
@@ -49,10 +49,10 @@ def parse_settings(texts: Sequence[str]) -> dict[str, int | str]:
     return found
 
 
-def run_on_slurm(runs: list[Run], results: Path, *, settings: Sequence[str], workers: int | None, features: str,
-                 replicas: int | None, plugins: Sequence[str], retry: bool) -> int:
+def run_on_slurm(runs: list[Run], results: Path, settings: Sequence[str], plugins: Sequence[str], how: Mapping[str, object]) -> int:
     """Train what is not done yet, wait, gather; returns the exit status: 1 where a run broke or did not end, 130 after Ctrl-C.
 
+    how: workers, features, replicas and retry, as `Sweep` has them.
     Raises ValueError for wrong settings, a machine without submitit or Slurm, and while tasks of an earlier call are alive.
     """
     options = parse_settings(settings)
@@ -61,15 +61,14 @@ def run_on_slurm(runs: list[Run], results: Path, *, settings: Sequence[str], wor
     executor = _executor(logs, options)
     _refuse_twins(logs)
     _gather_shards(shards, results)  # of an earlier call that was stopped before its tasks ended
-    before = Standing(runs, results, retry)
+    before = Standing(runs, results, how["retry"])
     print("\n".join(before.describe()), file=sys.stderr)
     # All are dealt, so that each goes on in the folder of its checkpoints; in turn, so that no task gets all the deep ones.
     dealt, todo = sorted(runs, key=lambda run: -run.depth), {run.run_id for run in before.todo}
     shares = {shards / f"{i + 1}-of-{count}": [run for run in dealt[i::count] if run.run_id in todo] for i in range(count)}
     shares = {folder: share for folder, share in shares.items() if share}
     if shares:
-        files = [str(Path(p).resolve()) for p in plugins]
-        task = {"workers": workers, "features": features, "replicas": replicas, "plugins": files, "retry": retry}
+        task = {"how": dict(how), "plugins": [str(Path(plugin).resolve()) for plugin in plugins]}
         jobs = _submit(executor, [task | {"results": str(f), "runs": [r.to_json() for r in share]} for f, share in shares.items()])
         try:
             _wait(jobs, shares)
@@ -165,12 +164,8 @@ def main() -> int:
     """One task of the array: train the share on standard input with a worker per card or core that Slurm gave us."""
     forks.start()
     task = json.load(sys.stdin)
-    sweep = Sweep(
-        [Run.from_json(text) for text in task["runs"]], Path(task["results"]), workers=workers(task["workers"]),
-        features=task["features"], replicas=task["replicas"], retry=task["retry"],
-        catalogue=read(task["plugins"]),
-    )  # fmt: skip
-    sweep.run()
+    runs = [Run.from_json(text) for text in task["runs"]]
+    Sweep(runs, Path(task["results"]), catalogue=read(task["plugins"]), **task["how"]).run()
     return 0
 
 

@@ -21,12 +21,6 @@ from suite.sweep.record import identity, read_record, record_path, save_trace
 from suite.sweep.worker_process import Kind, WorkerProcess
 
 
-def workers(wanted: int | None) -> int:
-    """Worker processes: as many as are `wanted`, or one per card, or per usable core where there is no card; never more than cores."""
-    cores = environment.usable_cores()
-    return min(wanted or forks.cards() or cores, cores)
-
-
 class SweepError(RuntimeError):
     """The sweep itself cannot go on (disk full, unreadable tables); the message is one line for the user."""
 
@@ -35,16 +29,20 @@ class Sweep:
     """One call of `run`: the backlog, the workers on it, and what came of the runs they took."""
 
     def __init__(
-        self, runs: list[Run], results: Path, *, workers: int, features: str, retry: bool, replicas: int | None = None,
+        self, runs: list[Run], results: Path, *, workers: int | None, features: str, retry: bool, replicas: int | None = None,
         catalogue: Catalogue | None = None,
     ) -> None:  # fmt: skip
-        """replicas: how many runs are trained as one model at most, as `in_groups` has it. catalogue: that the runs were planned with."""
+        """workers: processes; None: one per card, or per usable core where there is no card. Never more than cores.
+
+        replicas: how many runs are trained as one model at most, as `in_groups` has it. catalogue: that the runs were planned with.
+        """
         self.catalogue = catalogue or read()
         self.results = results
         self.before = Standing(runs, results, retry)
         self.stores = self.before.stores
         self.backlog = Backlog(self.before.todo, results, replicas, self.kind_of)
-        self.workers = max(1, min(workers, len(self.backlog.todo)))
+        cores = environment.usable_cores()
+        self.workers = max(1, min(workers or forks.cards() or cores, cores, len(self.backlog.todo)))
         self.features = features
         self.broken: list[tuple[Run, str]] = []
         self.done: set[str] = set()  # with those that another sweep has done meanwhile

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from suite.records.byrun import RowsByRun
+from suite.records.byrun import RowsByRun, curve_digest
 from suite.records.csvfile import read_rows, render
-from suite.records.digest import curve_digest
 from suite.records.frame import of_run
 from suite.records.layout import file_of, table_files
 from suite.records.package import PACKAGE, check_package, is_current

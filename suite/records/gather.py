@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from suite.files import write_whole
-from suite.records.byrun import SIDES
+from suite.records.byrun import CLOCK, SIDES, curve_digest
 from suite.records.csvfile import parse, put_rows, render, to_rows
-from suite.records.digest import curve_digest
 from suite.records.package import write_package
 from suite.records.packed import remove, replace
 from suite.records.schema import TABLES
 from suite.records.tables import REAL, RUNS, RowsByRun, Store, TableError, table_path
-
-CLOCK = "throughput"  # the one table that differs between repeats of a run
 
 
 @dataclass(frozen=True)

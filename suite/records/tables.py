@@ -10,10 +10,9 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
-from suite.records.byrun import SIDES, RowsByRun
+from suite.records.byrun import SIDES, RowsByRun, curve_digest, rows_digest
 from suite.records.cells import format_table, format_value
 from suite.records.csvfile import as_text, put_rows, read_rows, render, write_rows
-from suite.records.digest import curve_digest, rows_digest
 from suite.records.frame import read
 from suite.records.layout import table_files, table_path
 from suite.records.package import write_package

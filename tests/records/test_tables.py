@@ -21,8 +21,8 @@ from suite import files
 from suite.environment import ROOT
 from suite.records import csvfile, tables
 from suite.records.beside import compare
+from suite.records.byrun import curve_digest
 from suite.records.checks import check_folder
-from suite.records.digest import curve_digest
 from suite.records.schema import SCHEMA_VERSION, TABLES
 from suite.records.tables import (
     Store,

@@ -134,9 +134,11 @@ def _here(args, runs, catalogue) -> int:
     from suite import environment
     from suite.sweep.sweep import Sweep
 
+    how = _how(args)
     if args.workers and args.workers > (cores := environment.usable_cores()):
         print(f"--workers {args.workers}: only {cores} cores may be used, so {cores} workers", file=sys.stderr)
-    sweep = Sweep(runs, args.results.resolve(), catalogue=catalogue, **_how(args))
+        how["workers"] = cores
+    sweep = Sweep(runs, args.results.resolve(), catalogue=catalogue, **how)
     (args.results / ".work").mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused here
     print("\n".join(sweep.before.describe()), file=sys.stderr)
     try:

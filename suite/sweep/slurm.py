@@ -164,8 +164,10 @@ def main() -> int:
     """One task of the array: train the share on standard input with a worker per card or core that Slurm gave us."""
     forks.start()
     task = json.load(sys.stdin)
-    runs = [Run.from_json(text) for text in task["runs"]]
-    Sweep(runs, Path(task["results"]), catalogue=read(task["plugins"]), **task["how"]).run()
+    runs, how = [Run.from_json(text) for text in task["runs"]], task["how"]
+    if how["workers"]:
+        how["workers"] = min(how["workers"], environment.usable_cores())
+    Sweep(runs, Path(task["results"]), catalogue=read(task["plugins"]), **how).run()
     return 0
 
 

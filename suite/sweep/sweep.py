@@ -32,7 +32,7 @@ class Sweep:
         self, runs: list[Run], results: Path, *, workers: int | None, features: str, retry: bool, replicas: int | None = None,
         catalogue: Catalogue | None = None,
     ) -> None:  # fmt: skip
-        """workers: processes; None: one per card, or per usable core where there is no card. Never more than cores.
+        """workers: processes; None: one per card, or per usable core where there is no card, never more than cores.
 
         replicas: how many runs are trained as one model at most, as `in_groups` has it. catalogue: that the runs were planned with.
         """
@@ -42,7 +42,7 @@ class Sweep:
         self.stores = self.before.stores
         self.backlog = Backlog(self.before.todo, results, replicas, self.kind_of)
         cores = environment.usable_cores()
-        self.workers = max(1, min(workers or forks.cards() or cores, cores, len(self.backlog.todo)))
+        self.workers = max(1, min(workers or forks.cards() or cores, workers or cores, len(self.backlog.todo)))
         self.features = features
         self.broken: list[tuple[Run, str]] = []
         self.done: set[str] = set()  # with those that another sweep has done meanwhile

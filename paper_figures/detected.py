@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from paper_figures.rows import caption, load_runs
 from paper_figures.style import NEUTRAL, PALETTE, context, page, skip, wrap
-from suite.detect.detect import judge_foreign
+from suite.detect.judge import judge_foreign
 from suite.detect.log_columns import Log, LogError
 from suite.records.tables import read
 from suite.verdict.smooth import short_median

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from paper_figures.rows import caption, load_runs
 from paper_figures.style import NEUTRAL, legend, line_of, page, scheme_handles, skip
 from suite.evidence.hazard import HEALTHY, died_healthy, healthy_spans
-from suite.records.tables import Parts, Store
+from suite.records.tables import RowsByRun, Store
 from suite.verdict.outcomes import DEAD
 
 NAME = "lives"
@@ -26,7 +26,7 @@ def draw(folder: Path, protocol: str):
         return skip(folder, NAME, "no run is done")
     if runs["protocol_version"].iloc[0] < 4:
         return skip(folder, NAME, "these runs are not of the rates below the edge")
-    parts, rows = Parts(folder), {row["run_id"]: row for row in Store(folder).runs()}
+    parts, rows = RowsByRun(folder), {row["run_id"]: row for row in Store(folder).runs()}
     cells = list(runs.groupby(["depth", "order", "label", "lr"], sort=True))
     figure, body = page(WIDTH, 1.5 + ROW * (len(runs) + GAP * len(cells)), TITLE, caption(
         runs, f"A line is a run, seeds from top to bottom; thick where its held-out loss is below {HEALTHY:g} c (healthy), thin elsewhere. "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import os
 import sys
 import textwrap
 from functools import cache
@@ -23,6 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from paper_figures.shown import digest
+from suite.files import write_whole
 from suite.protocol import SCHEMES
 
 RC = {
@@ -191,10 +191,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     for kind, data in rendered(figure).items():
         path = stem.with_name(f"{stem.name}.{kind}")
         if not path.exists() or path.read_bytes() != data:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            aside.write_bytes(data)
-            aside.replace(path)
+            write_whole(path, data)
         files.append(path)
     return files
 

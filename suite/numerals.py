@@ -31,20 +31,20 @@ def decimal(text: str) -> float:
 
 # ---- flags
 
-def list_of(kind, what: str, smallest=None):
-    """An argparse type for comma-separated values; refuses empty items, duplicates and too small numbers."""
+def list_of(kind, what: str, legal=None):
+    """An argparse type for comma-separated values, each once; refuses empty items and what is not legal."""
 
     def parse(text: str) -> tuple:
         values = []
-        for item in text.split(","):
+        for item in map(str.strip, text.split(",")):
             try:
-                value = kind(item.strip())
+                value = kind(item)
             except ValueError:
-                raise argparse.ArgumentTypeError(f"{item.strip()!r} is not {what}") from None
+                value = ""
             if value == "":
-                raise argparse.ArgumentTypeError(f"{item.strip()!r} is not {what}")
-            if smallest is not None and not smallest(value):
-                raise argparse.ArgumentTypeError(f"{item.strip()} is not {what}")
+                raise argparse.ArgumentTypeError(f"{item!r} is not {what}")
+            if legal is not None and not legal(value):
+                raise argparse.ArgumentTypeError(f"{item} is not {what}")
             values.append(value)
         return tuple(dict.fromkeys(values))
 

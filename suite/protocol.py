@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 SCHEMES = ("plain", "layerscale", "rezero", "deepnorm", "mvsplit")  # the five the project began with
 NO_PARAMS = "-"  # in the column `params`: readers take an empty cell for a missing value, and pandas' groupby drops those
 
-COLDEST, STEP = 1e-3, 1.15  # of the lattice of learning rates; issue 14: 1e-3 x 1.15^k
-HOTTEST = 6e-2  # beyond it nothing is asked; LayerScale and ReZero live at 1.8e-2 (design, section 2)
+COLDEST, STEP = 1e-3, 1.15  # of the lattice of learning rates: 1e-3 x 1.15^k
+HOTTEST = 6e-2  # beyond it nothing is asked: LayerScale and ReZero were seen to live at 1.8e-2
 
 
 def short_hash(letter: str, data: bytes, length: int) -> str:

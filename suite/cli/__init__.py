@@ -5,27 +5,28 @@ from __future__ import annotations
 import os
 import sys
 
-from suite.cli import tables, training
+from suite.cli import reading, training
 from suite.cli.interrupt import leave
 from suite.cli.parser import parser
 
 __all__ = ["leave", "main", "parser"]
 
+VERBS = {
+    "list": reading.show, "plan": training.plan, "run": training.run, "encode": training.encode, "status": reading.status,
+    "collect": reading.collect, "figures": reading.figures, "verify": reading.verify, "report": reading.report,
+    "detect": reading.detect, "bench": reading.bench,
+}  # fmt: skip
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; a mistake of the user is one line on standard error and exit status 2."""
     args = parser().parse_args(argv)
-    verbs = {
-        "list": tables.show, "plan": training.plan, "run": training.run, "encode": training.encode, "status": tables.status,
-        "collect": tables.collect, "figures": tables.figures, "verify": tables.verify, "report": tables.report, "detect": tables.detect,
-        "bench": tables.bench,
-    }  # fmt: skip
     if args.verb in ("list", "plan", "run", "verify"):
         from suite.isolation import forks
 
         forks.start()  # while it imports torch, this process reads what it is to do
     try:
-        return verbs[args.verb](args)
+        return VERBS[args.verb](args)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -10,7 +10,6 @@ import errno
 import hashlib
 import json
 import os
-import socket
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 from suite.environment import usable_cores
+from suite.files import write_whole
 
 NOTES = ".contents.json"  # by name: [digest of the files' stamps, digest of their contents]
 SETTLED_NS = 50_000_000  # beyond any tick of a clock that stamps files: what changes after that gets another stamp
@@ -30,19 +30,6 @@ def sha256_of(path: Path) -> str:
     """Hex digits over a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_aside(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, also where several processes on several machines do so at once."""
-    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def digests(groups: Mapping[str, Sequence[Path]], notes: Path) -> dict[str, str]:
@@ -63,7 +50,7 @@ def digests(groups: Mapping[str, Sequence[Path]], notes: Path) -> dict[str, str]
         if stamp(groups[name]) != stamps[name][0]:
             raise OSError(errno.EBUSY, "it changes while it is read", str(groups[name][0]))
     with suppress(OSError):
-        write_aside(notes, json.dumps(noted).encode())
+        write_whole(notes, json.dumps(noted).encode())
     return {name: noted[name][1] for name in groups}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from suite.evidence.hazard import died_healthy
-from suite.records.tables import Parts, Store
+from suite.records.tables import RowsByRun, Store
 from suite.verdict.outcomes import DEAD
 from suite.verdict.signature import SIGNATURE_EARLY, SIGNATURE_LATE
 from suite.verdict.smooth import robust_sd
@@ -57,7 +57,7 @@ def deaths(folder: Path) -> list[dict[str, object]]:
     block_backward: (block, step) where the trunk's similarity and where the writers' gradient left first, None if nowhere; g_mean_rise:
     the largest deep g_mean of the event over its calm median; tcs: deep median at the window's end.
     """
-    parts, out = Parts(folder), []
+    parts, out = RowsByRun(folder), []
     for row in Store(folder).runs():
         if row["outcome"] not in DEAD:
             continue

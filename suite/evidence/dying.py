@@ -12,7 +12,7 @@ from suite.evidence.hazard import HEALTHY, LOOSER, PER, Risk, hazard_ratio, long
 from suite.evidence.markdown import table
 from suite.presets import PROTOCOLS
 from suite.protocol import Protocol
-from suite.records.tables import Parts, Store
+from suite.records.tables import RowsByRun, Store
 
 SERIES = [(PROTOCOLS["anatomy"], PROTOCOLS["frontier"]), (PROTOCOLS["anatomy64"], PROTOCOLS["frontier64"])]
 SPECIAL = {item for cell in (*PROTOCOLS["anatomy"].cells, *PROTOCOLS["deep"].cells) for item in cell.params.split(",") if item} - {"beta=1"}
@@ -34,13 +34,13 @@ def _series(results: Path, anatomy: Protocol, frontier: Protocol) -> list[str]:
     rows = [row for row in Store(folder).runs() if row["protocol_version"] == str(anatomy.version)]
     if not rows:
         return []
-    known = risks(rows, Parts(folder))
+    known = risks(rows, RowsByRun(folder))
     healthy = [death for death in deaths(folder) if death["healthy"] and death["row"] in rows]
     parts = [f"**{rows[0]['image_tokens']} image tokens** (`{anatomy.name}`, {len(rows)} runs).",
              table(["scheme", "blocks", "rate", "runs", "died", "healthy then", "at steps", "healthy steps",
                     f"deaths in {PER} healthy steps"],
                    [_hazard(risk) for risk in known]), _sum(known), *_ratios(known),
-             f"With {LOOSER:g} *c* for {HEALTHY:g}: {_over(risks(rows, Parts(folder), LOOSER))}."]  # fmt: skip
+             f"With {LOOSER:g} *c* for {HEALTHY:g}: {_over(risks(rows, RowsByRun(folder), LOOSER))}."]  # fmt: skip
     if edges := _edges(Store(results / frontier.name).runs(), rows, frontier):
         parts += [f"Critical rates by step {frontier.horizon} and by step {anatomy.horizon} (of the hotter rates at which all die early, "
                   "the frontier's runs count for both):",

@@ -19,7 +19,7 @@ from suite.evidence.deaths import QUANTITIES, strided
 from suite.evidence.hazard import died_healthy
 from suite.evidence.markdown import table
 from suite.evidence.stats import LEVEL
-from suite.records.tables import Parts, Store
+from suite.records.tables import RowsByRun, Store
 
 HORIZONS, AUDITED_HORIZONS = (10, 25, 100, 400), (25, 100, 400)  # steps before a death
 ONE_IN = 1e-3  # of the healthy steps lie above the second line
@@ -89,7 +89,7 @@ def audited(folders: list[Path]) -> Iterator[Life]:
 
 def _runs(folders: list[Path]):
     for folder in folders:
-        parts = Parts(folder)
+        parts = RowsByRun(folder)
         for row in Store(folder).runs():
             lived = row["outcome"] == "survived" and not row["late_step"]
             if row["status"] == "done" and (lived or row["outcome"] in ("collapsed", "degraded")):

@@ -15,7 +15,7 @@ from suite.evidence.headline import in_words, standing
 from suite.evidence.stats import Critical
 from suite.presets import PROTOCOLS
 from suite.protocol import SCHEMES
-from suite.records.tables import TABLES, Parts, Store, read_rows
+from suite.records.tables import TABLES, RowsByRun, Store, read_rows
 from suite.verdict.outcomes import DEAD, UNUSABLE
 
 WELL = 0.5  # of c: a run whose loss has been below it trained well (a quarter of the way from what the digits allow, .65, to c = 2)
@@ -168,7 +168,8 @@ def _below(results: Path) -> list[str]:
     """The anatomy's runs below the edge, where both schemes of the comparison were trained at the same rate and depth."""
     folder = results / "anatomy"
     mine = [row for row in Store(folder).runs() if row["protocol_version"] == str(PROTOCOLS["anatomy"].version)]
-    known = {(risk.depth, risk.lr, risk.scheme): risk for risk in risks(mine, Parts(folder)) if SPECIAL.isdisjoint(risk.params.split(","))}
+    usual = [risk for risk in risks(mine, RowsByRun(folder)) if SPECIAL.isdisjoint(risk.params.split(","))]
+    known = {(risk.depth, risk.lr, risk.scheme): risk for risk in usual}
     shared = sorted({key[:2] for key in known if all((*key[:2], scheme) in known for scheme in PRIMARY)})
     if not shared:
         return []

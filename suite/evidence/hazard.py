@@ -15,7 +15,7 @@ from pathlib import Path
 from suite.evidence.edges import PRIMARY, cells, edges, judged
 from suite.evidence.stats import LEVEL, Critical, critical
 from suite.protocol import KNOWN
-from suite.records.tables import Parts, Store
+from suite.records.tables import RowsByRun, Store
 from suite.verdict.outcomes import DEAD
 from suite.verdict.signature import SIGNATURE_EARLY
 
@@ -99,7 +99,7 @@ def died_healthy(row: dict[str, str], evals: Rows, share: float = HEALTHY) -> bo
 
 def healthy_deaths(folder: Path) -> set[str]:
     """The run ids of a folder's healthy deaths."""
-    parts = Parts(folder)
+    parts = RowsByRun(folder)
     return {row["run_id"] for row in Store(folder).runs() if row["status"] == "done" and died_healthy(row, parts.rows("evals", row))}
 
 
@@ -107,7 +107,7 @@ def _well(row: dict[str, str], line: dict[str, str], share: float) -> bool:
     return float(line["heldout_loss"] or "nan") < share * float(row["constant_loss"])
 
 
-def risks(rows: Iterable[dict[str, str]], parts: Parts, share: float = HEALTHY) -> list[Risk]:
+def risks(rows: Iterable[dict[str, str]], parts: RowsByRun, share: float = HEALTHY) -> list[Risk]:
     """One entry for each cell and rate, the schemes in the project's order, rates from cold to hot; healthy: below that share of c."""
     out = []
     for cell, mine in cells(rows).items():

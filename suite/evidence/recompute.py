@@ -10,7 +10,7 @@ from functools import cache
 from suite.isolation.catalogue import Catalogue
 from suite.protocol import Protocol, Run
 from suite.records.schema import TABLES
-from suite.records.tables import REAL, Parts, format_value
+from suite.records.tables import REAL, RowsByRun, format_value
 
 DIGITS = "digits"  # the data set and the features that come with the suite; what lies elsewhere is not looked for
 SIZES = ("width", "heads", "ffn", "patch", "caption_tokens")  # of a protocol, on which a model's parameters depend
@@ -28,7 +28,7 @@ def model_cells(run: Run, catalogue: Catalogue) -> dict[str, str]:
     return {name: str(size) for name, size in sizes.items()} | {"data_digest": data.digest, "constant_loss": constant}
 
 
-def real_row_problems(rows: list[dict[str, str]], parts: Parts) -> list[str]:
+def real_row_problems(rows: list[dict[str, str]], parts: RowsByRun) -> list[str]:
     """The row of real against real samples in quality.csv, which belongs to no run: measured again where all runs are of the digits."""
     done = [row for row in rows if row["status"] == "done"]
     real = parts.of_all("quality").get(REAL) if done else None

@@ -10,8 +10,8 @@ from suite.evidence.verify import is_older, run_of
 from suite.isolation.catalogue import Catalogue, read
 from suite.presets import PROTOCOLS
 from suite.protocol import Run
-from suite.records.parts import SIDES
-from suite.records.tables import Parts, Store
+from suite.records.byrun import SIDES
+from suite.records.tables import RowsByRun, Store
 from suite.sweep.groups import group_id, group_order
 from suite.verdict.outcomes import fate
 
@@ -20,7 +20,7 @@ EARLY_RTOL = 1e-3  # eager against compiled differs by 4e-6 in a step; two proce
 SAME_MACHINE = ("cpu_model", "cpu_isa", "compiler", "python", "torch", "commit", "threads", "device", "replicas", "group")
 
 
-def rerun(results: Path, k: int, seed: int, workers: int, catalogue: Catalogue | None = None) -> list[dict[str, object]]:
+def rerun(results: Path, k: int, seed: int, workers: int | None, catalogue: Catalogue | None = None) -> list[dict[str, object]]:
     """Re-train k committed runs aside; one row a run: what was compared, and whether it agrees.
 
     The first is the headline's (plain, the deepest network, the hot rate of `laptop`) where it is there; the others are drawn.
@@ -69,7 +69,7 @@ def _compare(folder: Path, row: dict[str, str], new_folder: Path, new: dict[str,
     if new is None or new["status"] != "done":
         return {"compared": "nothing", "agrees": False, "why": "the run broke: " + (new["reason"] if new else "no row")}
     if all(row[name] == new[name] for name in SAME_MACHINE):
-        old_tables, new_tables = (Parts(where).written(own) for where, own in ((folder, row), (new_folder, new)))
+        old_tables, new_tables = (RowsByRun(where).written(own) for where, own in ((folder, row), (new_folder, new)))
         same = row == new and all(old_tables.get(name) == new_tables.get(name) for name in SIDES if name != "throughput")
         return {"compared": "bytes", "agrees": same, "why": "" if same else "tables differ"}
     old_early, new_early = (_early(f, r) for f, r in ((folder, row), (new_folder, new)))
@@ -81,4 +81,4 @@ def _compare(folder: Path, row: dict[str, str], new_folder: Path, new: dict[str,
 
 
 def _early(folder: Path, row: dict[str, str]) -> list[float]:
-    return Parts(folder).frame("curves", row)["loss"][:EARLY].tolist()
+    return RowsByRun(folder).frame("curves", row)["loss"][:EARLY].tolist()

@@ -16,7 +16,7 @@ from suite.presets import PROTOCOLS
 from suite.protocol import Run
 from suite.records.checks import check_folder
 from suite.records.completeness import LATENTS, check_parts, is_picture
-from suite.records.tables import Parts, Store, TableError, picture_path
+from suite.records.tables import RowsByRun, Store, TableError, picture_path
 from suite.verdict import crash
 from suite.verdict.outcomes import DEAD
 from suite.verdict.signature import of_audit
@@ -56,7 +56,7 @@ def verify(results: Path, catalogue: Catalogue | None = None) -> tuple[int, list
     problems, checked, catalogue = [], 0, catalogue or read()
     for folder in sorted(p.parent for p in results.glob("*/runs.csv")):
         with Store(folder).still():
-            parts = Parts(folder)
+            parts = RowsByRun(folder)
             problems += check_folder(folder, parts) + check_parts(folder, parts)
             try:
                 rows = Store(folder).runs()
@@ -75,7 +75,7 @@ def verify(results: Path, catalogue: Catalogue | None = None) -> tuple[int, list
     return checked, problems
 
 
-def _row_problems(row: dict[str, str], parts: Parts, catalogue: Catalogue) -> list[str]:
+def _row_problems(row: dict[str, str], parts: RowsByRun, catalogue: Catalogue) -> list[str]:
     """What is wrong with a run, in words; also where a cell is so wrong that nothing can be worked out."""
     try:
         return _run_problems(row, parts, catalogue)
@@ -85,7 +85,7 @@ def _row_problems(row: dict[str, str], parts: Parts, catalogue: Catalogue) -> li
         return [str(error)]
 
 
-def _run_problems(row: dict[str, str], parts: Parts, catalogue: Catalogue) -> list[str]:
+def _run_problems(row: dict[str, str], parts: RowsByRun, catalogue: Catalogue) -> list[str]:
     run = None if is_older(row) else run_of(row, catalogue)
     protocol = run.protocol if run else PROTOCOLS[row["protocol"]]
     if row["status"] != "done" and not row["code_digest"]:

@@ -151,27 +151,38 @@ class Fork:
         self.connection.close()
 
 
-def _serve(connection: Connection) -> None:
-    asked: Queue[tuple[Callable, tuple]] = Queue()
+def heard(connection: Connection) -> Queue:
+    """What comes through the pipe of a process. It ends when the pipe does, also in the middle of its work."""
+    queue: Queue = Queue()
 
     def listen() -> None:
         try:
             while True:
-                asked.put(connection.recv())
+                queue.put(connection.recv())
         except (EOFError, OSError):
-            os._exit(0)  # also out of a call that would never end
+            os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
+    return queue
+
+
+def tell(connection: Connection, words: object) -> None:
+    """Say something to whoever started this process, which ends where nobody is there."""
+    try:
+        connection.send(words)
+    except OSError:
+        os._exit(0)
+
+
+def _serve(connection: Connection) -> None:
+    asked = heard(connection)
     while True:
         function, args = asked.get()
         try:
             answer = True, function(*args)
         except BaseException as error:
             answer = False, _portable(error)
-        try:
-            connection.send(answer)
-        except OSError:
-            os._exit(0)
+        tell(connection, answer)
 
 
 def _portable(error: BaseException) -> BaseException:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 DIGITS_WEIGHTS = Path(__file__).parent / "digit_features.safetensors"
-# Printed by suite/quality/train_digit_features.py. Other weights change every FID in the tables, so they are an error.
+# Both printed by tests/quality/train_features.py. Other weights change every FID in the tables, so they are an error.
 DIGITS_SHA256 = "94c9c008d903269a2ba4ceae12b1f97a420dce6c88e4d024f907cfbdbd297b6f"
 MNIST_WEIGHTS = Path(__file__).parent / "mnist_features.safetensors"
-MNIST_SHA256 = "c9f333d4a1f8bdd242fc91bc5348a684910061cfdfecda116c2e0b041821d490"  # printed by suite/quality/train_mnist_features.py
+MNIST_SHA256 = "c9f333d4a1f8bdd242fc91bc5348a684910061cfdfecda116c2e0b041821d490"
 INCEPTION_ENV = "INCEPTION_WEIGHTS"  # environment variable holding the path of the Inception v3 weights file
 
 

@@ -7,8 +7,8 @@ one feature network only, beside `real_floor` at that n. KID is unbiased.
 """
 from __future__ import annotations
 
+import io
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from suite.files import write_whole
 from suite.quality.features import FeatureNet, QualityError, extractor
 
 __all__ = ["QualityError", "check_floor", "extractor", "real_floor", "sample_grid", "scores"]
@@ -170,8 +171,5 @@ def sample_grid(samples_BCHW: Tensor, labels: Tensor, path: str | Path) -> None:
             top, left = row * (height + GRID_GAP) + GRID_GAP, column * (width + GRID_GAP) + GRID_GAP
             page_HWC[top:top + height, left:left + width] = rgb_BHWC[i]
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # then renamed: a killed run leaves no half picture
-    Image.fromarray(page_HWC.numpy()).save(part, format="PNG")
-    part.replace(path)
+    Image.fromarray(page_HWC.numpy()).save(buffer := io.BytesIO(), format="PNG")
+    write_whole(Path(path), buffer.getvalue())

@@ -5,32 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from suite.records.byrun import RowsByRun, curve_digest
 from suite.records.csvfile import read_rows, render
-from suite.records.digest import written_curve_digest
 from suite.records.frame import of_run
 from suite.records.layout import file_of, table_files
-from suite.records.package import PACKAGE, check_package, package_text
-from suite.records.parts import Parts
+from suite.records.package import PACKAGE, check_package, is_current
+from suite.records.packed import content
 from suite.records.schema import OF_NO_RUN, TABLES, Table
 from suite.records.tableerror import TableError
 from suite.records.tables import REAL, RUNS, Store
-from suite.records.wholefile import content
 
 
-def check_folder(folder, parts: Parts | None = None) -> list[str]:
+def check_folder(folder, parts: RowsByRun | None = None) -> list[str]:
     """Every way in which a folder breaks the contract of the tables, one line each; empty when it is sound.
 
     parts: the folder's tables, where they are read for something else too.
     """
-    folder, parts = Path(folder), parts or Parts(folder)
-    package, problems = folder / PACKAGE, []
+    folder, parts = Path(folder), parts or RowsByRun(folder)
+    problems = []
     known = {path: table for table in TABLES.values() for path in table_files(folder, table)}
     problems += [f"{path}: no table of suite/records/schema.py; rename or remove it"
                  for path in sorted({*folder.rglob("*.csv"), *folder.rglob("*.csv.gz")} - known.keys())]  # fmt: skip
     try:
         check_package(folder)
-        if not package.exists() or package.read_text(encoding="utf-8") != package_text(folder):
-            problems.append(f"{package}: missing or not up to date; run `collect`")
+        if not is_current(folder):
+            problems.append(f"{folder / PACKAGE}: missing or not up to date; run `collect`")
     except TableError as error:
         return problems + [str(error)]  # of another version: every table would only repeat it
     try:
@@ -75,14 +74,14 @@ def _check_file(path: Path, table: Table, runs: Mapping[str, dict[str, str]] | N
                        for row in rows if row.get("fid") and row["fid_status"] != "ok"]  # fmt: skip
 
 
-def _check_run(row: dict[str, str], folder: Path, parts: Parts) -> list[str]:
+def _check_run(row: dict[str, str], folder: Path, parts: RowsByRun) -> list[str]:
     """What is wrong with a run as a whole, in words."""
     try:
         written = parts.written(row)
     except TableError:
         return []  # its file is named already
     found, curve = [], written.get("curves", b"")
-    if row["curve_digest"] != written_curve_digest(curve):
+    if row["curve_digest"] != curve_digest(curve):
         found.append(f"curve {'differs from its digest' if curve else 'is missing'}; run it again")
     if row["rows_digest"] != Store(folder).digest(row, written):
         found.append("a cell of it in some table, or its picture, differs from its digest; run it again")

@@ -11,7 +11,7 @@ from pathlib import Path
 from suite.presets import PROTOCOLS
 from suite.protocol import Protocol
 from suite.records.tableerror import TableError
-from suite.records.tables import REAL, RUNS, Parts, Store, picture_path
+from suite.records.tables import REAL, RUNS, RowsByRun, Store, picture_path
 from suite.verdict.outcomes import DEAD, GONE
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -20,11 +20,11 @@ LATENTS = "latents:"  # how a source begins whose images are gone: no real row, 
 
 def undone(store: Store, done: set[str]) -> dict[str, str]:
     """Run id -> what became of it, in words, for each finished run of runs.csv that is not among the done any more."""
-    parts = Parts(store.folder)
+    parts = RowsByRun(store.folder)
     return {row["run_id"]: _why(row, parts) for row in store.runs() if row["status"] == "done" and row["run_id"] not in done}
 
 
-def _why(row: dict[str, str], parts: Parts) -> str:
+def _why(row: dict[str, str], parts: RowsByRun) -> str:
     try:
         gone = lacks(row, parts)
     except TableError:
@@ -32,9 +32,9 @@ def _why(row: dict[str, str], parts: Parts) -> str:
     return f"lacks {', '.join(gone)}" if gone else "differs from its digest"
 
 
-def check_parts(folder: Path, parts: Parts | None = None) -> list[str]:
+def check_parts(folder: Path, parts: RowsByRun | None = None) -> list[str]:
     """One line for every finished run that lacks a part; tables that cannot be read are `check_folder`'s to name."""
-    parts, out = parts or Parts(folder), []
+    parts, out = parts or RowsByRun(folder), []
     try:
         rows = Store(folder).runs()
     except TableError:
@@ -49,7 +49,7 @@ def check_parts(folder: Path, parts: Parts | None = None) -> list[str]:
     return out
 
 
-def lacks(row: dict[str, str], parts: Parts) -> list[str]:
+def lacks(row: dict[str, str], parts: RowsByRun) -> list[str]:
     """What a finished run's row, its curve and its protocol promise and the folder does not hold, in words."""
     p, curve = PROTOCOLS.get(row["protocol"]), parts.frame("curves", row)
     if p is None or str(p.version) != row["protocol_version"] or not len(curve):

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from suite.records.cells import cell_check, format_value
-from suite.records.layout import file_of, table_files, top
+from suite.records.layout import file_of, top
 from suite.records.package import check_package
+from suite.records.packed import content, remove, replace
 from suite.records.schema import Column, Table
 from suite.records.tableerror import RESTORE, TableError
-from suite.records.wholefile import content, remove, replace
 
 Rows = list[dict[str, str]]
 Columns = dict[str, Sequence[str]]  # a table turned: the cells of each column, from the first row to the last
@@ -113,11 +113,6 @@ def _check(path, table: Table, columns: Columns, reading: bool) -> None:
 def read_rows(path, table: Table) -> Rows:
     """`read_columns` row by row."""
     return to_rows(read_columns(path, table))
-
-
-def rows_of(folder, table: Table, scheme: str | None = None, depth: int | str | None = None) -> Rows:
-    """The rows of a table (those of a scheme or depth) as text; none where there is no file."""
-    return [row for path in table_files(folder, table, scheme, depth) for row in read_rows(path, table)]
 
 
 def to_rows(columns: Columns) -> Rows:

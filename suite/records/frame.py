@@ -8,10 +8,11 @@ from pathlib import Path
 from suite.records.csvfile import Columns, parse, read_columns
 from suite.records.layout import table_files
 from suite.records.package import check_package
+from suite.records.packed import unpacked
 from suite.records.schema import TABLES, Table
 from suite.records.tableerror import TableError
-from suite.records.wholefile import unpacked
 
+WHOLE = {"integer": (int, "int64", "Int64"), "boolean": ("true".__eq__, "bool", "boolean")}  # of a cell's text; plain; with gaps
 KEPT = 4096  # files of one run whose frames are kept: all of the committed ones
 
 
@@ -64,12 +65,10 @@ def typed(table: Table, columns: Columns):
         cells = columns[column.name]
         if column.type == "number":
             frame[column.name] = np.array([float(text or "nan") for text in cells], float)
-        elif column.type == "integer":
-            values = [int(text) if text else None for text in cells]
-            frame[column.name] = np.array(values, "int64") if column.required else pd.array(values, dtype="Int64")
-        elif column.type == "boolean":
-            values = [text == "true" if text else None for text in cells]
-            frame[column.name] = np.array(values, bool) if column.required else pd.array(values, dtype="boolean")
-        else:
+        elif column.type == "string":
             frame[column.name] = pd.array(cells, dtype="str")
+        else:
+            value, plain, nullable = WHOLE[column.type]
+            values = [value(text) if text else None for text in cells]
+            frame[column.name] = np.array(values, plain) if column.required else pd.array(values, dtype=nullable)
     return pd.DataFrame(frame)

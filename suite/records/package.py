@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from suite.records.layout import pattern, table_files
+from suite.records.packed import replace
 from suite.records.schema import SCHEMA_VERSION, TABLES, Table
 from suite.records.tableerror import TableError
-from suite.records.wholefile import replace
 
 PACKAGE = "datapackage.json"
 
@@ -45,6 +45,12 @@ def package_text(folder) -> str:
         "schema_version": SCHEMA_VERSION, "resources": resources,
     }  # fmt: skip
     return json.dumps(package, indent=1, ensure_ascii=False) + "\n"
+
+
+def is_current(folder) -> bool:
+    """Whether the package that lies in a folder is that of its tables."""
+    path = Path(folder) / PACKAGE
+    return path.exists() and path.read_text(encoding="utf-8") == package_text(folder)
 
 
 def check_package(folder: Path, table: Table | None = None) -> None:

@@ -302,7 +302,7 @@ DETECTED = (
     _integer("within_1", "1", "of those judged dead, with a crash step at most one point off; empty where none is or none died"),
     _integer("within_5", "1", "the same within five points"),
     _integer("worst", "1", "points by which the worst of them is off"),
-    _text("rule_digest", "digests of the files of suite/verdict that made the verdicts", required=True),
+    _text("rule_digest", "digests of the files of suite/detect and suite/verdict that made the verdicts", required=True),
     *(column for column in RUNS if column.name in PROVENANCE),
 )
 

@@ -10,20 +10,18 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
-from suite.records.cells import format_value
-from suite.records.csvfile import as_text, put_rows, read_rows, render, rows_of, write_rows
-from suite.records.digest import curve_digest, rows_digest, written_curve_digest
+from suite.records.byrun import SIDES, RowsByRun, curve_digest, rows_digest
+from suite.records.cells import format_table, format_value
+from suite.records.csvfile import as_text, put_rows, read_rows, render, write_rows
 from suite.records.frame import read
 from suite.records.layout import table_files, table_path
 from suite.records.package import write_package
-from suite.records.parts import SIDES, Parts
-from suite.records.schema import SCHEMA_VERSION, TABLES
+from suite.records.packed import content
+from suite.records.schema import TABLES
 from suite.records.tableerror import DamagedFile, TableError
-from suite.records.texttable import format_table
-from suite.records.wholefile import content
 
-__all__ = ["REAL", "SCHEMA_VERSION", "TABLES", "Parts", "Store", "TableError", "content", "curve_digest", "format_table", "format_value",
-           "picture_path", "put_rows", "read", "read_rows", "rows_of", "table_files", "table_path", "write_package", "write_rows"]
+__all__ = ["REAL", "TABLES", "RowsByRun", "Store", "TableError", "content", "format_table", "format_value", "picture_path", "put_rows",
+           "read", "read_rows", "table_files", "table_path", "write_package", "write_rows"]
 
 RUNS = TABLES["runs"]
 REAL = "real"  # run_id of the real-against-real row of quality.csv, which belongs to no run
@@ -79,15 +77,20 @@ class Store:
         return read_rows(path, RUNS) if path.exists() else []
 
     def done_ids(self) -> set[str]:
-        """The runs that are done: ended as planned (collapses included), with every cell and picture that their row was written for."""
-        parts = Parts(self.folder)
-        return {row["run_id"] for row in self.runs() if row["status"] == "done" and self._is_whole(row, parts)}
+        """The runs that are done: ended as planned (collapses included), with every cell and picture that their row was written for.
 
-    def _is_whole(self, row: dict[str, str], parts: Parts) -> bool:
+        The one meaning of done, for whoever asks what is left to train.
+        """
+        held = RowsByRun(self.folder)
+        return {row["run_id"] for row in self.runs() if row["status"] == "done" and self.whole(row, held) is not None}
+
+    def whole(self, row: dict[str, str], held: RowsByRun) -> dict[str, bytes] | None:
+        """What the other tables hold of a run, as `RowsByRun.written` has it; None where that is not all that its row was written for."""
         try:
-            return row["rows_digest"] == self.digest(row, parts.written(row))
+            written = held.written(row)
         except DamagedFile:
-            return False
+            return None
+        return written if row["rows_digest"] == self.digest(row, written) else None
 
     def failed_ids(self) -> set[str]:
         """Runs that were attempted and stopped by memory, time or an error: not repeated unless asked for."""
@@ -131,7 +134,7 @@ class Store:
             sides.append((path, table, rows))
             if own := [row for row in rows if row["run_id"] == run_id]:  # the real row of quality.csv is of no run
                 written[name] = render(table, own)
-        run["curve_digest"] = written_curve_digest(written.get("curves", b""))
+        run["curve_digest"] = curve_digest(written.get("curves", b""))
         (row,) = as_text(runs_path, RUNS, [run])
         row["rows_digest"] = self.digest(row, written)
         return run_id, [row], sides

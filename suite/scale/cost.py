@@ -156,7 +156,7 @@ def fits(found: tuple[int, int, int] | None) -> bool:
     return found is not None and found[1] + found[2] <= CARD - SPARE
 
 
-def said(runs: Sequence[Run], gpus: Sequence[int], bench: Path) -> list[str]:
+def describe(runs: Sequence[Run], gpus: Sequence[int], bench: Path) -> list[str]:
     """The lines of `plan --cost`. gpus: numbers of H100; () = one where that holds every model, else `GPUS`. bench: bench.csv.
 
     Raises ValueError for data that cannot be read.

@@ -22,10 +22,10 @@ from suite.protocol import Run
 from suite.records.tables import Store
 from suite.scale import sharded
 from suite.scale.cost import CARD, SPARE, shapes_of
+from suite.scale.launcher import processes
 from suite.scale.memory import micro_rows, sharded_state, size_of
 from suite.sweep.claim import Claim
 from suite.sweep.execute import execute, load_alone
-from suite.sweep.launcher import processes
 from suite.sweep.plan import say_quality
 
 PATIENCE = timedelta(hours=4)  # that the others wait for the first process while it scores or writes; torch's ten minutes are short

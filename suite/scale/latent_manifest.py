@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from suite.data import contents
-from suite.data.contents import write_aside
 from suite.data.dataset import DataError
 from suite.data.sources import Source
+from suite.files import write_whole
 from suite.scale.shards import Column, Shards, check_regular, open_shards, size_of
 
 VERSION = 1
@@ -119,8 +119,8 @@ def make(
         "encoder": encoder, "tensors": hashlib.sha256(data).hexdigest(),
     }  # fmt: skip
     try:
-        write_aside(folder / TENSORS, data)
-        write_aside(folder / NOTES, json.dumps(notes, indent=1).encode() + b"\n")  # last: it says that all is there
+        write_whole(folder / TENSORS, data)
+        write_whole(folder / NOTES, json.dumps(notes, indent=1).encode() + b"\n")  # last: it says that all is there
     except OSError as error:
         raise source.error(f"{folder / NOTES} cannot be written ({error.strerror}), and no run begins without it") from error
     return Manifest(notes, mean_CHW, square_CHW, tensors.get("empty_SD"))

@@ -10,8 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,19 +20,9 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from suite import files
 from suite.data.contents import sha256_of
-from suite.training.checkpoint import (
-    MANIFEST,
-    CheckpointWarning,
-    PlacementError,
-    clear_halves,
-    complete,
-    drop_newer,
-    name_of,
-    remove,
-    sync_folder,
-    write_synced,
-)
+from suite.training.checkpoint import MANIFEST, CheckpointWarning, PlacementError, clear_halves, complete, drop_newer, name_of
 
 KEEP = 2  # of 160 GB each at 13.6 billion parameters (values and two moments); the newest, and one should that be damaged
 
@@ -58,13 +46,12 @@ def save(folder: Path, step: int, owner: str, shards: dict[str, Tensor], history
         every = digests | {name: hashlib.sha256(data).hexdigest() for name, data in notes.items()}
         every[".metadata"] = sha256_of(aside / ".metadata")
         notes[MANIFEST] = json.dumps({"run_id": owner, "step": step, "torch": torch.__version__, "sharded": every}).encode()
-        write_synced(aside, notes)
-        remove(target)
-        os.replace(aside, target)
-        sync_folder(folder)
+        for name, data in notes.items():
+            files.fill(aside / name, data)
+        files.place(aside, target)
         drop_newer(folder, step)
         for old in complete(folder)[:-KEEP]:
-            remove(old)
+            files.remove(old)
 
     try:
         _together(begin if first else None)
@@ -73,7 +60,7 @@ def save(folder: Path, step: int, owner: str, shards: dict[str, Tensor], history
         _together(finish if first else None)
     except (OSError, CheckpointException) as error:  # a full disk: give back what half a checkpoint takes
         if first:
-            shutil.rmtree(aside, ignore_errors=True)
+            files.remove(aside)
         if isinstance(error, OSError):
             raise
         cause = next(iter(error.failures.values()))[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from suite.protocol import Run
@@ -15,29 +15,37 @@ from suite.sweep.groups import in_groups, label
 BUSY_WAIT = 2.0  # seconds before looking again at a run that another sweep holds
 
 
-class Backlog:
-    """The runs of a plan by what the tables say of them when the sweep begins, and the queue of those to train."""
+class Standing:
+    """The runs of a plan by what the tables of a results folder say of them now, and so what is left to do."""
 
-    def __init__(
-        self, runs: list[Run], results: Path, stores: dict[str, Store], retry: bool, replicas: int | None, kind: Callable[[Run], object],
-    ) -> None:  # fmt: skip
-        """stores: by protocol name. retry: runs that broke before are to do again. replicas: size of a group, as `in_groups` has it.
+    def __init__(self, runs: Sequence[Run], results: Path, retry: bool = False) -> None:
+        """retry: runs that broke before are to do again."""
+        self.runs = runs
+        self.stores = {run.protocol.name: Store(results / run.protocol.name) for run in runs}
+        self.done = {run_id for store in self.stores.values() for run_id in store.done_ids()}
+        self.failed = {run_id for store in self.stores.values() for run_id in store.failed_ids()}
+        skip = self.done if retry else self.done | self.failed
+        self.todo = [run for run in runs if run.run_id not in skip]
+        self.old_failures = 0 if retry else sum(run.run_id in self.failed for run in runs)
+
+    def describe(self) -> list[str]:
+        """For a person: what was done once and is not any more, and how much there is to do."""
+        lost = {run_id: words for store in self.stores.values() for run_id, words in undone(store, self.done).items()}
+        again = [f"{run.label()}: was done but {lost[run.run_id]}; it is trained again" for run in self.todo if run.run_id in lost]
+        return [*again, f"{len(self.runs)} runs: {len(self.runs) - len(self.todo)} done before, {len(self.todo)} to do"]
+
+
+class Backlog:
+    """The queue of the runs that are to be trained."""
+
+    def __init__(self, todo: Sequence[Run], results: Path, replicas: int | None, kind: Callable[[Run], object]) -> None:
+        """replicas: size of a group, as `in_groups` has it.
 
         kind: what a worker must be started for; it stays at one as long as there are runs of it.
         """
-        self.kind = kind
-        self.results = results
-        done: set[str] = set().union(*(store.done_ids() for store in stores.values()))
-        lost = {run_id: words for store in stores.values() for run_id, words in undone(store, done).items()}
-        self.failed_before: set[str] = set().union(*(s.failed_ids() for s in stores.values()))
-        skip = done if retry else done | self.failed_before
-        todo = [run for run in runs if run.run_id not in skip]
-        groups = in_groups(todo, replicas)
-        self.todo = sorted(groups, key=lambda group: -group[0].depth)  # the longest first, so that the end is not one run
-        self.skipped, self.total = len(runs) - len(todo), len(todo)
-        self.lost = [(run, lost[run.run_id]) for run in todo if run.run_id in lost]  # done once
-        self.old_failures = 0 if retry else sum(r.run_id in self.failed_before for r in runs)
-        self.done_before = [run.run_id for run in runs if run.run_id in done]
+        self.results, self.kind = results, kind
+        self.total = len(todo)
+        self.todo = sorted(in_groups(todo, replicas), key=lambda group: -group[0].depth)  # the longest first: the end is not one run
         self._guard, self._waiting = threading.Lock(), set()
 
     def take(self, stop: threading.Event, say: Callable[[str], None], kind: object = None) -> tuple[list[Run], list[Claim]] | None:

@@ -60,22 +60,19 @@ def execute(run: Run, results: Path, features: str, report: Report | None = None
 
 def load_alone(run: Run, file: str) -> None:
     """Import the file of a run's scheme, the only one that this process may train. Raises RegistryError, also where it changes others."""
-    try:
-        with unchanged():
-            registry.load(file)
-    except Altered as error:
-        raise registry.RegistryError(f"scheme {run.scheme}: its file {error}") from error
+    with _alike(run, "its file {}"):
+        registry.load(file)
     environment.forget(*environment.OF_TORCH)  # what the file may have put there
 
 
 @contextmanager
-def _alike(run: Run) -> Iterator[None]:
+def _alike(run: Run, words: str = "it {}, on which the numbers of all schemes rest") -> Iterator[None]:
     """Refuse a scheme that changes, as it is built or as it trains, what the numbers of all schemes rest on."""
     try:
         with unchanged():
             yield
     except Altered as error:
-        raise registry.RegistryError(f"scheme {run.scheme}: it {error}, on which the numbers of all schemes rest") from error
+        raise registry.RegistryError(f"scheme {run.scheme}: {words.format(error)}") from error
 
 
 @contextmanager
@@ -90,11 +87,14 @@ def _nothing_drawn(run: Run) -> Iterator[None]:
         raise registry.RegistryError(f"scheme {run.scheme}: it draws random numbers as it trains, which depend on what ran before")
 
 
-def execute_group(runs: Sequence[Run], results: Path, features: str, report: Report | None = None) -> None:
-    """Train and measure runs as one model, and save the record of each as it ends; goes on from what an earlier call left.
+def execute_all(runs: Sequence[Run], results: Path, features: str, report: Report | None = None) -> None:
+    """Train and measure a run, or several as one model, and save the record of each as it ends; goes on from what an earlier call left.
 
-    What breaks in one run alone, after its training, becomes its record, and the others go on.
+    What breaks in one run of several alone, after its training, becomes its record, and the others go on.
     """
+    if len(runs) == 1:
+        save_record(execute(runs[0], results, features, report), results)
+        return
 
     def finish(member: Member) -> None:
         trainer = member.trainer

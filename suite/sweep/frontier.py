@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 from suite.protocol import KNOWN, LAST
 
 FIRST_SEEDS, ALL_SEEDS = 3, 8  # the search; the edge (five more)
 STRIDE = 2
 WIDEST = 10  # points of an edge that are looked at closely; wider (MV-Split's dead: some hot runs are stuck instead) there is none
-START = 12  # the point of 5.35e-3: at 100 blocks near the edge of plain and MV-Split (design, section 2)
+START = 12  # the point of 5.35e-3: at 100 blocks near the edge of plain and MV-Split, as first runs had shown
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,9 @@ def points(runs: Iterable[tuple[float, int, bool]]) -> dict[int, Point]:
 def edge(known: Mapping[int, Point]) -> tuple[int | None, int | None]:
     """(hottest point at and below which all live, coldest at and above which all die); None where there is none yet."""
     ks = sorted(known)
-    low = high = None
-    for k in ks:
-        if known[k].dead:
-            break
-        low = k
-    for k in reversed(ks):
-        if known[k].live:
-            break
-        high = k
-    return low, high
+    cold = list(takewhile(lambda k: not known[k].dead, ks))
+    hot = list(takewhile(lambda k: not known[k].live, reversed(ks)))
+    return cold[-1] if cold else None, hot[-1] if hot else None
 
 
 def wanted(known: Mapping[int, Point], start: int = START) -> list[tuple[int, int]]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import replace
 
 from suite.isolation import forks
 from suite.protocol import Protocol, Run, short_hash
-
-FREE = ("lr", "seed")  # in which the runs of a group may differ
 
 
 def default_size(protocol: Protocol, depth: int) -> int:
@@ -25,9 +23,9 @@ def in_groups(runs: Sequence[Run], size: int | None) -> list[list[Run]]:
 
     Those of a group stand in the tables together or not at all, and what is left then falls into the same groups as before.
     """
-    alike: dict[tuple, list[Run]] = defaultdict(list)
+    alike: dict[Run, list[Run]] = defaultdict(list)
     for run in runs:
-        alike[tuple(getattr(run, f.name) for f in fields(run) if f.name not in FREE)].append(run)
+        alike[replace(run, lr=0.0, seed=0)].append(run)
     groups = []
     for same in alike.values():
         most = size or default_size(same[0].protocol, same[0].depth)

@@ -148,12 +148,9 @@ def _resolve(cell: Cell, catalogue: Catalogue) -> tuple[str, str, str, str, floa
 
 def _try_out(scheme: str, arm: str, params: str, depth: int, gate_lr: float) -> None:
     """`try_out`, in the process of the scheme's file."""
-    from suite.sweep.tryout import SchemeError, try_out
+    from suite.sweep.tryout import try_out
 
-    try:
-        try_out(scheme, arm, params, depth, gate_lr)
-    except SchemeError as error:
-        raise SelectionError(str(error)) from error
+    try_out(scheme, arm, params, depth, gate_lr)
 
 
 def _check_cells(what: str, **cells: str) -> None:
@@ -216,13 +213,9 @@ def _read_digest(source: str, protocol: Protocol) -> str:
     if digest := named_digest(source):
         return digest
     data = cached(source)
-    if (size := data.shape[-1]) % protocol.patch:
+    if (size := data.shape[-1]) % (patch := protocol.patch):
+        what, remedy = "images", f"add ,size={max(1, size // patch) * patch}"
         if source.startswith("latents:"):
-            raise SelectionError(
-                f"--data {source}: latents of {size} x {size} do not divide into patches of {protocol.patch}; take a protocol of patch 1"
-            )
-        raise SelectionError(
-            f"--data {source}: images of {size} x {size} do not divide into patches of {protocol.patch}; add ,size="
-            f"{max(1, size // protocol.patch) * protocol.patch}"
-        )
+            what, remedy = "latents", "take a protocol of patch 1"
+        raise SelectionError(f"--data {source}: {what} of {size} x {size} do not divide into patches of {patch}; {remedy}")
     return data.digest

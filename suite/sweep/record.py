@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from suite.files import write_whole
 from suite.protocol import Run
 from suite.sweep.groups import group_id
 
@@ -27,14 +28,7 @@ def record_path(results: Path, run_id: str) -> Path:
 
 def save_record(record: dict, results: Path) -> None:
     """Write a finished record beside its run's checkpoints, whole or not at all."""
-    path = record_path(results, record["run"]["run_id"])
-    aside = path.with_suffix(f".{os.getpid()}")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(record, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    write_whole(record_path(results, record["run"]["run_id"]), json.dumps(record).encode())
 
 
 def read_record(results: Path, run_id: str) -> dict | None:

@@ -34,8 +34,7 @@ def final_quality(trainer: Trainer, verdict: Verdict, results: Path, features: s
     if grid is None:
         return row
     path = picture_path(results / p.name, run.scheme, run.depth, run.run_id)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{path.name}.*.part"):  # by a worker that was killed while it drew
+    for left in path.parent.glob(f"*{path.name}.*.part"):  # by a worker that was killed while it drew
         left.unlink(missing_ok=True)
     sample_grid(grid, labels[seen], path)
     return row

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from suite.isolation.catalogue import Catalogue
 from suite.protocol import Run, rate
+from suite.records.tables import Store
 from suite.sweep import frontier
 from suite.sweep.plan import Selection, SelectionError, make_plan, protocol_named
 from suite.verdict.outcomes import DEAD, UNUSABLE
@@ -33,6 +35,15 @@ def is_search(selection: Selection) -> bool:
     if not selection.lrs and selection.shard != (1, 1):
         raise SelectionError(f"--shard: {protocol.name} looks at all that is done; name --lrs and --seeds to share them out")
     return not selection.lrs
+
+
+def planned(selection: Selection, results: Path, catalogue: Catalogue) -> tuple[list[Run], list[Run] | None]:
+    """(runs to train, the cells of a search or None): what a selection asks for; of a search its next round."""
+    if not is_search(selection):
+        return make_plan(selection, catalogue=catalogue), None
+    wanted, store = cells(selection, catalogue), Store(results / selection.protocol)
+    done = store.done_ids()
+    return next_runs(wanted, [row for row in store.runs() if row["run_id"] in done]), wanted
 
 
 def cells(selection: Selection, catalogue: Catalogue | None = None) -> list[Run]:

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from suite.isolation.catalogue import read
 from suite.protocol import Run
 from suite.records.gather import gather
 from suite.records.tables import Store
-from suite.sweep.sweep import Sweep, SweepError, workers
+from suite.sweep.backlog import Standing
+from suite.sweep.sweep import Sweep, SweepError
 
 POLL = 10.0  # seconds between looks at the tasks' tables
 ALIVE = ("PENDING", "RUNNING", "REQUEUED", "SUSPENDED", "COMPLETING", "CONFIGURING")
@@ -48,10 +49,10 @@ def parse_settings(texts: Sequence[str]) -> dict[str, int | str]:
     return found
 
 
-def run_on_slurm(runs: list[Run], results: Path, *, settings: Sequence[str], workers: int | None, features: str,
-                 replicas: int | None, plugins: Sequence[str], retry: bool) -> int:
+def run_on_slurm(runs: list[Run], results: Path, settings: Sequence[str], plugins: Sequence[str], how: Mapping[str, object]) -> int:
     """Train what is not done yet, wait, gather; returns the exit status: 1 where a run broke or did not end, 130 after Ctrl-C.
 
+    how: workers, features, replicas and retry, as `Sweep` has them.
     Raises ValueError for wrong settings, a machine without submitit or Slurm, and while tasks of an earlier call are alive.
     """
     options = parse_settings(settings)
@@ -60,14 +61,14 @@ def run_on_slurm(runs: list[Run], results: Path, *, settings: Sequence[str], wor
     executor = _executor(logs, options)
     _refuse_twins(logs)
     _gather_shards(shards, results)  # of an earlier call that was stopped before its tasks ended
-    skip = _ids(runs, results, failed=not retry)
-    runs_by_size = sorted(runs, key=lambda run: -run.depth)  # dealt in turn, so that no task gets all the deep ones
-    shares = {shards / f"{i + 1}-of-{count}": [run for run in runs_by_size[i::count] if run.run_id not in skip] for i in range(count)}
+    before = Standing(runs, results, how["retry"])
+    print("\n".join(before.describe()), file=sys.stderr)
+    # All are dealt, so that each goes on in the folder of its checkpoints; in turn, so that no task gets all the deep ones.
+    dealt, todo = sorted(runs, key=lambda run: -run.depth), {run.run_id for run in before.todo}
+    shares = {shards / f"{i + 1}-of-{count}": [run for run in dealt[i::count] if run.run_id in todo] for i in range(count)}
     shares = {folder: share for folder, share in shares.items() if share}
-    print(f"{len(runs)} runs: {len(skip)} done before, {len(runs) - len(skip)} to do", file=sys.stderr)
     if shares:
-        files = [str(Path(p).resolve()) for p in plugins]
-        task = {"workers": workers, "features": features, "replicas": replicas, "plugins": files, "retry": retry}
+        task = {"how": dict(how), "plugins": [str(Path(plugin).resolve()) for plugin in plugins]}
         jobs = _submit(executor, [task | {"results": str(f), "runs": [r.to_json() for r in share]} for f, share in shares.items()])
         try:
             _wait(jobs, shares)
@@ -122,7 +123,7 @@ def _wait(jobs: list, shares: dict[Path, list[Run]]) -> None:
     print(f"job {jobs[0].job_id.partition('_')[0]}: {len(jobs)} tasks", file=sys.stderr)
     while True:
         over = all(job.done() for job in jobs)
-        ended = sum(len(_ids(share, folder, failed=True)) for folder, share in shares.items())
+        ended = sum(len(_rows(share, folder)) for folder, share in shares.items())
         if ended != shown:
             print(f"[{ended}/{total}]", file=sys.stderr, flush=True)
             shown = ended
@@ -131,12 +132,11 @@ def _wait(jobs: list, shares: dict[Path, list[Run]]) -> None:
         time.sleep(POLL)
 
 
-def _ids(runs: list[Run], results: Path, failed: bool) -> set[str]:
-    """Which of the runs are done in a results folder, or, if `failed`, were at least attempted."""
-    out: set[str] = set()
-    for store in {run.protocol.name: Store(results / run.protocol.name) for run in runs}.values():
-        out |= store.done_ids() | (store.failed_ids() if failed else set())
-    return out & {run.run_id for run in runs}
+def _rows(runs: Sequence[Run], results: Path) -> dict[str, dict[str, str]]:
+    """The rows of runs.csv that a results folder has of these runs, by run id."""
+    ids = {run.run_id for run in runs}
+    stores = [Store(results / name) for name in {run.protocol.name for run in runs}]
+    return {row["run_id"]: row for store in stores for row in store.runs() if row["run_id"] in ids}
 
 
 def _gather_shards(shards: Path, results: Path) -> None:
@@ -150,12 +150,12 @@ def _gather_shards(shards: Path, results: Path) -> None:
 
 def _report(runs: list[Run], results: Path, logs: Path) -> int:
     """Name what broke or never ended; the exit status."""
-    rows = {row["run_id"]: row for name in {run.protocol.name for run in runs} for row in Store(results / name).runs()}
-    broken = [run for run in runs if rows.get(run.run_id, {}).get("status") != "done"]
+    rows, broken = _rows(runs, results), Standing(runs, results, retry=True).todo
     for run in broken:
         row = rows.get(run.run_id)
-        lost = f"its task ended before it did (time limit?); see {logs}, and call again to go on"
-        what = f"{row['status']}: {row['reason']}" if row else lost
+        what = f"its task ended before it did (time limit?); see {logs}, and call again to go on"
+        if row and row["status"] != "done":
+            what = f"{row['status']}: {row['reason']}"
         print(f"broken: {run.label()}: {what}", file=sys.stderr)
     return 1 if broken else 0
 
@@ -164,12 +164,10 @@ def main() -> int:
     """One task of the array: train the share on standard input with a worker per card or core that Slurm gave us."""
     forks.start()
     task = json.load(sys.stdin)
-    sweep = Sweep(
-        [Run.from_json(text) for text in task["runs"]], Path(task["results"]), workers=workers(task["workers"]),
-        features=task["features"], replicas=task["replicas"], retry=task["retry"],
-        catalogue=read(task["plugins"]),
-    )  # fmt: skip
-    sweep.run()
+    runs, how = [Run.from_json(text) for text in task["runs"]], task["how"]
+    if how["workers"]:
+        how["workers"] = min(how["workers"], environment.usable_cores())
+    Sweep(runs, Path(task["results"]), catalogue=read(task["plugins"]), **how).run()
     return 0
 
 

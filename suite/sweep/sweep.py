@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import queue
 import threading
 from pathlib import Path
 from typing import NoReturn
@@ -13,19 +12,13 @@ from suite import environment
 from suite.isolation import forks
 from suite.isolation.catalogue import Catalogue, read
 from suite.protocol import Run
-from suite.records.package import PACKAGE, package_text
-from suite.records.tables import Store, TableError, write_package
-from suite.sweep.backlog import Backlog
+from suite.records.package import is_current, write_package
+from suite.records.tables import Store, TableError
+from suite.sweep.backlog import Backlog, Standing
 from suite.sweep.claim import Claim
 from suite.sweep.progress import Progress, words
 from suite.sweep.record import identity, read_record, record_path, save_trace
 from suite.sweep.worker_process import Kind, WorkerProcess
-
-
-def workers(wanted: int | None) -> int:
-    """Worker processes: as many as are `wanted`, or one per card, or per usable core where there is no card; never more than cores."""
-    cores = environment.usable_cores()
-    return min(wanted or forks.cards() or cores, cores)
 
 
 class SweepError(RuntimeError):
@@ -36,19 +29,25 @@ class Sweep:
     """One call of `run`: the backlog, the workers on it, and what came of the runs they took."""
 
     def __init__(
-        self, runs: list[Run], results: Path, *, workers: int, features: str, retry: bool, replicas: int | None = None,
+        self, runs: list[Run], results: Path, *, workers: int | None, features: str, retry: bool, replicas: int | None = None,
         catalogue: Catalogue | None = None,
     ) -> None:  # fmt: skip
-        """replicas: how many runs are trained as one model at most, as `in_groups` has it. catalogue: that the runs were planned with."""
+        """workers: processes; None: one per card, or per usable core where there is no card, never more than cores.
+
+        replicas: how many runs are trained as one model at most, as `in_groups` has it. catalogue: that the runs were planned with.
+        """
         self.catalogue = catalogue or read()
         self.results = results
-        self.stores = {run.protocol.name: Store(results / run.protocol.name) for run in runs}
-        self.backlog = Backlog(runs, results, self.stores, retry, replicas, self.kind_of)
-        self.workers = max(1, min(workers, len(self.backlog.todo)))
+        self.before = Standing(runs, results, retry)
+        self.stores = self.before.stores
+        self.backlog = Backlog(self.before.todo, results, replicas, self.kind_of)
+        cores = environment.usable_cores()
+        self.workers = max(1, min(workers or forks.cards() or cores, workers or cores, len(self.backlog.todo)))
         self.features = features
         self.broken: list[tuple[Run, str]] = []
+        self.done: set[str] = set()  # with those that another sweep has done meanwhile
         self.finished = 0
-        self.fatal: queue.Queue[BaseException] = queue.Queue()
+        self.fatal: list[BaseException] = []
         self.stop = threading.Event()
         self.guard = threading.Lock()
         self.progress: Progress
@@ -60,52 +59,48 @@ class Sweep:
     def work(self, worker: WorkerProcess) -> None:
         """The life of one worker: a thread that feeds it runs until none is left."""
         try:
-            while (taken := self.backlog.take(self.stop, self.progress.say, worker.kind)) is not None:
+            while taken := self.backlog.take(self.stop, self.progress.say, worker.kind):
                 group, claims = taken
-                done: set[str] = set()
                 try:
-                    status = {run.run_id: self.done_elsewhere(run) for run in group}
-                    if left := [run for run in group if not status[run.run_id]]:
-                        status |= self.one(left, worker)
-                    done = {run_id for run_id, word in status.items() if word == "done"}
+                    if left := [run for run in group if not self.done_elsewhere(run)]:
+                        self.one(left, worker)
                 finally:
                     for run, claim in zip(group, claims, strict=True):
-                        claim.drop(clear=run.run_id in done)
+                        claim.drop(clear=run.run_id in self.done)
         except BaseException as error:
-            self.fatal.put(error)
+            self.fatal.append(error)
             self.stop.set()
 
     def ended(self, run: Run, row: dict) -> int:
         """Count a run of which the tables now have a row; returns how many have ended."""
         with self.guard:
             self.finished += 1
-            if row["status"] != "done":
+            if row["status"] == "done":
+                self.done.add(run.run_id)
+            else:
                 self.broken.append((run, f"{row['status']}: {row['reason']}"))
             return self.finished
 
-    def done_elsewhere(self, run: Run) -> str:
-        """The status of a run that another sweep has finished since this one made its plan, else ""."""
+    def done_elsewhere(self, run: Run) -> bool:
+        """Whether another sweep has brought a run to its end since this one made its plan."""
         store = self.stores[run.protocol.name]
         row = next((row for row in store.runs() if row["run_id"] == run.run_id), None)
-        if row is None:
-            return ""
-        if row["status"] != "done" and run.run_id in self.backlog.failed_before:
-            return ""
+        if row is None or run.run_id in self.before.failed and row["status"] != "done":
+            return False
         if row["status"] == "done" and run.run_id not in store.done_ids():
-            return ""
-        count = self.ended(run, row)
-        self.progress.say(f"[{count}/{self.backlog.total}] {run.label()}: another sweep has done it")
-        return row["status"]
+            return False
+        self.progress.say(f"[{self.ended(run, row)}/{self.backlog.total}] {run.label()}: another sweep has done it")
+        return True
 
-    def one(self, group: list[Run], worker: WorkerProcess) -> dict[str, str]:
-        """Train a group and put its rows, or its failures, into the tables; status by run id, nothing if the sweep was stopped."""
+    def one(self, group: list[Run], worker: WorkerProcess) -> None:
+        """Train a group and put its rows, or its failures, into the tables; nothing if the sweep was stopped."""
         store = self.stores[group[0].protocol.name]
         records = {run.run_id: self.left_over(run) for run in group}
         if not all(records.values()):
             self.progress.begin(group)
             event = worker.run(group, self.progress)
             if self.stop.is_set():
-                return {}
+                return
             if event.get("status") == "disk":
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.results))
             for run in group:  # also what a worker left that was killed after it had written it
@@ -118,7 +113,6 @@ class Sweep:
             if row["status"] != "done":  # what a retry must not find
                 record_path(self.results, run.run_id).unlink(missing_ok=True)
             self.progress.end(run, row, self.ended(run, row), self.backlog.total)
-        return {run_id: record["run"]["status"] for run_id, record in records.items()}
 
     def left_over(self, run: Run) -> dict | None:
         """The record that an earlier call left of a run, unless it does not fit the tables of this version."""
@@ -164,8 +158,8 @@ class Sweep:
                 for thread in threads:
                     if thread.is_alive():
                         thread.join(1)  # it may be putting a finished run into the tables
-        if not self.fatal.empty():
-            self.fail(self.fatal.get())
+        if self.fatal:
+            self.fail(self.fatal[0])
 
     def fail(self, error: BaseException) -> NoReturn:
         """Raise a SweepError of one line for what is the user's to mend, a bug as it is."""
@@ -182,8 +176,7 @@ class Sweep:
             if self.backlog.todo:
                 with store.lock():
                     pass  # a folder that cannot be written is refused now rather than after the first training
-            package = store.folder / PACKAGE
-            if store.runs() and not (package.exists() and package.read_text(encoding="utf-8") == package_text(store.folder)):
+            if store.runs() and not is_current(store.folder):
                 with store.lock():
                     write_package(store.folder)
         work = self.results / ".work"
@@ -191,9 +184,10 @@ class Sweep:
             pid = log.name.split("-")[1]
             if pid.isdigit() and not _alive(int(pid)):
                 log.unlink(missing_ok=True)
-        for run_id in self.backlog.done_before:
-            if (work / run_id).exists() and (claim := Claim(self.results, run_id)).take():
-                claim.drop(clear=True)
+        for run in self.before.runs:
+            if run.run_id in self.before.done and (work / run.run_id).exists():
+                if (claim := Claim(self.results, run.run_id)).take():
+                    claim.drop(clear=True)
 
 
 def _alive(pid: int) -> bool:

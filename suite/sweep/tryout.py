@@ -11,6 +11,7 @@ from suite import registry
 from suite.isolation.arithmetic import Altered, unchanged
 from suite.residual import Context, Residual, Site
 from suite.rng import generator, random_state, seeded
+from suite.sweep.plan import SelectionError
 from suite.training.factors import of_block
 
 SHAPE, SEGMENTS, HEADS, HIDDEN = (2, 6, 8), (4, 2), 2, 12  # of a tiny trunk: (B, T, D), its tokens, and what the FFN's writer reads
@@ -19,12 +20,8 @@ GATE = r"[A-Za-z_][A-Za-z0-9_.]{0,39}"
 STEPS = (0.0, 1e3)  # a scheme with a schedule may differ
 
 
-class SchemeError(ValueError):
-    """A scheme that cannot be trained; the message is one line for the user."""
-
-
 def try_out(scheme: str, arm: str, params: str, depth: int, gate_lr: float) -> None:
-    """Build a first and a last block's merges twice, and run a tiny trunk through them forward and backward. Raises SchemeError.
+    """Build a first and a last block's merges twice, and run a tiny trunk through them forward and backward. Raises SelectionError.
 
     gate_lr: as in `Run`; a scheme without parameters of its own takes none but 1.
     """
@@ -34,13 +31,13 @@ def try_out(scheme: str, arm: str, params: str, depth: int, gate_lr: float) -> N
         with unchanged():
             chain = _try(entry.cls, values, depth)
             if gate_lr != 1 and not any(True for _, instance in chain for _ in instance.parameters()):
-                raise SchemeError("it owns no parameters, so gate_lr changes nothing; leave it out")
+                raise SelectionError("it owns no parameters, so gate_lr changes nothing; leave it out")
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):  # Ctrl-C
             raise
         what = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-        kind = "" if isinstance(error, SchemeError | Altered) else f"{type(error).__name__}: "
-        raise SchemeError(f"scheme {scheme} ({arm}): {kind}{what}") from error
+        kind = "" if isinstance(error, SelectionError | Altered) else f"{type(error).__name__}: "
+        raise SelectionError(f"scheme {scheme} ({arm}): {kind}{what}") from error
 
 
 def _try(cls: type[Residual], values: dict[str, object], depth: int) -> list[tuple[str, Residual]]:
@@ -50,18 +47,18 @@ def _try(cls: type[Residual], values: dict[str, object], depth: int) -> list[tup
         of_block({"attn": first, "ffn": second})
     for gate, value in (pair for _, instance in chain for pair in instance.gates().items()):
         if not re.fullmatch(GATE, str(gate)) or not isinstance(value, Tensor) or not value.numel() or value.is_complex():
-            raise SchemeError(f"gates() gives {str(gate)[:40]!r}: a gate is a tensor of numbers under a name of letters, digits and '_'")
+            raise SelectionError(f"gates() gives {str(gate)[:40]!r}: a gate is a tensor of numbers under a name of letters, digits and '_'")
     if not _equal(_tensors(chain), _tensors(twin)):
-        raise SchemeError("built again, it holds other numbers: let them follow from torch's, Python's or numpy's global seed alone")
+        raise SelectionError("built again, it holds other numbers: let them follow from torch's, Python's or numpy's global seed alone")
     for step in STEPS:
         before = random_state(), _tensors(chain)
         out = _through(chain, step)
         if not all(map(_equal, random_state(), before[0])):
-            raise SchemeError("it draws random numbers as it merges, so that its numbers would depend on what ran before")
+            raise SelectionError("it draws random numbers as it merges, so that its numbers would depend on what ran before")
         if not _equal(_tensors(chain), before[1]):
-            raise SchemeError("it changes its parameters or buffers as it merges, and a run that goes on would not find them again")
+            raise SelectionError("it changes its parameters or buffers as it merges, and a run that goes on would not find them again")
         if not torch.equal(out, _through(chain, step)) or not torch.equal(out, _through(twin, step)):
-            raise SchemeError("it merges the same trunk into other numbers the second time")
+            raise SelectionError("it merges the same trunk into other numbers the second time")
     return chain
 
 
@@ -87,15 +84,14 @@ def _through(chain: list[tuple[str, Residual]], step: float) -> Tensor:
         branch = _Branch(instance, site, contexts[site])
         x = instance(x, branch, contexts[site])
         if branch.calls != 1:
-            raise SchemeError(f"it calls its branch {branch.calls} times in a merge; once is what is trained and measured")
-        if not isinstance(x, Tensor) or x.shape != opened.shape:
-            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise SchemeError(f"a trunk of {tuple(opened.shape)} came back as {shape}")
+            raise SelectionError(f"it calls its branch {branch.calls} times in a merge; once is what is trained and measured")
+        if (shape := _shape(x)) != tuple(opened.shape):
+            raise SelectionError(f"a trunk of {tuple(opened.shape)} came back as {shape}")
         if not x.isfinite().all():
-            raise SchemeError("the merge of finite tensors holds nan or inf")
+            raise SelectionError("the merge of finite tensors holds nan or inf")
     out = chain[-1][1].fold(x)
-    if not isinstance(out, Tensor) or out.shape != SHAPE:
-        raise SchemeError(f"fold gives {tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__} in place of {SHAPE}")
+    if (shape := _shape(out)) != SHAPE:
+        raise SelectionError(f"fold gives {shape} in place of {SHAPE}")
     torch.autograd.grad(out.square().mean(), [x_BTD])
     return out.detach()
 
@@ -108,15 +104,18 @@ class _Branch:
 
     def __call__(self, x_BTD: Tensor) -> Tensor:
         self.calls += 1
-        if not isinstance(x_BTD, Tensor) or x_BTD.shape != SHAPE:
-            shape = tuple(x_BTD.shape) if isinstance(x_BTD, Tensor) else type(x_BTD).__name__
-            raise SchemeError(f"its branch is given {shape} in place of {SHAPE}")
+        if (shape := _shape(x_BTD)) != SHAPE:
+            raise SelectionError(f"its branch is given {shape} in place of {SHAPE}")
         h = 0.5 * (x_BTD if self.site == "attn" else torch.cat([x_BTD, x_BTD], -1)[..., :HIDDEN])
         inner = self.instance.inner(h, self.ctx)
-        if not isinstance(inner, Tensor) or inner.shape != h.shape:
-            shape = tuple(inner.shape) if isinstance(inner, Tensor) else type(inner).__name__
-            raise SchemeError(f"inner gives {shape} in place of {tuple(h.shape)}")
+        if (shape := _shape(inner)) != tuple(h.shape):
+            raise SelectionError(f"inner gives {shape} in place of {tuple(h.shape)}")
         return inner[..., : SHAPE[-1]]
+
+
+def _shape(x: object) -> tuple[int, ...] | str:
+    """The shape of a tensor; of anything else what it is."""
+    return tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
 
 
 def _tensors(chain: list[tuple[str, Residual]]) -> list[Tensor]:

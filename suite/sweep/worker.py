@@ -2,13 +2,11 @@
 
 Events: {"event": "step", "step", "loss"}, {"event": "note", "text", "once"}, {"event": "done"}, {"event": "failed", "status",
 "reason", "trace"}; status "disk" says that the disk is full, which is not the run's own fault. Records go through files
-(suite.sweep.record). The worker ends when its pipe closes, and it takes no run after one that broke.
+(suite.sweep.record). The worker ends when its pipe closes, which means that its parent is gone, and it takes no run after one that broke.
 """
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 import traceback
 import warnings
@@ -16,30 +14,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import Queue
 
+from suite.isolation import forks
+
 REPORT_EVERY = 0.5  # seconds between progress lines
 
 
 def main(connection: Connection, file: str, results: str, features: str) -> None:
-    """Serve until the pipe closes, which means that the parent is gone, also in the middle of a run.
-
-    file: of the schemes that this process trains; no other is imported here.
-    """
-    jobs: Queue[list[str]] = Queue()
-
-    def listen() -> None:
-        try:
-            while True:
-                jobs.put(connection.recv())
-        except (EOFError, OSError):
-            os._exit(0)
-
-    threading.Thread(target=listen, daemon=True).start()
+    """Serve until the pipe closes. file: of the schemes that this process trains; no other is imported here."""
+    jobs = forks.heard(connection)
 
     def say(**event) -> None:
-        try:
-            connection.send(event)
-        except OSError:
-            os._exit(0)
+        forks.tell(connection, event)
 
     from suite.model import aot
     from suite.training.checkpoint import CheckpointWarning
@@ -67,27 +52,24 @@ def _serve(jobs: Queue[list[str]], say, file: str, results: Path, features: str)
     import torch
 
     from suite.protocol import Run
-    from suite.sweep.execute import execute, execute_group, load_alone
-    from suite.sweep.record import save_record
+    from suite.sweep.execute import execute_all, load_alone
 
-    last_graph = None
+    last_graph, told = None, 0.0
+
+    def report(step: int, loss: float) -> None:
+        nonlocal told
+        if time.monotonic() - told >= REPORT_EVERY:
+            told = time.monotonic()
+            say(event="step", step=step, loss=loss)
+
     while True:
-        runs, said = [Run.from_json(text) for text in jobs.get()], [0.0]
-
-        def report(step: int, loss: float, said=said) -> None:
-            if time.monotonic() - said[0] >= REPORT_EVERY:
-                said[0] = time.monotonic()
-                say(event="step", step=step, loss=loss)
-
-        run = runs[0]
+        runs = [Run.from_json(text) for text in jobs.get()]
+        run, told = runs[0], 0.0
         graph = (run.scheme, run.arm, run.params, repr(run.protocol.settings()))
         if last_graph is None:
             load_alone(run, file)
         elif graph != last_graph:  # a compiled block serves every depth of one scheme; more schemes would pile up guards
             torch._dynamo.reset()
         last_graph = graph
-        if len(runs) > 1:
-            execute_group(runs, results, features, report)
-        else:
-            save_record(execute(run, results, features, report), results)
+        execute_all(runs, results, features, report)
         say(event="done")

@@ -57,17 +57,11 @@ class WorkerProcess:
         kind = self.kind_of(group[0])
         if not (self.kind == kind and self.process.is_alive()) and not self.start(kind):
             return {"event": "stopped"}
-        process, pipe, hung = self.process, self.pipe, threading.Event()
-
-        def kill() -> None:
-            if pipe.poll():
-                return  # it has spoken: not the worker but this process was stopped (Ctrl-Z) while the time ran out
-            hung.set()
-            process.kill()
-
+        process, pipe, hung = self.process, self.pipe, False
         try:
             pipe.send([run.to_json() for run in group])
-            while event := self._event(pipe, kill):
+            while pipe.poll(STALL) or pipe.poll():  # once more: it may have spoken while this process was stopped (Ctrl-Z)
+                event = pipe.recv()
                 if event["event"] == "step":
                     progress.step(group, event["step"], event["loss"])
                 elif event.get("once"):
@@ -77,6 +71,8 @@ class WorkerProcess:
                 else:
                     self.kind = self.kind if event["event"] == "done" else None
                     return event
+            hung = True
+            process.kill()
         except EOFError:
             pass
         except OSError:  # a pipe that `stop` closed, or words cut short by the worker's death
@@ -84,23 +80,13 @@ class WorkerProcess:
         self.kind = None
         process.join()
         code, words = process.exitcode, self._last_words()
-        if hung.is_set():
+        if hung:
             return {"event": "failed", "status": "timeout", "reason": f"no progress for {STALL} s", "trace": words}
         if code == -signal.SIGKILL:
             reason = "worker was killed (signal 9), as the system does when memory runs out"
             return {"event": "failed", "status": "oom", "reason": reason, "trace": words}
         last = f": {words.splitlines()[-1]}" if code > 0 and words else ""
         return {"event": "failed", "status": "error", "reason": f"worker died ({forks.ending(code)}){last}", "trace": words}
-
-    def _event(self, pipe: Connection, kill: Callable[[], None]) -> dict:
-        """The next event; a worker that says nothing for too long is killed. Raises EOFError at the end of the pipe."""
-        timer = threading.Timer(STALL, kill)
-        timer.daemon = True
-        timer.start()
-        try:
-            return pipe.recv()
-        finally:
-            timer.cancel()
 
     def _last_words(self) -> str:
         """The end of what the process wrote on standard error."""

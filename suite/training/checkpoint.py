@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from suite import files
 
 MANIFEST = "manifest.json"
 KEEP = 5  # enough to replay a window of 60 steps before a crash that took 50 + 10 steps to confirm, at one every 50 steps
@@ -26,15 +27,6 @@ class PlacementError(ValueError):
 
 class CheckpointWarning(UserWarning):
     """A checkpoint was passed over; training goes on from an older one, or from the start."""
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def save(
@@ -55,49 +47,31 @@ def save(
     digests = {"sha256": hashlib.sha256(data).hexdigest(), "log_sha256": hashlib.sha256(notes).hexdigest()}
     manifest = json.dumps({"run_id": run_id, "step": step, "torch": torch.__version__} | digests).encode()
     try:
-        write_synced(aside, {"state.safetensors": data, "log.json": notes, MANIFEST: manifest})
+        for name, content in {"state.safetensors": data, "log.json": notes, MANIFEST: manifest}.items():
+            files.fill(aside / name, content)
     except OSError:  # a full disk: give back what half a checkpoint takes
-        shutil.rmtree(aside, ignore_errors=True)
+        files.remove(aside)
         raise
-    remove(target)
-    os.replace(aside, target)
-    sync_folder(folder)
+    files.place(aside, target)
     drop_newer(folder, step)
     older = complete(folder)[:-KEEP]
     pinned = [path for path in older if keep_from is not None and step_of(path) <= keep_from][-1:]
     for old in older:
         if old not in pinned:
-            remove(old)
+            files.remove(old)
 
 
 def clear_halves(folder: Path) -> None:
     """Remove what a process left that was killed while it wrote."""
     for left in folder.glob(".step-*"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def write_synced(folder: Path, files: dict[str, bytes]) -> None:
-    """Write files by name, in this order, each on the disk before the next."""
-    for name, content in files.items():
-        with open(folder / name, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        files.remove(left)
 
 
 def drop_newer(folder: Path, step: int) -> None:
     """Remove what lies beyond a step that was just saved: `load` has passed it over, and it must not crowd out the good ones."""
     for newer in complete(folder):
         if step_of(newer) > step:
-            remove(newer)
-
-
-def remove(path: Path) -> None:
-    """Take away a checkpoint, or whatever bears its name."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:  # not ours, but it bears the name of a checkpoint
-        path.unlink(missing_ok=True)
+            files.remove(newer)
 
 
 def name_of(step: int) -> str:

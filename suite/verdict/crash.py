@@ -3,7 +3,7 @@
 `judge` is for our own runs, where the loss c of the best token-constant output is known. It works on the short median s (centred, five
 points); m_k is the running minimum of s before point k. An excursion is a run of points with s above m_k + (c - m_k)/2. One that lasts
 the confirmation window is the crash, one that comes back is a spike, and one that meets the end of the curve sooner is an unconfirmed
-crash (if five points or more lie behind it). Logs from elsewhere: `suite.detect.detect`.
+crash (if five points or more lie behind it). Logs from elsewhere: `suite.detect.judge`.
 """
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from suite.verdict.smooth import SHORT, short_median
 
 __all__ = ["Verdict", "judge"]
 
-HALF_WAY = 0.5  # of c - m; design, section 5
-AT_CONSTANT = 0.1  # of c - m; design, section 5: a window's median this near to c, on either side, is a collapse
-STUCK = 0.6  # of c; design, section 5: a run that ends the horizon above it has not trained (0.5 and 0.7: `report`)
-MIN_STEPS = 200  # design, section 5: below it a run is too short, from it on it should have learnt something
+HALF_WAY = 0.5  # of c - m: the line that a loss crosses. This and the next three were fixed before a run was looked at
+AT_CONSTANT = 0.1  # of c - m: a window's median this near to c, on either side, is a collapse
+STUCK = 0.6  # of c: a run that ends the horizon above it has not trained (what 0.5 and 0.7 would give is in `report`)
+MIN_STEPS = 200  # below it a run is too short to judge, from it on it should have learnt something
 CLEARLY_BELOW = 0.2  # of c. Batch noise (sd up to .15 at c = 2) pulls m about .25 below the true level; at less than
 #                      twice that the half-way line lies inside the noise, and a slow learner would "collapse"
 LEARNT_POINTS = 10  # points whose mean s must be clearly below c: its sd is then .05 at most, so .2 c is 8 sd

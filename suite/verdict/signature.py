@@ -1,7 +1,7 @@
 """The MMS signature: are the gradients around a crash those of Mean Mode Screaming (arXiv:2605.06169, section 4)?
 
 A spike of g_mean together with extinction of the Q and K gradients. One definition for our own audits (`suite.diagnosis.auditor`)
-and for logs from elsewhere (`suite.detect.detect.detect`); NumPy only.
+and for logs from elsewhere (`suite.detect.judge`); NumPy only.
 """
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_help_imports_nothing_heavy(words):
 
 
 @pytest.mark.parametrize("module", ["suite.tables", "suite.protocol", "suite.registry", "suite.environment", "suite.verdict.crash",
-                                    "suite.detect.detect"])  # fmt: skip
+                                    "suite.detect.judge"])  # fmt: skip
 def test_light_modules_do_not_import_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -18,20 +18,20 @@ import numpy as np
 
 from suite import environment
 from suite.detect.change import MIN_BEFORE, MIN_BEHIND
-from suite.detect.detect import judge_foreign
+from suite.detect.judge import judge_foreign
 from suite.environment import ROOT
 from suite.identity.codedigest import file_digest
 from suite.records.csvfile import render
 from suite.records.package import write_package
 from suite.records.schema import TABLES
-from suite.records.tables import Parts, Store, format_value
+from suite.records.tables import RowsByRun, Store, format_value
 from suite.verdict.outcomes import DEAD
 
 DETECT, SEEDS = TABLES["detect"], 1000
 THINNED = (1, 2, 3, 5, 10, 20, 50)
 PROTOCOLS = ("frontier", "laptop", "anatomy", "anatomy64", "deep", "frontier64")
 SHOWN = ("logs", "dead", "unknown", "within_1", "worst")
-RULE = ("change", "detect", "crash", "smooth")  # files of suite/verdict
+RULE = ("detect/change", "detect/judge", "verdict/crash", "verdict/smooth")  # files of the suite
 
 Case = tuple[np.ndarray, np.ndarray, int | None]  # steps, loss, and the step of the death where there is one
 
@@ -40,7 +40,7 @@ def own(results: Path, dead: bool) -> list[Case]:
     """The curves of our runs that died with a finite loss, or of those that live."""
     out = []
     for folder in (results / name for name in PROTOCOLS if (results / name).is_dir()):
-        parts = Parts(folder)
+        parts = RowsByRun(folder)
         for row in Store(folder).runs():
             if row["status"] != "done" or (dead and row["outcome"] not in ("collapsed", "degraded")):
                 continue
@@ -153,7 +153,7 @@ def groups(results: Path) -> Iterator[tuple[dict[str, object], Iterable[Case]]]:
 
 def rule_digest() -> str:
     """The digest of the files that make a verdict without a constant loss."""
-    return "+".join(file_digest(ROOT / "suite" / "verdict" / f"{name}.py") for name in RULE)
+    return "+".join(file_digest(ROOT / "suite" / f"{name}.py") for name in RULE)
 
 
 def main() -> None:

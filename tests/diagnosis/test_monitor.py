@@ -12,7 +12,7 @@ from test_any_model import ENCODER, encoder, expected_of_encoder
 from torch import nn
 
 from suite.audit import AuditError, DyingWarning, Monitor
-from suite.detect.detect import detect
+from suite.detect.judge import detect
 from suite.diagnosis.watch import LossWatch
 
 

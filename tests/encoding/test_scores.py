@@ -20,7 +20,6 @@ from suite.scale import moments
 from suite.scale.encoding import decode, reference
 from suite.scale.encoding.encode import encode
 from suite.sweep import execute as sweep
-from suite.sweep import scoring
 from suite.sweep.plan import Selection, SelectionError, check_quality, make_plan
 
 
@@ -42,8 +41,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def network(monkeypatch):
-    for module in (decode, scoring):
-        monkeypatch.setattr(module, "extractor", digits_as)
+    monkeypatch.setattr(decode, "extractor", digits_as)
 
 
 def real(made):

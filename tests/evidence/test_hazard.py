@@ -9,7 +9,7 @@ import pytest
 from suite.environment import ROOT
 from suite.evidence.hazard import HEALTHY, Risk, died_healthy, hazard_ratio, healthy_steps, longer, poisson_interval, rates_below, risks
 from suite.presets import PROTOCOLS
-from suite.records.tables import Parts, Store
+from suite.records.tables import RowsByRun, Store
 
 
 def run(outcome="survived", crash="", horizon=300, last=350, lr=1e-3, seed=0, scheme="plain", depth=100):
@@ -105,7 +105,7 @@ def test_the_anatomys_rates_are_the_rules(frontier, anatomy):
 
 def test_plains_healthy_deaths_lie_later_than_mvsplits_as_the_readme_says():
     folder = ROOT / "results" / "anatomy"
-    known = [risk for risk in risks(Store(folder).runs(), Parts(folder)) if "sites=attn" not in risk.params]
+    known = [risk for risk in risks(Store(folder).runs(), RowsByRun(folder)) if "sites=attn" not in risk.params]
     plain, mvsplit = ([risk.when for risk in known if risk.scheme == scheme and risk.when] for scheme in ("plain", "mvsplit"))
     assert min(min(when) for when in plain) > max(max(when) for when in mvsplit)
 

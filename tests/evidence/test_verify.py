@@ -14,7 +14,7 @@ from suite.evidence import report, verify
 from suite.records.checks import check_folder
 from suite.records.gather import gather
 from suite.records.package import write_package
-from suite.records.tables import Parts, Store, TableError
+from suite.records.tables import RowsByRun, Store, TableError
 from suite.sweep.plan import Selection, make_plan
 from suite.sweep.record import identity
 
@@ -214,7 +214,7 @@ def test_what_follows_from_model_and_data_is_worked_out_again(copy, column, valu
     """Also where a forger has written a new digest beside it."""
     path = copy / "laptop" / "runs.csv"
     rewrite(path, lambda rows: rows[0].update({column: value}))
-    store, parts = Store(copy / "laptop"), Parts(copy / "laptop")
+    store, parts = Store(copy / "laptop"), RowsByRun(copy / "laptop")
     rewrite(path, lambda rows: rows[0].update(rows_digest=store.digest(rows[0], parts.written(rows[0]))))
     assert check_folder(copy / "laptop") == []
     assert any(f"{column} is {value}" in line for line in problems_of(copy))

@@ -19,9 +19,9 @@ from suite import cli
 from suite.environment import ROOT
 from suite.protocol import SCHEMES
 from suite.records.checks import check_folder
+from suite.records.packed import replace
 from suite.records.schema import TABLES
 from suite.records.tables import Store, content
-from suite.records.wholefile import replace
 from suite.verdict.outcomes import DEAD
 
 CONSTANT = 2.0

@@ -14,7 +14,7 @@ from suite.environment import ROOT, compiler
 from suite.evidence import rerun, verify
 from suite.model import aot, stacked_blocks
 from suite.records.tables import Store
-from suite.sweep.execute import execute, execute_group
+from suite.sweep.execute import execute, execute_all
 from suite.sweep.plan import Selection, make_plan
 from suite.sweep.progress import Progress
 from suite.sweep.record import read_record
@@ -126,7 +126,7 @@ def test_depth_makes_nothing_to_compile_for_replicas(other_torch, tiny_model):
 
 def test_a_group_is_recorded_too(tmp_path, other_torch):
     runs = [replace(run, compiled=True) for run in make_plan(Selection("smoke", schemes=("plain",), depths=(2,), seeds=(0, 1)))]
-    execute_group(runs, tmp_path, "digits")
+    execute_all(runs, tmp_path, "digits")
     for run in runs:
         assert read_record(tmp_path, run.run_id)["run"]["compiler"] == f"torch.compile, {compiler()}"
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+import train_features
 from torch import nn
 
-from suite.quality import features, fid, train_digit_features
+from suite.quality import features, fid
 from suite.quality.fid import QualityError, real_floor, sample_grid, scores
 
 MEASURES = ("fid", "kid", "kid_std", "inception_score")
@@ -25,7 +26,7 @@ def net():
 @pytest.fixture(scope="module")
 def digits():
     """train, held_out: (1500, 1, 8, 8) and (297, 1, 8, 8); their labels; 256 images of uniform noise."""
-    x, y, train_ids, held_out_ids = train_digit_features.split_digits()
+    x, y, train_ids, held_out_ids = train_features.split("digits")
     noise = torch.rand(256, 1, 8, 8, generator=torch.Generator().manual_seed(7))
     return SimpleNamespace(train=x[train_ids], held_out=x[held_out_ids], noise=noise,
                            train_labels=y[train_ids], held_out_labels=y[held_out_ids])
@@ -221,7 +222,7 @@ def test_features_and_accuracy(net, digits):
 
 def test_training_script_gives_such_a_network_again():
     state = torch.get_rng_state()
-    _, train_accuracy, held_out_accuracy = train_digit_features.train()
+    _, train_accuracy, held_out_accuracy = train_features.train("digits")
     assert train_accuracy > 0.99 and held_out_accuracy == pytest.approx(0.9764, abs=0.015)
     assert torch.equal(state, torch.get_rng_state())
 

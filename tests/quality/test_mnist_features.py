@@ -5,9 +5,10 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+import train_features
 
 from suite.data.load import load
-from suite.quality import features, train_mnist_features
+from suite.quality import features
 from suite.quality.features import QualityError, extractor
 from suite.quality.fid import real_floor, scores
 
@@ -29,7 +30,7 @@ def test_weights_are_the_recorded_ones():
 
 
 def test_it_was_trained_on_the_training_part_alone(mnist):
-    _, _, train, held_out = train_mnist_features.split_mnist()
+    _, _, train, held_out = train_features.split("mnist")
     assert np.array_equal(train, mnist.train.numpy()) and np.array_equal(held_out, mnist.heldout.numpy())
 
 
@@ -43,7 +44,7 @@ def test_features_and_accuracy(mnist):
 
 @pytest.mark.slow
 def test_the_training_script_gives_such_a_network_again():
-    _, train_accuracy, held_out_accuracy = train_mnist_features.train()
+    _, train_accuracy, held_out_accuracy = train_features.train("mnist")
     assert train_accuracy > 0.99 and held_out_accuracy == pytest.approx(0.9625, abs=0.015)
 
 

@@ -10,7 +10,7 @@ import pytest
 from suite import cli
 from suite.records.checks import check_folder
 from suite.records.gather import gather
-from suite.records.tables import TABLES, Parts, Store, TableError, write_rows
+from suite.records.tables import TABLES, RowsByRun, Store, TableError, write_rows
 from suite.sweep.execute import execute
 from suite.sweep.plan import Selection, make_plan
 
@@ -48,7 +48,7 @@ def folders(trained, tmp_path):
 
 def edit(folder: Path, run_id: str, **cells) -> None:
     """Replace cells of a run in runs.csv as if it had come out so: table well formed, digest its own."""
-    store, parts = Store(folder / "smoke"), Parts(folder / "smoke")
+    store, parts = Store(folder / "smoke"), RowsByRun(folder / "smoke")
     rows = [row | (cells if row["run_id"] == run_id else {}) for row in store.runs()]
     rows = [row | {"rows_digest": store.digest(row, parts.written(row))} for row in rows]
     write_rows(folder / "smoke" / "runs.csv", TABLES["runs"], rows)

@@ -17,9 +17,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from suite import files
 from suite.environment import ROOT
-from suite.records import csvfile, tables, wholefile
+from suite.records import csvfile, tables
 from suite.records.beside import compare
+from suite.records.byrun import curve_digest
 from suite.records.checks import check_folder
 from suite.records.schema import SCHEMA_VERSION, TABLES
 from suite.records.tables import (
@@ -229,14 +231,14 @@ def test_schema_version_is_checked(store):
 @pytest.mark.parametrize("at", ["audit/plain-L8/b2.csv.gz", "curves/plain-L8/b2.csv.gz", "throughput.csv", "runs.csv", "datapackage.json"])
 def test_killed_add_is_not_done_and_is_repaired(store, tmp_path, monkeypatch, at):
     """The kill comes when the temporary file is written, before it is put in place."""
-    real_replace = wholefile.os.replace
+    real_replace = files.os.replace
 
     def kill(source, target):
         if Path(target) == store.folder / at:
             raise KeyboardInterrupt
         real_replace(source, target)
 
-    monkeypatch.setattr(wholefile.os, "replace", kill)
+    monkeypatch.setattr(files.os, "replace", kill)
     second = record("b2", depth=8, outcome="collapsed", crash_step=7, confirmed=True)
     (store.folder / "datapackage.json").unlink()  # else it is as it should be, and not written
     with pytest.raises(KeyboardInterrupt):
@@ -275,8 +277,9 @@ def test_done_needs_all_that_the_row_was_written_for(store):
 def test_curve_digest_is_that_of_the_committed_text(store):
     curve = read(store.folder, "curves")  # from the rounded table
     raw = record()["curve"]  # from the raw values
-    digest = tables.curve_digest(curve["step"], curve["loss"], curve["grad_norm"])
-    assert digest == tables.curve_digest(*zip(*(row.values() for row in raw))) == store.runs()[0]["curve_digest"]
+    named = [{"run_id": "a1"} | row for row in raw]
+    digest = curve_digest(csvfile.render(CURVES, csvfile.as_text("a1", CURVES, curve.to_dict("records"))))
+    assert digest == curve_digest(csvfile.render(CURVES, csvfile.as_text("a1", CURVES, named))) == store.runs()[0]["curve_digest"]
     assert re.fullmatch("d[0-9a-f]{15}", digest)
 
 

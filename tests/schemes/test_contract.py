@@ -20,7 +20,7 @@ from suite.protocol import Run
 from suite.records.checks import check_folder
 from suite.records.tables import Store, read
 from suite.scale.memory import size_of
-from suite.sweep.execute import execute, execute_group
+from suite.sweep.execute import execute, execute_all
 from suite.sweep.record import read_record
 from suite.training.optim import FlatParameters, as_rows
 from suite.training.step import TrainStep
@@ -212,7 +212,7 @@ def test_killed_and_resumed_it_gives_the_same_bytes(name, tmp_path):
 @at_least("streams")
 def test_a_group_trains_what_each_trains_alone(name, tmp_path):
     runs = run_of(name, lr=1e-3, seeds=(0, 1, 2), horizon=4, window=5)
-    execute_group(runs, tmp_path, "digits")
+    execute_all(runs, tmp_path, "digits")
     for run in runs:
         record, alone = read_record(tmp_path, run.run_id), execute(run, tmp_path / "alone", "digits")
         for table, column, least in (("curve", "loss", 1e-6), ("evals", "heldout_loss", 1e-6), ("gates", "rms", 5e-3)):

@@ -8,8 +8,7 @@ import pytest
 from sweeps import plan, work
 
 from suite import environment
-from suite.sweep.execute import execute, execute_group
-from suite.sweep.record import save_record
+from suite.sweep.execute import execute_all
 from suite.sweep.worker_process import WorkerProcess
 
 
@@ -47,10 +46,7 @@ def inline(monkeypatch):
     def run(self, group, progress):
         trained.extend(run.run_id for run in group)
         results = Path(self.job[0])
-        if len(group) > 1:
-            execute_group(group, results, "digits")
-        else:
-            save_record(execute(group[0], results, "digits"), results)
+        execute_all(group, results, "digits")
         return {"event": "done"}
 
     monkeypatch.setattr(WorkerProcess, "run", run)

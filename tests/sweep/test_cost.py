@@ -92,7 +92,7 @@ def test_the_papers_plan_is_costed_without_its_data(capsys):
     with pytest.raises(DataError):
         make_plan(Selection("paper"))
     runs = make_plan(Selection("paper"), for_costs=True)
-    lines = cost.said(runs, (), ROOT / "results" / "bench" / "bench.csv")
+    lines = cost.describe(runs, (), ROOT / "results" / "bench" / "bench.csv")
     text = "\n".join(lines)
     assert "5,452,858,496" in text and "13,635,847,296" in text  # plain at 400, MV-Split at 1000: 5.45 and 13.64 billion (Table 3)
     assert f"{101_000 * 1024 * 512:,}" in text
@@ -121,30 +121,30 @@ def test_quarter_fits_one_gpu_which_it_would_not_without_replays():
     assert all(cost.fits(cost.memory(run, 1)) for run in runs)
     whole = [replace(run, protocol=replace(run.protocol, checkpoint_blocks=False)) for run in runs]
     assert not all(cost.fits(cost.memory(run, 1)) for run in whole)
-    lines = cost.said(runs, (), NO_BENCH)
+    lines = cost.describe(runs, (), NO_BENCH)
     assert sum("flat" in line for line in lines) == 1 and any("no utilisation is known at width 256" in line for line in lines)
 
 
 def test_what_cannot_be_told_is_not(tmp_path):
     runs = make_plan(Selection("laptop", depths=(100,)))
-    text = "\n".join(cost.said(runs, (), NO_BENCH))
+    text = "\n".join(cost.describe(runs, (), NO_BENCH))
     assert "time: none, as no step of this width" in text and "s a step" not in text and "1,344,292" in text
     (row,) = [row for row in read_rows(ROOT / "results" / "bench" / "bench.csv", TABLES["bench"])
               if tuple(row[name] for name in STEP) == ("step", "suite", "plain", "100", "cpu", "1")]
     write_rows(tmp_path / "bench.csv", TABLES["bench"], [row | {"device": "cuda", "hardware": "H100", "median_ms": "20"}])
-    text = "\n".join(cost.said(runs, (), tmp_path / "bench.csv"))
+    text = "\n".join(cost.describe(runs, (), tmp_path / "bench.csv"))
     assert "time: measured (plain, 100 blocks" in text and "time: extrapolated from a measured step (plain" in text
     assert "0.15 min" in text and "1.5 min" in text  # 450 steps of 20 ms, and ten runs of them
-    assert cost.said([], (), NO_BENCH)[0].startswith("no runs: no cost; a search")
+    assert cost.describe([], (), NO_BENCH)[0].startswith("no runs: no cost; a search")
 
 
 def test_groups_share_a_gpu():
     runs = make_plan(Selection("laptop", schemes=("plain",), depths=(100,), lrs=(4.05e-3,), seeds=tuple(range(240))))
     rows, state, activations = cost.memory(runs[0], 1, 120)
     assert (rows, state, activations) == (16, 120 * cost.memory(runs[0], 1)[1], 120 * cost.memory(runs[0], 1)[2])
-    line = next(line for line in cost.said(runs, (1,), NO_BENCH) if " flat " in line)
+    line = next(line for line in cost.describe(runs, (1,), NO_BENCH) if " flat " in line)
     assert line.split()[3] == "120"  # 12,000 blocks as one model
 
 
 def test_a_number_of_gpus_that_does_not_divide_the_batch_is_said():
-    assert any("no: 1024 images do not divide" in line for line in cost.said([paper()], (3,), NO_BENCH))
+    assert any("no: 1024 images do not divide" in line for line in cost.describe([paper()], (3,), NO_BENCH))

@@ -8,7 +8,7 @@ import pytest
 
 from suite.environment import ROOT
 from suite.records.tables import Store, read
-from suite.sweep import launcher
+from suite.scale import launcher
 from suite.sweep.claim import Claim
 from suite.sweep.plan import Selection, make_plan
 

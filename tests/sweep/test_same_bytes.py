@@ -13,13 +13,13 @@ import pytest
 from sweeps import SCHEMES, WORDS, left_over, plan, rows, steps_trained, tables, work
 
 from suite import cli, environment
-from suite.isolation.catalogue import read
+from suite.isolation import catalogue
 from suite.presets import PROTOCOLS
 from suite.protocol import Run
 from suite.records.checks import check_folder
 from suite.records.completeness import check_parts
 from suite.records.schema import TABLES
-from suite.records.tables import content, read_rows, rows_of, table_files, write_rows
+from suite.records.tables import content, read, read_rows, table_files, write_rows
 from suite.sweep.execute import execute
 from suite.sweep.progress import Progress
 from suite.sweep.record import record_path, save_record, work_folder
@@ -39,8 +39,7 @@ def test_reference_is_sound(reference):
     assert list(found) and {row["status"] for row in found.values()} == {"done"} and len(found) == 6
     assert {path for path in tables(reference) if path.endswith(".png")} == {
         f"samples/{row['scheme']}-L{row['depth']}-{run_id}.png" for run_id, row in found.items()}
-    steps = [row for name in SCHEMES for d in (2, 3) for row in rows_of(folder, TABLES["curves"], name, d)]
-    assert len(steps) == 6 * 14
+    assert [len(read(folder, "curves", name, depth)) for name in SCHEMES for depth in (2, 3)] == 6 * [14]
 
 
 def test_two_workers_and_another_order_give_the_same_bytes(reference, tmp_path):
@@ -259,7 +258,7 @@ def test_compiled_runs_are_the_same_alone_after_others_and_resumed(tmp_path):
         assert tables(alone)[curve_of(run)] == tables(together)[curve_of(run)]
     run = runs[3]
     cut = tmp_path / "cut"
-    worker = WorkerProcess(cut, "digits", lambda run: (read().get(run.scheme).file, "fp32"))
+    worker = WorkerProcess(cut, "digits", lambda run: (catalogue.read().get(run.scheme).file, "fp32"))
     with Progress(1) as progress:
         thread = threading.Thread(target=worker.run, args=([run], progress))
         thread.start()

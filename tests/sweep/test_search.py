@@ -97,8 +97,8 @@ def test_the_command_goes_on_round_by_round_until_nothing_is_wanted_or_something
     monkeypatch.setattr("suite.evidence.report.beside", lambda *folders: "the table")
     for statuses, rounds in (([0, 0, 0], 3), ([0, 1, 0], 2)):
         left, swept = [["a"], ["b"], ["c"], []], []
-        monkeypatch.setattr(training, "_plan_of", lambda *words, left=left: (left.pop(0) if left else [], []))
-        monkeypatch.setattr(training, "_sweep", lambda _, runs, *more, done=swept, how=statuses: done.append(runs) or how[len(done) - 1])
+        monkeypatch.setattr(search, "planned", lambda *words, left=left: (left.pop(0) if left else [], []))
+        monkeypatch.setattr(training, "_here", lambda _, runs, *more, done=swept, how=statuses: done.append(runs) or how[len(done) - 1])
         runs = [type("R", (), {"protocol": PROTOCOLS["frontier"], "compiled": True})()]
         left[0] = runs
         assert cli.main(["run", "--protocol", "frontier", "--results", str(tmp_path)]) == max(statuses)

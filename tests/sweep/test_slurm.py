@@ -8,12 +8,15 @@ import stat
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
 from suite import cli
-from suite.records.tables import Store, read
+from suite.protocol import Run
+from suite.records.tables import TABLES, Store, read, read_rows, write_rows
 from suite.sweep import slurm as cluster
+from suite.sweep.execute import execute
 from suite.sweep.plan import Selection, make_plan
 
 SELECTION = ["--protocol", "smoke", "--schemes", "plain", "--executor", "slurm"]
@@ -114,6 +117,34 @@ def test_tasks_train_their_shares_and_the_tables_are_gathered(tmp_path, capsys, 
     submitit.broken = True  # would be noticed
     status, err = send(capsys, tmp_path / "r")
     assert status == 0 and err == ["2 runs: 2 done before, 0 to do"]
+
+
+def test_a_run_that_lost_its_evals_is_trained_again(tmp_path, capsys, submitit, monkeypatch):
+    """Its row still says done; and the same run of the other task, which has all its parts, is left alone."""
+    lost, whole = sorted(make_plan(Selection("smoke", ("plain",))), key=lambda run: -run.depth)
+    store, trained = Store(tmp_path / "r" / "smoke"), []
+
+    def in_this_process(executor, tasks):
+        for task in tasks:
+            for run in map(Run.from_json, task["runs"]):
+                trained.append(run.run_id)
+                Store(Path(task["results"]) / "smoke").add(execute(run, Path(task["results"]), "digits"))
+        return [types.SimpleNamespace(job_id="41_0", done=lambda: True)]
+
+    monkeypatch.setattr(cluster, "_submit", in_this_process)
+    assert send(capsys, tmp_path / "r")[0] == 0 and store.done_ids() == {lost.run_id, whole.run_id}
+    before, table, trained[:] = store.runs(), store.folder / "evals.csv", []
+    kept = [row for row in read_rows(table, TABLES["evals"]) if row["run_id"] != lost.run_id]
+    write_rows(table, TABLES["evals"], kept)
+    assert store.done_ids() == {whole.run_id}
+    status, err = send(capsys, tmp_path / "r")
+    assert status == 0 and trained == [lost.run_id] and store.done_ids() == {lost.run_id, whole.run_id} and store.runs() == before
+    assert f"{lost.label()}: was done but lacks evals of steps 4, 8, 12, ...; it is trained again" in err
+    assert "2 runs: 1 done before, 1 to do" in err
+    write_rows(table, TABLES["evals"], kept)
+    monkeypatch.setattr(cluster, "_submit", lambda executor, tasks: in_this_process(executor, []))  # a task that dies
+    status, err = send(capsys, tmp_path / "r")
+    assert status == 1 and [line for line in err if line.startswith("broken: ") and "its task ended" in line]
 
 
 def test_a_task_that_dies_is_a_broken_run(tmp_path, capsys, submitit):

@@ -13,8 +13,7 @@ from sweeps import left_over, plan, rows, steps_trained, work
 
 from suite.environment import ROOT
 from suite.records.checks import check_folder
-from suite.records.schema import TABLES
-from suite.records.tables import rows_of
+from suite.records.tables import read
 from suite.sweep import worker_process
 from suite.sweep.progress import Progress
 from suite.sweep.record import failure, work_folder
@@ -84,7 +83,8 @@ def test_a_dying_worker_costs_its_own_run_only(tmp_path):
     status, err, found = go("--retry-failed")
     assert status == 0 and "5 runs: 1 done before, 4 to do" in err and found["-"] == plain
     assert {row["status"] for row in found.values()} == {"done"} and {row["reason"] for row in found.values()} == {""}
-    steps = [(row["step"], row["loss"], row["grad_norm"]) for row in rows_of(results / "smoke", TABLES["curves"], "sick")]
+    curves = read(results / "smoke", "curves", "sick")
+    steps = list(zip(curves["step"], curves["loss"], curves["grad_norm"], strict=True))
     assert len(steps) == 4 * 14 and len(set(steps)) == 14  # `how` changes no number
     assert steps_trained(results) == [10, 10, 10, 10, 14] and left_over(results) == []  # from the checkpoint at step 4
 
@@ -150,18 +150,24 @@ def test_a_sweep_that_was_stopped_does_not_blame_its_worker(fake_worker, monkeyp
     """Ctrl-Z, lunch, fg: the time ran out while this process did not listen, but its worker had spoken."""
 
     class Late:
-        def __init__(self, seconds, function):
-            self.ends = function
+        """The pipe of a process that was stopped: its time runs out although a word has come."""
 
-        def start(self):
-            (pipe,) = [cell.cell_contents for cell in self.ends.__closure__ if hasattr(cell.cell_contents, "poll")]
-            assert pipe.poll(60)
-            self.ends()
+        def __init__(self, pipe):
+            self.pipe = pipe
 
-        def cancel(self):
-            pass
+        def __getattr__(self, name):
+            return getattr(self.pipe, name)
 
-    monkeypatch.setattr(worker_process.threading, "Timer", Late)
+        def poll(self, seconds=0):
+            return self.pipe.poll(60) and not seconds
+
+    fork = worker_process.forks.fork
+
+    def late(*words, **more):
+        process, pipe = fork(*words, **more)
+        return process, Late(pipe)
+
+    monkeypatch.setattr(worker_process.forks, "fork", late)
     assert fake_worker(READ + STEP + "time.sleep(0.5)\n" + DONE) == {"event": "done"}
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from suite import files
 from suite.environment import ROOT
 from suite.training import checkpoint
 from suite.training.checkpoint import CheckpointWarning, load, save
@@ -192,7 +193,7 @@ def killed_at(n, monkeypatch):
             raise Killed
         return real(path, mode, **named)
 
-    monkeypatch.setattr(checkpoint, "open", half, raising=False)
+    monkeypatch.setattr(files, "open", half, raising=False)
     return count
 
 

@@ -14,7 +14,7 @@ from suite.data.load import cached
 from suite.environment import ROOT
 from suite.protocol import Run, short_hash
 from suite.rng import random_state
-from suite.sweep.execute import execute, execute_group
+from suite.sweep.execute import execute, execute_all
 from suite.sweep.groups import group_id
 from suite.sweep.plan import Selection, make_plan
 from suite.sweep.record import read_record
@@ -88,7 +88,7 @@ def test_a_scheme_that_draws_as_it_is_built_does_not_depend_on_what_ran_before(r
     a, b = (block.residuals for block in Trainer(second, cached("digits"), tmp_path / "c").state.dit.blocks)
     gates = {tuple(residual.gate.tolist()) for residual in (*a, *b)}
     assert len(gates) == 4  # each block and site has its own
-    execute_group(runs["drawn"], tmp_path / "group", "digits")
+    execute_all(runs["drawn"], tmp_path / "group", "digits")
     rows = read_record(tmp_path / "group", second.run_id)["curve"]
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in alone], rel=1e-3)
 

@@ -7,7 +7,7 @@ from curves import WINDOW, C, collapses, foreign, learns, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite.detect.detect import judge_foreign
+from suite.detect.judge import judge_foreign
 from suite.verdict.crash import judge
 from suite.verdict.outcomes import OUTCOMES
 from suite.verdict.smooth import short_median

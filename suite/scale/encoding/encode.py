@@ -21,6 +21,7 @@ from torch import Tensor
 from suite.data import contents
 from suite.data.dataset import DataError
 from suite.data.sources import Source
+from suite.files import write_whole
 from suite.scale import latent_manifest
 from suite.scale.encoding import frozen, reference
 from suite.scale.encoding.autoencoder import Autoencoder
@@ -157,7 +158,7 @@ def _told(settings: dict) -> dict:
 def _save(target: Source, out: Path, settings: dict, done: dict[str, dict]) -> None:
     notes = {"settings": settings, "shards": [done[name] for name in sorted(done)]}
     try:
-        contents.write_aside(out / NOTES, json.dumps(notes, indent=1).encode() + b"\n")
+        write_whole(out / NOTES, json.dumps(notes, indent=1).encode() + b"\n")
     except OSError as error:
         raise target.error(f"{out / NOTES} cannot be written ({error.strerror})") from error
 

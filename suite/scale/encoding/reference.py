@@ -16,6 +16,7 @@ from torch import Tensor
 
 from suite.data import contents
 from suite.data import images as pictures
+from suite.files import write_whole
 from suite.quality.features import QualityError, extractor
 from suite.scale import moments
 from suite.scale.encoding import frozen
@@ -45,7 +46,7 @@ def write(found: Listing, files: str, size: int, channels: int, out: Path, say: 
     gathered = moments.gather(_batches(found, size, channels), net)
     if found.digest(out / contents.NOTES) != files:
         raise found.source.error(f"images changed while their features were measured; delete {out} and encode again")
-    contents.write_aside(out / FILE, replace(gathered, images=of).to_bytes())
+    write_whole(out / FILE, replace(gathered, images=of).to_bytes())
     say(f"measured the features of {len(found.files):,} images, for FID")
 
 

@@ -5,15 +5,14 @@ Shapes: B rows of a batch, C channels, H = W positions, S caption tokens, D thei
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import datasets
 import numpy as np
 from datasets.arrow_writer import ArrowWriter
 
+from suite import files
 from suite.data.contents import sha256_of
-from suite.training.checkpoint import sync_folder
 
 BLOCK = 256  # rows of a record batch: the bytes of a shard do not depend on the batches that they came in
 
@@ -21,7 +20,7 @@ BLOCK = 256  # rows of a record batch: the bytes of a shard do not depend on the
 def clear(folder: Path) -> None:
     """Remove what a killed process was writing."""
     for left in folder.glob(".latents-*.part"):
-        left.unlink(missing_ok=True)
+        files.remove(left)
 
 
 class ShardWriter:
@@ -52,11 +51,9 @@ class ShardWriter:
         if left := len(self.waiting["latent"][0]):
             self._write(left)
         self._writer.finalize()
-        with open(self.part, "rb+") as file:
-            os.fsync(file.fileno())
+        files.sync(self.part)
         found = {"name": self.path.name, "rows": self.rows, "bytes": self.part.stat().st_size, "sha256": sha256_of(self.part)}
-        self.part.replace(self.path)
-        sync_folder(self.path.parent)
+        files.place(self.part, self.path)
         return found
 
 

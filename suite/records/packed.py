@@ -1,13 +1,13 @@
-"""Files that are whole at any moment, packed where their name says so."""
+"""The bytes of a table's file, packed where its name says so."""
 
 from __future__ import annotations
 
 import gzip
 import io
-import os
 import zlib
 from pathlib import Path
 
+from suite import files
 from suite.records.tableerror import RESTORE, DamagedFile
 
 PACKING = 9  # zlib's level: a file is packed once and read often
@@ -28,18 +28,14 @@ def unpacked(path: Path, data: bytes) -> bytes:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Put bytes in place so that a reader, or a kill at any moment, sees the old file or the new one; what is there already stays."""
-    if path.exists() and _holds(path, data):
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Put bytes in place, whole at any moment; a file that holds them already stays, also one that another zlib packed."""
+    try:
+        if path.exists() and content(path) == data:
+            return
+    except DamagedFile:
+        pass
     # One fixed name: what a kill leaves behind is overwritten by the next write (writers hold Store.lock).
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(packed(data) if path.suffix == ".gz" else data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _sync(path.parent)
+    files.write_whole(path, packed(data) if path.suffix == ".gz" else data, aside=f".{path.name}.tmp")
 
 
 def packed(data: bytes) -> bytes:
@@ -50,24 +46,7 @@ def packed(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _holds(path: Path, data: bytes) -> bool:
-    """Whether a file holds these bytes; what cannot be unpacked is written anew. (Another zlib packs the same bytes otherwise.)"""
-    try:
-        return content(path) == data
-    except DamagedFile:
-        return False
-
-
 def remove(path: Path) -> None:
     """Take a file away, for good."""
     path.unlink()
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """The rename itself survives a power cut only once its folder is synced."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    files.sync(path.parent)

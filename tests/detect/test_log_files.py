@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from suite.detect import log_file
-from suite.detect.detect import detect, detect_runs
+from suite.detect.judge import detect, detect_runs
 from suite.detect.log_columns import LogError, read_logs
 
 STEPS = np.arange(10, 1010, 10)

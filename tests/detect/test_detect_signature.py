@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from suite.detect.detect import LogError, detect
+from suite.detect.judge import LogError, detect
 from suite.verdict.signature import SIGNATURE_FALL, SIGNATURE_SPIKE, both, fall, over, rise
 
 CRASH = 600

@@ -1,7 +1,7 @@
 """Synthetic curves whose truth is known."""
 import numpy as np
 
-from suite.detect.detect import judge_foreign
+from suite.detect.judge import judge_foreign
 
 C, WINDOW = 2.0, 50  # the digits' constant loss and the protocols' confirmation window
 

@@ -7,6 +7,8 @@ import os
 from suite import environment
 
 MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # what Accelerate reads under `accelerate launch --cpu`
+ALONE = ("accelerate started one process, not several (--cpu needs MPI): this is an ordinary run; for data parallelism say "
+         "--multi_gpu instead of --cpu, which needs no GPU")  # fmt: skip
 
 
 def processes() -> int:

@@ -119,9 +119,8 @@ def verify(args) -> int:
         return 1 if problems or not checked else 0
     from suite.evidence.rerun import rerun
     from suite.records.tables import format_table
-    from suite.sweep.sweep import workers
 
-    rows = rerun(args.results, args.rerun, args.seed[0], workers(None), catalogue)
+    rows = rerun(args.results, args.rerun, args.seed[0], None, catalogue)
     print(format_table(rows, ("run", "compared", "agrees", "why")))
     return 0 if not problems and all(row["agrees"] for row in rows) else 1
 
@@ -139,7 +138,7 @@ def report(args) -> int:
 
 
 def detect(args) -> int:
-    from suite.detect.detect import judge_logs
+    from suite.detect.judge import judge_logs
 
     judged = judge_logs(args.file, args.constant_loss, args.column)
     print("\n".join(json.dumps(found) for _, found in judged))

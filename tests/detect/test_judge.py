@@ -8,7 +8,7 @@ from curves import C, collapses, foreign, learns, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite.detect.detect import LogError, detect, judge_foreign
+from suite.detect.judge import LogError, detect, judge_foreign
 
 CASES = Path(__file__).parent / "cases"
 

@@ -121,14 +121,10 @@ def _critical(lr: tuple, seed: tuple, dead: tuple, draws: int) -> Critical:
     share = died / n
     falls = tuple(float(r) for i, r in enumerate(rates) if i and share[i] < share[:i].max())
     known = {"n": len(lr), "seeds": len(np.unique(seed)), "falls": falls}
-    if not dead.any():
-        return Critical("above", None, float(rates[-1]), np.inf, n_low=int(n[-1]), **known)
-    if dead.all():
-        return Critical("below", None, 0.0, float(rates[0]), n_high=int(n[0]), died_there=int(n[0]), **known)
-    if lr[~dead].max() < lr[dead].min():
+    if dead.any() and not dead.all() and lr[~dead].max() < lr[dead].min():
         low, high = np.flatnonzero(share == 0)[-1], np.flatnonzero(share == 1)[0]
         return Critical("bracket", None, float(rates[low]), float(rates[high]), n_low=int(n[low]), n_high=int(n[high]), **known)
-    rate = float(_lr50(rates, n[None], died[None])[0])
+    rate = np.inf if not dead.any() else 0.0 if dead.all() else float(_lr50(rates, n[None], died[None])[0])
     if not rate <= rates[-1]:  # nan too: the fit does not rise
         return Critical("above", None, float(rates[-1]), np.inf, n_low=int(n[-1]), died_there=int(died[-1]), **known)
     if rate < rates[0]:
@@ -153,14 +149,11 @@ def _resampled(times, seed, lr, dead) -> np.ndarray:
     np.add.at(died, (seed, at), dead)
     drawn, where = np.unique(times, axis=0, return_inverse=True)  # many draws are alike
     n, died = drawn @ runs, drawn @ died
-    there, out = n > 0, np.full(len(drawn), np.nan)
+    there = n > 0
     coldest, hottest = rates[there.argmax(1)], rates[len(rates) - 1 - there[:, ::-1].argmax(1)]
-    empty, none, every = ~there.any(1), ~died.any(1), (died == n).all(1)
-    fitted = ~(empty | none | every | (coldest == hottest))
-    out[none | (coldest == hottest)] = hottest[none | (coldest == hottest)]
-    out[every & ~none] = coldest[every & ~none]
-    out[empty] = np.nan
-    if fitted.any():
+    empty, none, every, one = ~there.any(1), ~died.any(1), (died == n).all(1), coldest == hottest
+    out = np.select([empty, none | one, every], [np.nan, hottest, coldest])
+    if (fitted := ~(empty | none | every | one)).any():
         found = _lr50(rates, n[fitted], died[fitted], ROUGH)
         falls = np.isnan(found)
         found = np.clip(found, coldest[fitted], hottest[fitted])

@@ -144,7 +144,8 @@ def _roundings(results: Path) -> list[str]:
         return []
     runs = read(results / "rounding", "rounding").query("counts")
     kinds = runs["outcome"].mask(runs["outcome"].isin(DEAD), "dead")
-    parts = [f"{scheme} {_counts(kinds[at.index])} of {len(at)}" for (scheme, *_), at in runs.groupby(["scheme", "depth", "lr"], sort=False)]
+    cells = runs.groupby(["scheme", "depth", "lr"], sort=False)
+    parts = [f"{scheme} {_counts(kinds[at.index])} of {len(at)}" for (scheme, *_), at in cells]
     depths, rates = (", ".join(f"{value:g}" for value in sorted(set(runs[name]))) for name in ("depth", "lr"))
     return [f"**Rounding.** Seed 0 at {depths} blocks and {rates}, again under other instruction sets, eager, and from weights "
             f"moved by one unit in the last place: {'; '.join(parts)}."]  # fmt: skip
@@ -161,9 +162,9 @@ def _below(results: Path) -> list[str]:
             risk = known[depth, lr, scheme]
             gone = runs[runs["died_healthy"] & (runs["name"] == scheme) & (runs["depth"] == depth) & (runs["lr"] == lr)]
             as_paper = (gone["mms_signature"].fillna(False) & (gone["state"] == "mean_dominated")).sum()
-            steps = f" (step{'s' * (len(gone) > 1)} {', '.join(map(str, risk.when))})"
+            steps = f" (step{'s' * (len(gone) > 1)} {', '.join(map(str, risk.when))})" if len(gone) else ""
             parts.append(
-                f"{scheme} at {depth} blocks and {lr:g}: {risk.dead} of {risk.runs} died, {len(gone)} of them healthy{steps * bool(len(gone))}, "
+                f"{scheme} at {depth} blocks and {lr:g}: {risk.dead} of {risk.runs} died, {len(gone)} of them healthy{steps}, "
                 f"{as_paper} of these {len(gone)} with equal tokens and the paper's gradient event; {risk} deaths in {PER} healthy steps"
             )
     words = f"at a rate below both edges of {PROTOCOLS['frontier'].horizon} steps"

@@ -218,7 +218,7 @@ def test_figure_9_shows_the_last_spike_before_the_crash(results):
     spikes = read(folder, "spikes")
     row = run_named(folder, "plain0")
     assert spike_rows.fatal(spikes, row) == [161]
-    assert spike_rows.alarms(spikes, row) == (3, 2)
+    assert list(spikes.until_crash(table, row)["back"]) == [True, True, False]
     assert spike_rows.fatal(spikes, run_named(folder, "plain2")) == []
     facts = spike_rows.summary(spike_rows.families(spikes, "plain0", 161))
     assert facts["shallow"] == 2 and facts["shallow_share"] == pytest.approx(13 / 17)

@@ -68,6 +68,18 @@ def main_lr(runs: pd.DataFrame) -> float:
     return max(Counter(runs["lr"]).items(), key=lambda item: (item[1], item[0]))[0]
 
 
+def main_setting(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs at the commonest depth and learning rate, the deepest of several: figures of the anatomy show one setting."""
+    counts = Counter(zip(runs["depth"], runs["lr"]))
+    depth, lr = max(counts, key=lambda setting: (counts[setting], setting))
+    return runs[(runs["depth"] == depth) & (runs["lr"] == lr)]
+
+
+def crash_of(row) -> int | None:
+    """The crash step of a run, if it crashed."""
+    return int(row.crash_step) if row.crashed and pd.notna(row.crash_step) else None
+
+
 def curves_of(folder: Path, runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The curve of each run that has one; infinities become NaN."""
     curves = read(folder, "curves").replace([float("inf"), -float("inf")], float("nan"))
@@ -124,5 +136,4 @@ def _commits(column) -> str:
 def short_outcome(row) -> str:
     """"collapsed at step 151" for a run: its result in words, with the step where there is one."""
     words = OUTCOMES[row.result][0]
-    at = row.crashed and pd.notna(row.crash_step)
-    return f"{words} at step {row.crash_step}" if at else words
+    return words if crash_of(row) is None else f"{words} at step {row.crash_step}"

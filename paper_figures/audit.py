@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from paper_figures.figure import NotDrawn
 from paper_figures.runs import main_lr
 from paper_figures.style import NEUTRAL, handle
-from suite.evidence.hazard import with_health
+from suite.evidence.hazard import died_healthy, evals_of
 from suite.records.tables import read
 
 AROUND = 30  # steps on either side of the crash that figures show; the dense window begins 60 before (suite/training/trainer.py)
@@ -87,8 +87,8 @@ def dissected(folder: Path, runs) -> Event:
     """A collapsed plain run that has a dense window on both sides of its crash: one that was healthy before if there is any, at the
     learning rate that most runs share (there the other schemes stand beside it), else the lowest; the first seed. Raises NotDrawn."""
     plain = runs[(runs["scheme"] == "plain") & (runs["outcome"] == "collapsed") & runs["crash_step"].notna()]
-    audit, known = audit_of(folder, plain, "plain"), with_health(folder)
-    ill = ~plain["run_id"].isin(known.loc[known["died_healthy"], "run_id"])
+    audit, evals = audit_of(folder, plain, "plain"), evals_of(folder)
+    ill = [not died_healthy(run, evals(run.run_id)) for run in plain.itertuples()]
     plain = plain.assign(lonely=plain["lr"] != main_lr(runs), ill=ill)
     for run in plain.sort_values(["ill", "lonely", "lr", "seed", "depth", "run_id"]).itertuples():
         window, crash = audit[(audit["run_id"] == run.run_id) & audit["window"]], int(run.crash_step)

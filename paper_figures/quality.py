@@ -4,20 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paper_figures import style
 from paper_figures.figure import figure, some
 from paper_figures.runs import caption, crash_of, curves_of, load_runs, main_setting
-from paper_figures.style import (
-    CONSTANT,
-    crash_handle,
-    crash_on_edge,
-    handle,
-    legend,
-    line_of,
-    page,
-    plain_log,
-    scheme_handles,
-    scheme_look,
-)
 from suite.presets import PROTOCOLS
 from suite.records.tables import REAL, read
 
@@ -71,7 +60,7 @@ def quality(folder: Path, title: str):
     shown = runs[runs["run_id"].isin(curves)]
     labels = list(shown["label"].drop_duplicates())
     clip = PROTOCOLS[folder.name].clip if folder.name in PROTOCOLS else 1.0
-    fig, body = page(max(9.0, 0.6 + 1.4 * len(labels)), 6.4, title, caption(runs, *_notes(scored, floor, features, clip)))
+    fig, body = style.page(max(9.0, 0.6 + 1.4 * len(labels)), 6.4, title, caption(runs, *_notes(scored, floor, features, clip)))
     above, below = body.add_gridspec(2, 1, height_ratios=(1.25, 1))
     for cell, metric in zip(above.subgridspec(1, 2), METRICS):
         draw_scores(body.add_subplot(cell), scored, runs, metric, floor)
@@ -82,8 +71,9 @@ def quality(folder: Path, title: str):
         ax.tick_params(labelleft=first is None)
         ax.set_ylabel("gradient norm, clipped" if first is None else "")
         first = first or ax
-    handles = scheme_handles(runs[runs["label"].isin(set(scored["label"]) | set(labels))], markers=True)
-    legend(body, [*handles, handle("real against real", **CONSTANT), *[crash_handle()] * bool(runs["crashed"].any())])
+    handles = style.scheme_handles(runs[runs["label"].isin(set(scored["label"]) | set(labels))], markers=True)
+    handles.append(style.handle("real against real", **style.CONSTANT))
+    style.legend(body, handles + [style.crash_handle()] * bool(runs["crashed"].any()))
     return fig
 
 
@@ -91,17 +81,17 @@ def draw_scores(ax, scored, runs, metric: str, floor) -> None:
     """A small marker per run and checkpoint, a line through the means of the living runs, crashes as X on the top edge."""
     for label, group in scored.groupby("label", sort=False):
         row = next(runs[runs["label"] == label].itertuples())
-        colour, marker = scheme_look(row.scheme)
+        colour, marker = style.scheme_look(row.scheme)
         ax.plot(group["step"], group[metric], linestyle="", marker=marker, color=colour, markersize=4.5, alpha=0.45,
                 markeredgewidth=0, zorder=3)  # fmt: skip
         means = group.groupby("step")[metric].mean()
-        ax.plot(means.index, means, linewidth=1.6, zorder=4, marker=marker, markersize=3, **line_of(row))
+        ax.plot(means.index, means, linewidth=1.6, zorder=4, marker=marker, markersize=3, **style.line_of(row))
     for row in runs[runs["crashed"] & runs["crash_step"].notna()].itertuples():
-        crash_on_edge(ax, row.crash_step, scheme_look(row.scheme)[0])
+        style.crash_on_edge(ax, row.crash_step, style.scheme_look(row.scheme)[0])
     if floor is not None and floor[metric] == floor[metric]:
-        ax.axhline(floor[metric], **CONSTANT)
+        ax.axhline(floor[metric], **style.CONSTANT)
     if metric == "fid" and (scored["fid"] > 0).all():
-        plain_log(ax)
+        style.plain_log(ax)
     ax.set(xlabel="step", ylabel=METRICS[metric])
     ax.set_xlim(left=0)
 
@@ -111,14 +101,14 @@ def _norms(ax, runs, curves, clip: float) -> None:
     before = []
     for row in runs.itertuples():
         curve = curves[row.run_id]
-        norm, look = curve["grad_norm"].clip(lower=1e-12, upper=clip), line_of(row)
+        norm, look = curve["grad_norm"].clip(lower=1e-12, upper=clip), style.line_of(row)
         ax.plot(curve["step"], norm, color=look["color"], linewidth=0.4, alpha=0.25, rasterized=True, zorder=2)
         ax.plot(curve["step"], norm.rolling(SMOOTH, center=True, min_periods=1).median(), linewidth=1.3, zorder=3, **look)
         if (crash := crash_of(row)) is not None:
-            crash_on_edge(ax, crash, look["color"])
+            style.crash_on_edge(ax, crash, look["color"])
             norm = norm[curve["step"] < crash]
         before += list(norm.dropna())
-    plain_log(ax)
+    style.plain_log(ax)
     if before:
         clipped = sum(norm >= clip for norm in before) / len(before)
         ax.text(0.04, 0.04, f"median {sorted(before)[len(before) // 2]:.2f}\nclipped {clipped:.0%}", fontsize=8,

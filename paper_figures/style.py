@@ -192,28 +192,20 @@ def plain_log(ax, subs=(1, 2, 5), which: str = "y") -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def rendered(figure: Figure) -> dict[str, bytes]:
-    """The files of a figure by kind: PNG (150 dpi) and PDF, with the mark of what they show, and no date."""
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write STEM.png (150 dpi) and STEM.pdf, with the mark of what they show, and no date. A file that would not change is left alone."""
     mark = shows(figure)
     _settle(figure)
     words = {"png": {"Software": None, "Description": mark},
-             "pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Subject": mark}}
-    files = {}
+             "pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Subject": mark}}  # fmt: skip
+    files = []
     for kind in KINDS:
         figure.savefig(buffer := io.BytesIO(), format=kind, dpi=150, metadata=words[kind])
-        files[kind] = buffer.getvalue()
-    return files
-
-
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write STEM.png (150 dpi) and STEM.pdf. A file that would not change is left alone."""
-    files = []
-    for kind, data in rendered(figure).items():
         path = stem.with_name(f"{stem.name}.{kind}")
-        if not path.exists() or path.read_bytes() != data:
+        if not path.exists() or path.read_bytes() != buffer.getvalue():
             path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            aside.write_bytes(data)
+            aside.write_bytes(buffer.getvalue())
             aside.replace(path)
         files.append(path)
     return files

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from suite.evidence import deaths
-from suite.evidence.how_it_dies import how_it_dies
 from suite.evidence.hazard import poisson_interval
+from suite.evidence.how_it_dies import how_it_dies
 from suite.presets import PROTOCOLS
 from suite.records.tables import Store
 

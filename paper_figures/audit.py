@@ -69,7 +69,8 @@ def medians(rows, metric: str) -> pd.Series:
 # ---- the run to dissect
 
 class Event(NamedTuple):
-    """A crash that was audited at every step around it. step: where the deep median of g_mean of attention W_O is largest."""
+    """A crash that was audited at every step around it. step: where the deep median of g_mean of attention W_O is
+    largest."""
 
     run: tuple
     window: pd.DataFrame
@@ -84,8 +85,9 @@ class Event(NamedTuple):
 
 
 def dissected(folder: Path, runs) -> Event:
-    """A collapsed plain run that has a dense window on both sides of its crash: one that was healthy before if there is any, at the
-    learning rate that most runs share (there the other schemes stand beside it), else the lowest; the first seed. Raises NotDrawn."""
+    """A collapsed plain run that has a dense window on both sides of its crash: one that was healthy before if there
+    is any, at the learning rate that most runs share (there the other schemes stand beside it), else the lowest; the
+    first seed. Raises NotDrawn."""
     plain = runs[(runs["scheme"] == "plain") & (runs["outcome"] == "collapsed") & runs["crash_step"].notna()]
     audit, evals = audit_of(folder, plain, "plain"), evals_of(folder)
     ill = [not died_healthy(run, evals(run.run_id)) for run in plain.itertuples()]

@@ -26,7 +26,8 @@ MOST = 12  # runs of one file that are drawn
 
 
 def draw_detected(path: Path, judged: list[tuple[Log, dict]]) -> None:
-    """One panel a run, at most MOST. Raises LogError where the file's name does not end like a picture's or cannot be written."""
+    """One panel a run, at most MOST. Raises LogError where the file's name does not end like a picture's or cannot be
+    written."""
     if path.suffix.lower() not in KINDS:
         raise LogError(f"--plot {path}: ends in none of {', '.join(KINDS)}; name a picture")
     shown = judged[:MOST]

@@ -46,7 +46,8 @@ def attention_alone(folder: Path, title: str):
 
 
 def look(row) -> dict:
-    """The lines of this figure: the scheme's colour, and black for attention alone, which must stand out from the whole."""
+    """The lines of this figure: the scheme's colour, and black for attention alone, which must stand out from the
+    whole."""
     return {"color": "black", "linestyle": "-"} if attention_only(row) else {**line_of(row), "linestyle": "-"}
 
 
@@ -62,7 +63,8 @@ def alone_or_beside(runs):
 
 
 def chosen(alone, spikes):
-    """(run, step of the spike to show): the first run whose crash has a traced spike, else the largest spike of any, else None."""
+    """(run, step of the spike to show): the first run whose crash has a traced spike, else the largest spike of any,
+    else None."""
     for row in alone.itertuples():
         if steps := fatal(spikes, row):
             return row, steps[-1]

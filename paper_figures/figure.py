@@ -1,4 +1,5 @@
-"""What a figure is: a function of a results folder, with the name of its files, its title, and the tables that it reads.
+"""What a figure is: a function of a results folder, with the name of its files, its title, and the tables that it
+reads.
 
 @figure(name, title, tables, protocols)
 def some_figure(folder, title) -> matplotlib's Figure. Raises NotDrawn where the tables do not allow it.

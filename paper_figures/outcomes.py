@@ -1,4 +1,5 @@
-"""What became of each run: a grid of scheme against depth, one panel per learning rate; of a frontier, of scheme against rate."""
+"""What became of each run: a grid of scheme against depth, one panel per learning rate; of a frontier, of scheme
+against rate."""
 
 from __future__ import annotations
 

@@ -24,8 +24,9 @@ def of_one_network(quality, runs):
 
 
 def scores_of(folder: Path, runs):
-    """Scores of weights that had not crashed yet with the columns of their run, the real-against-real row or None, and the
-    feature network of both. A score taken after a crash, before anyone could know of it, is no sample quality: left out."""
+    """Scores of weights that had not crashed yet with the columns of their run, the real-against-real row or None,
+    and the feature network of both. A score taken after a crash, before anyone could know of it, is no sample
+    quality: left out."""
     scored, features = of_one_network(read(folder, "quality"), runs)
     real = scored[scored["run_id"] == REAL]
     scored = scored.merge(runs[["run_id", "label", "scheme", "variant", "seed", "crash_step", "horizon"]], on="run_id")
@@ -35,7 +36,8 @@ def scores_of(folder: Path, runs):
 
 
 def features_note(what: str, scored, features: str, ours: str, others: str) -> str:
-    """Of what features, and of how many samples; and what follows of that, of our own digit classifier and of other networks."""
+    """Of what features, and of how many samples; and what follows of that, of our own digit classifier and of other
+    networks."""
     n = "/".join(f"{n:.0f}" for n in sorted(set(scored["fid_n"].dropna())))
     if features.startswith("digits"):
         return f"{what} on a small digit classifier's 16 features with n={n} samples{ours}"
@@ -78,7 +80,8 @@ def quality(folder: Path, title: str):
 
 
 def draw_scores(ax, scored, runs, metric: str, floor) -> None:
-    """A small marker per run and checkpoint, a line through the means of the living runs, crashes as X on the top edge."""
+    """A small marker per run and checkpoint, a line through the means of the living runs, crashes as X on the top
+    edge."""
     for label, group in scored.groupby("label", sort=False):
         row = next(runs[runs["label"] == label].itertuples())
         colour, marker = style.scheme_look(row.scheme)

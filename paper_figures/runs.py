@@ -19,8 +19,9 @@ VARIANT = ["arm", "params", "writers", "gate_lr", "data", "compiled"]  # what te
 def load_runs(folder: Path) -> pd.DataFrame:
     """The runs of the newest protocol version, schemes in the project's order.
 
-    Further columns: `result` (the outcome, or the status of an attempt that had none), `crashed` (it is dead), `gone` (or
-    untrained), `label` (the scheme, with what tells its variants apart) and `variant` (its number within the scheme; 0 is the main one).
+    Further columns: `result` (the outcome, or the status of an attempt that had none), `crashed` (it is dead), `gone`
+    (or untrained), `label` (the scheme, with what tells its variants apart) and `variant` (its number within the
+    scheme; 0 is the main one).
     """
     runs = read(folder, "runs")
     newest = runs["protocol_version"].max()
@@ -47,7 +48,8 @@ def load_runs(folder: Path) -> pd.DataFrame:
 
 
 def _changed_params(protocol: str, scheme: str) -> set[str]:
-    """What the protocol's plan sets away from the scheme's defaults: such a variant is a control, never the main one."""
+    """What the protocol's plan sets away from the scheme's defaults: such a variant is a control, never the main
+    one."""
     cells = PROTOCOLS[protocol].cells if protocol in PROTOCOLS else ()
     return {item for cell in cells if cell.scheme == scheme and cell.params for item in cell.params.split(",")}
 
@@ -69,7 +71,8 @@ def main_lr(runs: pd.DataFrame) -> float:
 
 
 def main_setting(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs at the commonest depth and learning rate, the deepest of several: figures of the anatomy show one setting."""
+    """The runs at the commonest depth and learning rate, the deepest of several: figures of the anatomy show one
+    setting."""
     counts = Counter(zip(runs["depth"], runs["lr"]))
     depth, lr = max(counts, key=lambda setting: (counts[setting], setting))
     return runs[(runs["depth"] == depth) & (runs["lr"] == lr)]

@@ -1,4 +1,5 @@
-"""Figure 9, and what it shares with Figure 10: which weights carried the gradient spike that led a network into its collapse."""
+"""Figure 9, and what it shares with Figure 10: which weights carried the gradient spike that led a network into its
+collapse."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ def shallow(family: str) -> bool:
 
 
 def summary(top) -> dict[str, float]:
-    """Of a spike's families: their part of the squared norm; how many, and what share of theirs, are shallow, W_O and W_2."""
+    """Of a spike's families: their part of the squared norm; how many, and what share of theirs, are shallow, W_O and
+    W_2."""
     squares = top["family_grad_norm"] ** 2
     masks = {"shallow": [shallow(family) for family in top["family"]],
              **{name: [place(family)[1] == name for family in top["family"]] for name in ("WO", "W2")}}
@@ -207,7 +209,8 @@ def draw_events(ax, spikes, row) -> list:
 
 
 def _composition(ax, spikes, row) -> list:
-    """The kinds of weights in each spike before the crash, with the share that is shallow; returns the legend entries."""
+    """The kinds of weights in each spike before the crash, with the share that is shallow; returns the legend
+    entries."""
     steps, seen = fatal(spikes, row)[-MOST:], set()
     for x, step in enumerate(steps):
         top, bottom = families(spikes, row.run_id, step), 0.0

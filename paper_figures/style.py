@@ -193,7 +193,8 @@ def plain_log(ax, subs=(1, 2, 5), which: str = "y") -> None:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write STEM.png (150 dpi) and STEM.pdf, with the mark of what they show, and no date. A file that would not change is left alone."""
+    """Write STEM.png (150 dpi) and STEM.pdf, with the mark of what they show, and no date. A file that would not
+    change is left alone."""
     mark = shows(figure)
     _settle(figure)
     words = {"png": {"Software": None, "Description": mark},

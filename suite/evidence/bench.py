@@ -1,4 +1,5 @@
-"""`python -m suite bench`: the benchmarks of tests/bench in a process of their own, their table, and the targets they are held to.
+"""`python -m suite bench`: the benchmarks of tests/bench in a process of their own, their table, and the targets they
+are held to.
 
 Every number comes from one call on one machine; ratios are of medians. Nothing here imports torch.
 """
@@ -28,9 +29,9 @@ PLAIN_CASE = {"device": "cpu", "variant": "suite", "setting": "digits", "workers
 def bench(results: Path, size: str = "full", only: str = "") -> list[str]:
     """Measure, write `<results>/bench/bench.csv`, print the targets; returns one line per benchmark that failed.
 
-    size: full (about 40 minutes on two idle cores), quick (about 5) or tiny (seconds, to test the machinery).
-    only: of these the rows whose names, such as step-suite-plain-100-digits-cuda-1-120, fit pytest's -k; the table's others stay.
-    Raises ValueError with one line where nothing could be measured.
+    size: full (about 40 minutes on two idle cores), quick (about 5) or tiny (seconds, to test the machinery). only:
+    of these the rows whose names, such as step-suite-plain-100-digits-cuda-1-120, fit pytest's -k; the table's others
+    stay. Raises ValueError with one line where nothing could be measured.
     """
     folder = Path(results) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused before the measuring
@@ -120,7 +121,8 @@ def measured(table, phase: str, column: str = "median_ms", by: str = "scheme", *
 
 
 def on_cpu(table, phase: str, depth: int | None = None, column: str = "median_ms", **where):
-    """The same on the CPU, of single runs by one worker with the suite's own code on digits where nothing else is asked for."""
+    """The same on the CPU, of single runs by one worker with the suite's own code on digits where nothing else is
+    asked for."""
     return measured(table, phase, column, depth=depth, **PLAIN_CASE | where)
 
 
@@ -179,7 +181,8 @@ def _target(figure: str, values, bound: float, text: str = "", most: bool = True
 
 
 def over_plain(table) -> list[dict]:
-    """What a step of MV-Split costs over one of plain: milliseconds and MiB of both, and the differences in percent, by depth.
+    """What a step of MV-Split costs over one of plain: milliseconds and MiB of both, and the differences in percent,
+    by depth.
 
     The difference in time is of steps taken in turn; the milliseconds are of each scheme alone, minutes apart.
     """

@@ -1,6 +1,7 @@
 """Which runs are compared: those that ended as planned, of one protocol version, by cell.
 
-A cell is a scheme (with its arm, parameters, writers, data and precision) at a depth; its runs differ in rate and seed alone.
+A cell is a scheme (with its arm, parameters, writers, data and precision) at a depth; its runs differ in rate and
+seed alone.
 """
 
 from __future__ import annotations

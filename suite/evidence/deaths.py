@@ -1,7 +1,8 @@
-"""What happened at each death: which quantity left its calm range first, in which block, and what kind of state came of it.
+"""What happened at each death: which quantity left its calm range first, in which block, and what kind of state came
+of it.
 
-From the audit of every step around a crash. Calm are the steps of its window that lie well before the crash; a quantity leaves when it is
-outside its calm range for some steps in a row.
+From the audit of every step around a crash. Calm are the steps of its window that lie well before the crash; a
+quantity leaves when it is outside its calm range for some steps in a row.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ FORWARD, BACKWARD = "tcs", "g_ctr"  # by which the block is found where the trun
 class Death:
     """A death with a window around it.
 
-    run: its row of runs.csv, with health; left: by quantity the step from the crash at which its median over the last quarter of the
-    blocks (or the curve) left, nan if it did not; forward, backward: (block, step) where the trunk's similarity and where the writers'
-    gradient left first, None if nowhere.
+    run: its row of runs.csv, with health; left: by quantity the step from the crash at which its median over the last
+    quarter of the blocks (or the curve) left, nan if it did not; forward, backward: (block, step) where the trunk's
+    similarity and where the writers' gradient left first, None if nowhere.
     """
 
     run: tuple
@@ -52,10 +53,11 @@ class Death:
 
 
 def leaves(table: pd.DataFrame, crash: int) -> pd.Series:
-    """By column of a table of positive values by step: the step, counted from `crash`, at which it leaves its calm range, or nan.
+    """By column of a table of positive values by step: the step, counted from `crash`, at which it leaves its calm
+    range, or nan.
 
-    Looked at are the steps from CALM_UNTIL before the crash to SIGNATURE_EARLY behind it; calm are those before. The range is LEAVES
-    scatters (1.4826 times the median absolute deviation) about the median of the logarithm.
+    Looked at are the steps from CALM_UNTIL before the crash to SIGNATURE_EARLY behind it; calm are those before. The
+    range is LEAVES scatters (1.4826 times the median absolute deviation) about the median of the logarithm.
     """
     logs = np.log(table.where(table > 0))
     calm = logs[logs.index < crash - CALM_UNTIL]
@@ -80,15 +82,16 @@ def deaths(folder: Path) -> list[Death]:
 
 
 def strided(audit: pd.DataFrame, depth: int) -> pd.DataFrame:
-    """Quantities by step, medians over the deep blocks, at the steps that every run is audited at, also those of them within the window
-    around a crash; without rows where there is none."""
+    """Quantities by step, medians over the deep blocks, at the steps that every run is audited at, also those of them
+    within the window around a crash; without rows where there is none."""
     rows, within = (_of_all_tokens(audit, dense) for dense in (False, True))
     stride = rows["step"].drop_duplicates().sort_values().diff().median()
     return _deep(pd.concat([rows, within[within["step"] % stride == 0]]), depth)
 
 
 def _of_all_tokens(audit: pd.DataFrame, dense: bool) -> pd.DataFrame:
-    """The rows over all tokens of the steps around a crash (or of all others), similarities as their distance from 1."""
+    """The rows over all tokens of the steps around a crash (or of all others), similarities as their distance from
+    1."""
     rows = audit[(audit["window"] == dense) & (audit["segment"] == "all")]
     return rows.assign(tcs=1 - rows["tcs"])
 
@@ -101,7 +104,8 @@ def _deep(rows: pd.DataFrame, depth: int) -> pd.DataFrame:
 
 
 def _first_block(window: pd.DataFrame, column: str, crash: int) -> tuple[int, float] | None:
-    """(block, step) of the layer, of those that every step has, in which a column of attention left first; the deepest of several."""
+    """(block, step) of the layer, of those that every step has, in which a column of attention left first; the
+    deepest of several."""
     rows = window[window["site"] == "attn"]
     steps = rows["layer"].value_counts()
     table = rows.pivot(index="step", columns="layer", values=column)[sorted(steps.index[steps == steps.max()])]

@@ -1,7 +1,8 @@
-"""The rule that chooses the laptop protocol's two learning rates from the frontier, and says which of its cells are decided.
+"""The rule that chooses the laptop protocol's two learning rates from the frontier, and says which of its cells are
+decided.
 
-Written down when the first runs of the frontier were in and none of them had died. A run's fate is dead, unusable (stuck or untrained) or
-live.
+Written down when the first runs of the frontier were in and none of them had died. A run's fate is dead, unusable
+(stuck or untrained) or live.
 
 cool: the hottest rate at which every cell of the frontier has runs of three seeds or more, and all of them live.
 hot: of the rates that every scheme at 100 blocks has three seeds or more at, hotter than cool, and at which plain at 100 blocks is
@@ -42,8 +43,8 @@ def _uniform(found: Fates, lr: float) -> str:
 
 
 def _stands(found: Fates, lr: float) -> bool:
-    """Whether a cell is uniform at a rate and at the nearest tested one towards its edge (colder for the dead, hotter for the living);
-    a living cell's edge may not be tested."""
+    """Whether a cell is uniform at a rate and at the nearest tested one towards its edge (colder for the dead, hotter
+    for the living); a living cell's edge may not be tested."""
     here = _uniform(found, lr)
     if here == "live":
         beside = min((other for other in found if other > lr), default=None)
@@ -69,8 +70,8 @@ def rates(runs: pd.DataFrame) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known of a cell at a rate: how many of its runs have each fate, and `decided`: a fate, "" for a coin, or None where runs
-    that the rule asks for are missing."""
+    """What is known of a cell at a rate: how many of its runs have each fate, and `decided`: a fate, "" for a coin,
+    or None where runs that the rule asks for are missing."""
 
     counts: Mapping[str, int]
     decided: str | None
@@ -92,7 +93,8 @@ UNSURE = "coin", "none lives", "at its edge"
 
 
 def _neighbour(here: Mapping[int, str], lr: float) -> float:
-    """The next rate of the lattice towards the edge of a cell whose first seeds ended so: hotter for the living, else colder."""
+    """The next rate of the lattice towards the edge of a cell whose first seeds ended so: hotter for the living, else
+    colder."""
     return rate(KNOWN[lr] + (1 if {here.get(seed) for seed in FIRST} - {None} == {"live"} else -1))
 
 

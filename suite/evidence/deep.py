@@ -12,8 +12,8 @@ from suite.verdict.outcomes import fate
 
 
 def deep(results: Path) -> str:
-    """Markdown: schemes by depth and rate; runs by fate, crash steps, and held-out loss of the living that have no event
-    behind the horizon (mean and range)."""
+    """Markdown: schemes by depth and rate; runs by fate, crash steps, and held-out loss of the living that have no
+    event behind the horizon (mean and range)."""
     runs = finished(runs_of(results / "deep"))
     columns = {place: f"{place[0]} blocks, {place[1]:g}" for place in sorted(set(zip(runs["depth"], runs["lr"])))}
     cells = {(name, (depth, lr)): describe(at) for (name, depth, lr), at in runs.groupby(["name", "depth", "lr"], sort=False)}

@@ -1,10 +1,10 @@
 """Does anything that can be watched tell of a death beforehand? Scored on the committed runs, with the run as the unit.
 
-A signal is a number a step, large where it warns. Its largest value in the last steps before each death stands against that in windows
-of the same length of runs of its own protocol, scheme, depth and rate that lived (others have other sizes of everything, and hotter
-runs more of most): the area is the chance that the first is larger. An alarm needs a line: above all that the living
-runs ever showed (the lowest rate of false alarms that so many steps can show), or above all but one step in a thousand. No death has a
-part in its own line.
+A signal is a number a step, large where it warns. Its largest value in the last steps before each death stands
+against that in windows of the same length of runs of its own protocol, scheme, depth and rate that lived (others have
+other sizes of everything, and hotter runs more of most): the area is the chance that the first is larger. An alarm
+needs a line: above all that the living runs ever showed (the lowest rate of false alarms that so many steps can
+show), or above all but one step in a thousand. No death has a part in its own line.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ Signal = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Life:
-    """One run: its crash step or None, whether it was healthy when it died, its signals by name, each (steps,) with nan, and its cell."""
+    """One run: its crash step or None, whether it was healthy when it died, its signals by name, each (steps,) with
+    nan, and its cell."""
 
     crash: int | None
     healthy: bool
@@ -94,7 +95,8 @@ def _life(run: dict, signals: dict[str, np.ndarray], steps: np.ndarray) -> Life:
 
 
 class Score(NamedTuple):
-    """How well one signal warns within one horizon: the area under its curve with an interval, of n dead runs against living ones."""
+    """How well one signal warns within one horizon: the area under its curve with an interval, of n dead runs against
+    living ones."""
 
     area: float
     low: float
@@ -106,7 +108,8 @@ class Score(NamedTuple):
 
 
 class Warned(NamedTuple):
-    """The dead of which a signal passed a line within the horizon, of all of them, and the median steps from there to the crash."""
+    """The dead of which a signal passed a line within the horizon, of all of them, and the median steps from there to
+    the crash."""
 
     warned: int
     dead: int
@@ -163,8 +166,8 @@ def _windows(life: Life, name: str, horizon: int) -> np.ndarray:
 
 
 def area(cells: list[tuple[np.ndarray, list[np.ndarray]]]) -> tuple[float, float, float]:
-    """The chance that a value of a cell's first is larger than one of its second, ties half, over all values of all cells alike; and its
-    interval, with the dead and the living runs of each cell resampled."""
+    """The chance that a value of a cell's first is larger than one of its second, ties half, over all values of all
+    cells alike; and its interval, with the dead and the living runs of each cell resampled."""
     random, total, drawn = np.random.default_rng(0), 0.0, np.zeros(DRAWS)
     everything = sum(len(values) for values, _ in cells)
     for values, windows in cells:

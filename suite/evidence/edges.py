@@ -1,4 +1,5 @@
-"""The critical learning rates of a results folder: LR50@H and LR50u@H of each cell, and the comparisons between schemes.
+"""The critical learning rates of a results folder: LR50@H and LR50u@H of each cell, and the comparisons between
+schemes.
 
 Runs of one horizon and one protocol version are compared, never others.
 """
@@ -26,7 +27,8 @@ PRIMARY = ("mvsplit", "plain")  # the one comparison that was fixed before the r
 
 @dataclass(frozen=True)
 class Edge:
-    """A cell with its critical rates: `lr50` counts the dead by step `horizon`, `lr50u` those that never trained too."""
+    """A cell with its critical rates: `lr50` counts the dead by step `horizon`, `lr50u` those that never trained
+    too."""
 
     cell: Cell
     horizon: int
@@ -38,7 +40,8 @@ Judged = tuple[tuple[float, ...], tuple[int, ...], tuple[bool, ...]]  # rates, s
 
 
 def judged(runs: pd.DataFrame, bad: Sequence[str] = DEAD, stuck: float = STUCK) -> Judged:
-    """(rates, seeds, counted) of a cell's runs. stuck: the share of c above which both final losses make a run stuck."""
+    """(rates, seeds, counted) of a cell's runs. stuck: the share of c above which both final losses make a run
+    stuck."""
     level = runs[["final_loss", "heldout_loss"]].fillna(np.inf).min(axis=1)
     trained = np.where(level > stuck * runs["constant_loss"], "stuck", "survived")
     outcome = runs["outcome"].mask(runs["outcome"].isin(["survived", "stuck"]), trained)
@@ -85,8 +88,9 @@ def describe(found: Critical) -> str:
 class Ratio:
     """LR50 of a scheme over plain's at a depth: None where an end is open; n: runs of both sides.
 
-    Of two fits the interval is a paired bootstrap over seeds; else low and high are what the brackets leave. The primary comparison is
-    the one fixed before the runs; the intervals of the others are unadjusted, each for itself at 95 %.
+    Of two fits the interval is a paired bootstrap over seeds; else low and high are what the brackets leave. The
+    primary comparison is the one fixed before the runs; the intervals of the others are unadjusted, each for itself
+    at 95 %.
     """
 
     scheme: str

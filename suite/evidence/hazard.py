@@ -1,8 +1,9 @@
 """How often healthy runs die below their edge, and the critical rates of the longer horizon, from the anatomy's runs.
 
-A run is healthy while its held-out loss, measured every so many steps, is below 0.45 c. The hazard is deaths of healthy runs over
-healthy steps; its interval is the exact one of a Poisson count (Garwood, Biometrika 28, 1936), which takes the hazard as constant. Two
-schemes are compared at a rate and a depth that both have: given the sum of two Poisson counts, one of them is binomial.
+A run is healthy while its held-out loss, measured every so many steps, is below 0.45 c. The hazard is deaths of
+healthy runs over healthy steps; its interval is the exact one of a Poisson count (Garwood, Biometrika 28, 1936),
+which takes the hazard as constant. Two schemes are compared at a rate and a depth that both have: given the sum of
+two Poisson counts, one of them is binomial.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ PER = 1000  # healthy steps to which a hazard is given
 # ---- which runs are healthy, and when
 
 def healthy_spans(run, evals: pd.DataFrame, share: float = HEALTHY) -> list[tuple[int, int]]:
-    """(first, last) steps behind each held-out loss below that share of c: to the next measurement, the crash or the horizon.
+    """(first, last) steps behind each held-out loss below that share of c: to the next measurement, the crash or the
+    horizon.
 
     run: a row of runs.csv, by attribute; evals: its held-out losses by step.
     """
@@ -61,7 +63,8 @@ def evals_of(folder: Path):
 
 
 def with_health(folder: Path, share: float = HEALTHY) -> pd.DataFrame:
-    """The finished runs of a folder, in the table's order, with `healthy_steps` and `died_healthy`; healthy: below that share of c."""
+    """The finished runs of a folder, in the table's order, with `healthy_steps` and `died_healthy`; healthy: below
+    that share of c."""
     runs, evals = finished(runs_of(folder)).sort_index(), evals_of(folder)
     found = [(healthy_steps(run, evals(run.run_id), share), died_healthy(run, evals(run.run_id), share)) for run in runs.itertuples()]
     steps, died = zip(*found) if found else ((), ())
@@ -72,7 +75,8 @@ def with_health(folder: Path, share: float = HEALTHY) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Risk:
-    """A cell at one rate: runs, the dead among them, healthy steps, and the crash steps of the dead that were healthy, in order."""
+    """A cell at one rate: runs, the dead among them, healthy steps, and the crash steps of the dead that were
+    healthy, in order."""
 
     name: str
     depth: int
@@ -103,7 +107,8 @@ def poisson_interval(n: int, level: float = LEVEL) -> tuple[float, float]:
 
 
 def hazard_ratio(one: Risk, other: Risk, level: float = LEVEL) -> tuple[float, float, float] | None:
-    """(ratio, low, high) of two hazards, exact given the sum of their healthy deaths (Przyborowski and Wilenski, Biometrika 31, 1940).
+    """(ratio, low, high) of two hazards, exact given the sum of their healthy deaths (Przyborowski and Wilenski,
+    Biometrika 31, 1940).
 
     None where neither has a healthy death, or one no healthy step; inf where `other` has no death.
     """
@@ -118,7 +123,8 @@ def hazard_ratio(one: Risk, other: Risk, level: float = LEVEL) -> tuple[float, f
 
 
 def risks(runs: pd.DataFrame) -> list[Risk]:
-    """One entry for each cell and rate of runs `with_health`, the schemes in the project's order, rates from cold to hot."""
+    """One entry for each cell and rate of runs `with_health`, the schemes in the project's order, rates from cold to
+    hot."""
     return [Risk(name(cell.scheme, cell.params), cell.depth, lr, len(at), int(at["outcome"].isin(DEAD).sum()),
                  int(at["healthy_steps"].sum()), tuple(sorted(at.loc[at["died_healthy"], "crash_step"])))
             for cell, mine in cells(runs).items() for lr, at in mine.groupby("lr")]  # fmt: skip
@@ -127,9 +133,11 @@ def risks(runs: pd.DataFrame) -> list[Risk]:
 # ---- critical rates
 
 def rates_below(frontier: pd.DataFrame) -> dict[tuple[str, int], tuple[float, ...]]:
-    """(scheme, depth) -> the two hottest rates of the lattice below LR50u, hot first, for the schemes of the primary comparison.
+    """(scheme, depth) -> the two hottest rates of the lattice below LR50u, hot first, for the schemes of the primary
+    comparison.
 
-    The rule by which the anatomy's rates are chosen. Where there is no fit, the edge is taken in the middle of its bracket.
+    The rule by which the anatomy's rates are chosen. Where there is no fit, the edge is taken in the middle of its
+    bracket.
     """
     out = {}
     for edge in edges(frontier):
@@ -142,9 +150,10 @@ def rates_below(frontier: pd.DataFrame) -> dict[tuple[str, int], tuple[float, ..
 def longer(frontier: pd.DataFrame, long: pd.DataFrame) -> dict[Cell, tuple[Critical, Critical, tuple[float, int, int] | None]]:
     """Cell -> (LR50 by the frontier's horizon, LR50 by the longer one, a bound of this from above).
 
-    A run that is dead by the short horizon is dead by the long one, but what became of one that lived then is not known. So the
-    frontier adds those rates, all hotter than the long runs', at which all of its runs are dead. The bound is (rate, dead, runs) of the
-    coldest hotter rate at which half or more are dead by the short horizon already; None where there is none.
+    A run that is dead by the short horizon is dead by the long one, but what became of one that lived then is not
+    known. So the frontier adds those rates, all hotter than the long runs', at which all of its runs are dead. The
+    bound is (rate, dead, runs) of the coldest hotter rate at which half or more are dead by the short horizon
+    already; None where there is none.
     """
     short, out = cells(frontier), {}
     for cell, mine in cells(long).items():

@@ -1,4 +1,5 @@
-"""README's "How it dies": hazards, critical rates of the longer horizon, and every healthy death, from the anatomy's tables."""
+"""README's "How it dies": hazards, critical rates of the longer horizon, and every healthy death, from the anatomy's
+tables."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ SERIES = [(PROTOCOLS["anatomy"], PROTOCOLS["frontier"]), (PROTOCOLS["anatomy64"]
 
 
 def how_it_dies(results: Path) -> str:
-    """Markdown, for 16 and for 64 image tokens: tables of hazards, of critical rates at two horizons, and of healthy deaths."""
+    """Markdown, for 16 and for 64 image tokens: tables of hazards, of critical rates at two horizons, and of healthy
+    deaths."""
     intro = (f"A run is healthy while its held-out loss is below {HEALTHY:g} *c*; intervals are 95 %, exact for a Poisson count. In the "
              "tables of healthy deaths, left first: what was the first to leave the range of its calm steps, more than "
              f"{CALM_UNTIL} steps before the crash, with the steps from the crash (or before, where it is outside when the search starts). "
@@ -73,7 +75,8 @@ def _over(known: Sequence[Risk]) -> str:
 
 
 def _ratios(known: Sequence[Risk]) -> list[str]:
-    """The hazard of `plain` over that of every other scheme at a depth and rate that both have, in words; [] where there is none."""
+    """The hazard of `plain` over that of every other scheme at a depth and rate that both have, in words; [] where
+    there is none."""
     words, at = [], {(risk.name, risk.depth, risk.lr): risk for risk in known}
     for (scheme, depth, lr), risk in at.items():
         plain = at.get(("plain", depth, lr))

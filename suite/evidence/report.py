@@ -33,9 +33,11 @@ SENSITIVITY = (0.5, 0.7)  # of c, beside the 0.6 that makes a run stuck: that th
 
 
 def beside(mine: Path, committed: Path) -> str:
-    """Your runs of one protocol beside the committed ones as a text table: cell by cell, or of a search the critical rates.
+    """Your runs of one protocol beside the committed ones as a text table: cell by cell, or of a search the critical
+    rates.
 
-    all_seeds: what the committed frontier's runs of a laptop cell came to; where they disagree, so may yours: `agree` is then "coin".
+    all_seeds: what the committed frontier's runs of a laptop cell came to; where they disagree, so may yours: `agree`
+    is then "coin".
 
     One cell of a search says little: near an edge it is a coin.
     """
@@ -84,7 +86,8 @@ def _cell(run, scores: pd.Series) -> str:
 
 
 def edge_tables(folder: Path) -> str:
-    """Markdown of a frontier: LR50 and LR50u by scheme and depth, the ratios to plain, and what another bound on `stuck` changes."""
+    """Markdown of a frontier: LR50 and LR50u by scheme and depth, the ratios to plain, and what another bound on
+    `stuck` changes."""
     runs = runs_of(folder)
     found = edges(runs)
     horizon = found[0].horizon

@@ -69,8 +69,7 @@ def medians(rows, metric: str) -> pd.Series:
 # ---- the run to dissect
 
 class Event(NamedTuple):
-    """A crash that was audited at every step around it. step: where the deep median of g_mean of attention W_O is
-    largest."""
+    """A crash audited at every step around it. step: where the deep median of g_mean of attention W_O is largest."""
 
     run: tuple
     window: pd.DataFrame

@@ -62,8 +62,7 @@ def draw_folder(folder: Path, out: Path) -> tuple[list[dict], bool]:
 
 
 def stale(results: Path, out: Path) -> list[str]:
-    """One line for every picture in `out` that does not show what the tables under `results` give now; nothing is
-    written."""
+    """One line for every picture in `out` that does not show what the tables under `results` give; writes nothing."""
     expected, problems = set(), []
     with contextlib.redirect_stderr(io.StringIO()):  # why a figure is not drawn is no news here
         for stem, _, page in (found for folder in _folders(Path(results)) for found in _drawn(folder)):
@@ -102,8 +101,7 @@ def _folders(results: Path) -> list[Path]:
 
 
 def _drawn(folder: Path) -> Iterator[tuple[str, Recipe, Figure | str]]:
-    """(file stem, recipe, figure, or the words of the error that kept it) of every figure that the tables of a folder
-    allow."""
+    """(file stem, recipe, figure or the words of the error that kept it) of all figures that a folder allows."""
     search = folder.name in PROTOCOLS and PROTOCOLS[folder.name].search  # hundreds of cells: too many for a panel each
     for recipe in figures():
         applies = recipe.protocols is None and not search or folder.name in (recipe.protocols or ())

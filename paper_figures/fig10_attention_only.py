@@ -46,8 +46,7 @@ def attention_alone(folder: Path, title: str):
 
 
 def look(row) -> dict:
-    """The lines of this figure: the scheme's colour, and black for attention alone, which must stand out from the
-    whole."""
+    """The lines of this figure: the scheme's colour, and black for attention alone, which must stand out."""
     return {"color": "black", "linestyle": "-"} if attention_only(row) else {**line_of(row), "linestyle": "-"}
 
 

@@ -58,8 +58,7 @@ def _order(runs) -> list[str]:
 
 
 def draw_panel(ax, probe, metric: str) -> None:
-    """A faint line per run and a bold mean, by feature; controls as horizontal lines (shuffled t: the mean over
-    layers)."""
+    """A faint line per run and a bold mean, by feature; controls as horizontal lines, the mean over layers."""
     for name, (_, colour, marker) in FEATURES.items():
         mine = probe[(probe["feature"] == name) & probe[metric].notna()]
         for _, run in mine.groupby("run_id"):

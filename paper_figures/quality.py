@@ -36,8 +36,7 @@ def scores_of(folder: Path, runs):
 
 
 def features_note(what: str, scored, features: str, ours: str, others: str) -> str:
-    """Of what features, and of how many samples; and what follows of that, of our own digit classifier and of other
-    networks."""
+    """Of what features and how many samples; and what follows, for our own digit classifier and for others."""
     n = "/".join(f"{n:.0f}" for n in sorted(set(scored["fid_n"].dropna())))
     if features.startswith("digits"):
         return f"{what} on a small digit classifier's 16 features with n={n} samples{ours}"
@@ -80,8 +79,7 @@ def quality(folder: Path, title: str):
 
 
 def draw_scores(ax, scored, runs, metric: str, floor) -> None:
-    """A small marker per run and checkpoint, a line through the means of the living runs, crashes as X on the top
-    edge."""
+    """A small marker per run and checkpoint, a line through the means of the living, crashes as X on the top edge."""
     for label, group in scored.groupby("label", sort=False):
         row = next(runs[runs["label"] == label].itertuples())
         colour, marker = style.scheme_look(row.scheme)

@@ -48,8 +48,7 @@ def load_runs(folder: Path) -> pd.DataFrame:
 
 
 def _changed_params(protocol: str, scheme: str) -> set[str]:
-    """What the protocol's plan sets away from the scheme's defaults: such a variant is a control, never the main
-    one."""
+    """What the protocol's plan sets away from the scheme's defaults: such a variant is a control, never the main."""
     cells = PROTOCOLS[protocol].cells if protocol in PROTOCOLS else ()
     return {item for cell in cells if cell.scheme == scheme and cell.params for item in cell.params.split(",")}
 
@@ -71,8 +70,7 @@ def main_lr(runs: pd.DataFrame) -> float:
 
 
 def main_setting(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs at the commonest depth and learning rate, the deepest of several: figures of the anatomy show one
-    setting."""
+    """The runs at the commonest depth and learning rate, the deepest of several: the one setting that is shown."""
     counts = Counter(zip(runs["depth"], runs["lr"]))
     depth, lr = max(counts, key=lambda setting: (counts[setting], setting))
     return runs[(runs["depth"] == depth) & (runs["lr"] == lr)]

@@ -3,7 +3,6 @@ collapse."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from matplotlib.patches import Patch
@@ -44,43 +43,21 @@ def fatal(spikes, row) -> list[int]:
 
 
 def families(spikes, run_id: str, step: int):
-    """The families of one spike, the largest first."""
-    return spikes[(spikes["run_id"] == run_id) & (spikes["step"] == step)].sort_values("rank")
-
-
-def place(family: str) -> tuple[int | None, str]:
-    """(block or None, kind of weight) of a family."""
-    match = re.fullmatch(r"L(\d+) (.+)", family)
-    return (int(match[1]), match[2]) if match else (None, family)
-
-
-def kind(family: str) -> str:
-    """The kind of weight in the words of the legend."""
-    return KINDS.get(place(family)[1], OTHER)
-
-
-def shallow(family: str) -> bool:
-    """Whether a family lies where the paper's onset lies: L0 to L2 or the embedding."""
-    block, _ = place(family)
-    return family == "Embed" or (block is not None and block <= SHALLOW)
+    """The families of one spike, the largest first, with `square` (of their norm), `weight`, its `kind` in the words of
+    the legend, and whether they are `shallow`: where the paper's onset lies, in L0 to L2 or the embedding."""
+    top = spikes[(spikes["run_id"] == run_id) & (spikes["step"] == step)].sort_values("rank")
+    parts = top["family"].str.extract(r"L(?P<block>\d+) (?P<weight>.+)")
+    shallow = (top["family"] == "Embed") | (parts["block"].astype(float) <= SHALLOW)
+    kind = parts["weight"].map(KINDS).fillna(OTHER)
+    return top.assign(square=top["family_grad_norm"] ** 2, weight=parts["weight"], kind=kind, shallow=shallow)
 
 
 def summary(top) -> dict[str, float]:
-    """Of a spike's families: their part of the squared norm; how many, and what share of theirs, are shallow, W_O and
-    W_2."""
-    squares = top["family_grad_norm"] ** 2
-    masks = {"shallow": [shallow(family) for family in top["family"]],
-             **{name: [place(family)[1] == name for family in top["family"]] for name in ("WO", "W2")}}
-    out = {"covered": squares.sum() / top["grad_norm"].iloc[0] ** 2}
-    for name, mask in masks.items():
-        out[name], out[f"{name}_share"] = sum(mask), float(squares[mask].sum() / squares.sum())
+    """Of a spike's families: their part of the squared norm; how many, and what share of theirs, are shallow, W_O, W_2."""
+    out = {"covered": top["square"].sum() / top["grad_norm"].iloc[0] ** 2}
+    for name, mask in (("shallow", top["shallow"]), *((name, top["weight"] == name) for name in ("WO", "W2"))):
+        out[name], out[f"{name}_share"] = int(mask.sum()), float(top["square"][mask].sum() / top["square"].sum())
     return out
-
-
-def by_kind(top) -> dict[str, float]:
-    """Shares of the squared norm of a spike's families, by kind of weight."""
-    squares = top["family_grad_norm"] ** 2
-    return (squares.groupby(top["family"].map(kind)).sum() / squares.sum()).to_dict()
 
 
 def notes_of(row, spikes, step: int) -> list[str]:
@@ -143,10 +120,9 @@ def _notes(traced, spikes, step: int) -> list[str]:
 
 def draw_bars(ax, top, title: str) -> list:
     """The families of one spike, the largest on top, coloured by kind of weight; returns the legend entries."""
-    kinds = [kind(family) for family in top["family"]]
-    _bars(ax, list(top["family"]), list(top["family_grad_norm"]), [COLOURS[name] for name in kinds])
+    _bars(ax, list(top["family"]), list(top["family_grad_norm"]), [COLOURS[name] for name in top["kind"]])
     ax.set_title(title)
-    return [Patch(color=colour, label=name) for name, colour in COLOURS.items() if name in kinds]
+    return [Patch(color=colour, label=name) for name, colour in COLOURS.items() if name in set(top["kind"])]
 
 
 def _bars(ax, names, values, colours) -> None:
@@ -173,11 +149,11 @@ def draw_trace(body, cells, curve, row, top) -> list:
         ax.axvline(step, color=NEUTRAL, linestyle=":", linewidth=1.2, zorder=1)
         if crash is not None:
             ax.axvline(crash, **CRASH)
-    marks = [(step, f"spike {step}", "center"), (crash, f"crash {crash}", "center")][: 1 + (crash is not None)]
+    marks = {step: f"spike {step}"} if crash is None else {step: f"spike {step}", crash: f"crash {crash}"}
     if crash is not None and crash - step < 6:  # side by side they would not fit
-        marks = [(step, f"spike {step}, crash {crash}" if crash > step else f"spike and crash {step}", "center")]
-    for x, words, side in marks:
-        above.text(x, 1.02, words, ha=side, va="bottom", fontsize=8.5, transform=above.get_xaxis_transform())
+        marks = {step: f"spike {step}, crash {crash}" if crash > step else f"spike and crash {step}"}
+    for x, words in marks.items():
+        above.text(x, 1.02, words, ha="center", va="bottom", fontsize=8.5, transform=above.get_xaxis_transform())
     if row.constant_loss == row.constant_loss:
         above.axhline(row.constant_loss, **CONSTANT)
     plain_log(below)
@@ -209,12 +185,11 @@ def draw_events(ax, spikes, row) -> list:
 
 
 def _composition(ax, spikes, row) -> list:
-    """The kinds of weights in each spike before the crash, with the share that is shallow; returns the legend
-    entries."""
+    """The kinds of weights in each spike before the crash, with the shallow share; returns the legend entries."""
     steps, seen = fatal(spikes, row)[-MOST:], set()
     for x, step in enumerate(steps):
         top, bottom = families(spikes, row.run_id, step), 0.0
-        shares = by_kind(top)
+        shares = top.groupby("kind")["square"].sum() / top["square"].sum()
         for name in (name for name in COLOURS if name in shares):
             ax.bar(x, shares[name], bottom=bottom, color=COLOURS[name], width=0.8, zorder=2)
             bottom += shares[name]

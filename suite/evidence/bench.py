@@ -121,8 +121,7 @@ def measured(table, phase: str, column: str = "median_ms", by: str = "scheme", *
 
 
 def on_cpu(table, phase: str, depth: int | None = None, column: str = "median_ms", **where):
-    """The same on the CPU, of single runs by one worker with the suite's own code on digits where nothing else is
-    asked for."""
+    """The same on the CPU; where nothing else is asked for, of single runs by one worker of our code on digits."""
     return measured(table, phase, column, depth=depth, **PLAIN_CASE | where)
 
 

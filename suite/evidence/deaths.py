@@ -90,8 +90,7 @@ def strided(audit: pd.DataFrame, depth: int) -> pd.DataFrame:
 
 
 def _of_all_tokens(audit: pd.DataFrame, dense: bool) -> pd.DataFrame:
-    """The rows over all tokens of the steps around a crash (or of all others), similarities as their distance from
-    1."""
+    """The rows over all tokens of the steps around a crash (or of all others), similarities as 1 less them."""
     rows = audit[(audit["window"] == dense) & (audit["segment"] == "all")]
     return rows.assign(tcs=1 - rows["tcs"])
 

@@ -93,8 +93,7 @@ UNSURE = "coin", "none lives", "at its edge"
 
 
 def _neighbour(here: Mapping[int, str], lr: float) -> float:
-    """The next rate of the lattice towards the edge of a cell whose first seeds ended so: hotter for the living, else
-    colder."""
+    """The next rate of the lattice towards the edge of a cell whose first seeds ended so: hotter if they live."""
     return rate(KNOWN[lr] + (1 if {here.get(seed) for seed in FIRST} - {None} == {"live"} else -1))
 
 

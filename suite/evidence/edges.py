@@ -27,8 +27,7 @@ PRIMARY = ("mvsplit", "plain")  # the one comparison that was fixed before the r
 
 @dataclass(frozen=True)
 class Edge:
-    """A cell with its critical rates: `lr50` counts the dead by step `horizon`, `lr50u` those that never trained
-    too."""
+    """A cell with its critical rates: `lr50` counts the dead by step `horizon`, `lr50u` the never trained too."""
 
     cell: Cell
     horizon: int
@@ -40,8 +39,7 @@ Judged = tuple[tuple[float, ...], tuple[int, ...], tuple[bool, ...]]  # rates, s
 
 
 def judged(runs: pd.DataFrame, bad: Sequence[str] = DEAD, stuck: float = STUCK) -> Judged:
-    """(rates, seeds, counted) of a cell's runs. stuck: the share of c above which both final losses make a run
-    stuck."""
+    """(rates, seeds, counted) of a cell's runs. stuck: the share of c that both final losses of the stuck exceed."""
     level = runs[["final_loss", "heldout_loss"]].fillna(np.inf).min(axis=1)
     trained = np.where(level > stuck * runs["constant_loss"], "stuck", "survived")
     outcome = runs["outcome"].mask(runs["outcome"].isin(["survived", "stuck"]), trained)

@@ -60,8 +60,7 @@ def _plain(found: Edges) -> str:
 
 
 def _primary(runs: pd.DataFrame, found: Edges) -> str:
-    """MV-Split over plain, with a word for each depth on whether the interval leaves 1 out, or a side is not
-    monotone."""
+    """MV-Split over plain, with a word for each depth: does the interval leave 1 out, is a side not monotone."""
 
     def describe(bad: Sequence[str]) -> str:
         parts = []
@@ -154,8 +153,7 @@ def _roundings(results: Path) -> list[str]:
 
 
 def _below(results: Path) -> list[str]:
-    """The anatomy's runs below the edge, where both schemes of the comparison were trained at the same rate and
-    depth."""
+    """The anatomy's runs below the edge, where both schemes of the comparison have the same rate and depth."""
     runs = with_health(results / "anatomy")
     known = {(risk.depth, risk.lr, risk.name): risk for risk in risks(runs)}
     shared = sorted({key[:2] for key in known if all((*key[:2], scheme) in known for scheme in PRIMARY)})

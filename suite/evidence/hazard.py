@@ -123,8 +123,7 @@ def hazard_ratio(one: Risk, other: Risk, level: float = LEVEL) -> tuple[float, f
 
 
 def risks(runs: pd.DataFrame) -> list[Risk]:
-    """One entry for each cell and rate of runs `with_health`, the schemes in the project's order, rates from cold to
-    hot."""
+    """One entry for each cell and rate of runs `with_health`, in the order of cells, rates from cold to hot."""
     return [Risk(name(cell.scheme, cell.params), cell.depth, lr, len(at), int(at["outcome"].isin(DEAD).sum()),
                  int(at["healthy_steps"].sum()), tuple(sorted(at.loc[at["died_healthy"], "crash_step"])))
             for cell, mine in cells(runs).items() for lr, at in mine.groupby("lr")]  # fmt: skip

@@ -22,8 +22,7 @@ SERIES = [(PROTOCOLS["anatomy"], PROTOCOLS["frontier"]), (PROTOCOLS["anatomy64"]
 
 
 def how_it_dies(results: Path) -> str:
-    """Markdown, for 16 and for 64 image tokens: tables of hazards, of critical rates at two horizons, and of healthy
-    deaths."""
+    """Markdown, for 16 and 64 image tokens: tables of hazards, critical rates at two horizons, healthy deaths."""
     intro = (f"A run is healthy while its held-out loss is below {HEALTHY:g} *c*; intervals are 95 %, exact for a Poisson count. In the "
              "tables of healthy deaths, left first: what was the first to leave the range of its calm steps, more than "
              f"{CALM_UNTIL} steps before the crash, with the steps from the crash (or before, where it is outside when the search starts). "

@@ -58,8 +58,7 @@ def _is_headline(row: dict[str, str]) -> bool:
 
 
 def _party(folder: Path, row: dict[str, str], catalogue: Catalogue) -> list[Run]:
-    """The runs to train as one model to repeat this one: those of its group if the tables hold them all, else
-    itself."""
+    """The runs to train as one model to repeat this one: those of its group if the tables hold all, else itself."""
     mates = [run_of(other, catalogue) for other in Store(folder).runs() if row["group"] and other["group"] == row["group"]]
     return mates if mates and group_id(sorted(mates, key=group_order)) == row["group"] else [run_of(row, catalogue)]
 

@@ -106,8 +106,7 @@ def _shares(lr, dead):
 
 
 def _lr50(rates, n, died, least: float = LEAST) -> np.ndarray:
-    """(F,) rates at which half are dead, of F cells over the same rates; nan where a fit does not rise. n, died: (F,
-    R)."""
+    """(F,) rates at which half die, of F cells over the same rates; nan where a fit falls. n, died: (F, R)."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         a, b = firth(np.log(rates), np.where(n > 0, died / n, 0.0), n, least=least)
         return np.where(b > 0, np.exp(-a / b), np.nan)

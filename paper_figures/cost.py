@@ -4,34 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from paper_figures.style import NEUTRAL, legend, page, plain_log, scheme_look, scheme_order, skip
+from paper_figures.figure import NotDrawn, figure, some
+from paper_figures.style import NEUTRAL, handle, legend, page, plain_log, scheme_look, scheme_order
 from suite.evidence.bench import over_plain
 from suite.records.schema import PROVENANCE
 from suite.records.tables import read
 
-NAME = "cost"
-TITLE = "Cost of a training step, by depth and scheme"
-INPUTS = ("bench",)
-PROTOCOLS = ("bench",)
 SAME = ("started", "hardware", *PROVENANCE)  # what rows must share before their timings may be compared
 LOOKS = {"suite": ("-", 1.6, 5), "reference": ("--", 1.1, 3.5)}  # dashes, line width, marker size
-WIDTH, HEIGHT = 9.0, 6.0
 COLUMNS = {"depth": "blocks", "plain_ms": "plain, ms", "mvsplit_ms": "MV-Split, ms", "time": "time", "memory": "memory"}
 EDGES = (0.75, 1.8, 3.2, 4.1, 5.2)  # where the columns of the table end
 
 
-def draw(folder: Path, protocol: str):
+@figure("cost", "Cost of a training step, by depth and scheme", ("bench",), ("bench",))
+def cost(folder: Path, title: str):
     table = read(folder, "bench")
     steps = table[(table["phase"] == "step") & (table["device"] == "cpu") & (table["replicas"] == 1) & (table["status"] == "measured")]
-    steps = steps[steps["setting"] != "wide"]
-    if steps.empty:
-        return skip(folder, NAME, "no step was measured")
+    steps = some(steps[steps["setting"] != "wide"], "no step was measured")
     if mixed := [name for name in SAME if steps[name].nunique() > 1]:
-        return skip(folder, NAME, f"the timings were not taken together ({', '.join(mixed)} differ); run bench again")
-    figure, body = page(WIDTH, HEIGHT, TITLE, _caption(table, steps))
+        raise NotDrawn(f"the timings were not taken together ({', '.join(mixed)} differ); run bench again")
+    fig, body = page(9.0, 6.0, title, _caption(table, steps))
     (time, memory), (over, costs) = body.subplots(2, 2, height_ratios=(1.25, 1))
     for (scheme, variant), group in steps.sort_values("depth").groupby(["scheme", "variant"]):
         colour, marker = scheme_look(scheme)
@@ -48,22 +42,15 @@ def draw(folder: Path, protocol: str):
     memory.set(ylabel="GiB, the whole process", title="peak memory")
     over.set(ylabel="% over plain", title="time of a step, over plain's in turn")
     for ax in (time, memory, over):
-        _depth_axis(ax, sorted(set(steps["depth"])))
+        ax.set(xscale="log", xlabel="depth (blocks)")
+        ax.xaxis.set_major_locator(FixedLocator([float(depth) for depth in sorted(set(steps["depth"]))]))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     _table(costs, over_plain(table))
-    schemes = sorted(set(steps["scheme"]), key=scheme_order)
-    handles = [Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=1.6, label=scheme)
-               for scheme in schemes for colour, marker in [scheme_look(scheme)]]
-    handles.append(Line2D([], [], color=NEUTRAL, linestyle="--", linewidth=1.1, label="eager reference"))
-    legend(body, handles, WIDTH)
-    return figure
-
-
-def _depth_axis(ax, depths) -> None:
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(FixedLocator([float(depth) for depth in depths]))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.set_xlabel("depth (blocks)")
+    looks = {scheme: scheme_look(scheme) for scheme in sorted(set(steps["scheme"]), key=scheme_order)}
+    handles = [handle(scheme, color=colour, marker=marker, markersize=5, linewidth=1.6) for scheme, (colour, marker) in looks.items()]
+    legend(body, [*handles, handle("eager reference", color=NEUTRAL, linestyle="--", linewidth=1.1)])
+    return fig
 
 
 def _table(ax, rows: list[dict]) -> None:

@@ -8,17 +8,15 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from paper_figures.rows import caption, load_runs
-from paper_figures.style import NEUTRAL, PALETTE, context, page, skip, wrap
+from paper_figures import style
+from paper_figures.figure import NotDrawn, figure
+from paper_figures.runs import caption, load_runs
+from paper_figures.style import NEUTRAL, PALETTE, page
 from suite.detect.judge import judge_foreign
 from suite.detect.log_columns import Log, LogError
 from suite.records.tables import read
 from suite.verdict.smooth import short_median
 
-NAME = "detected"
-TITLE = "What `detect` sees, knowing nothing but the loss at every tenth step"
-INPUTS = ("runs", "curves")
-PROTOCOLS = ("anatomy",)
 EVERY = 10  # steps between two points of a log, as trainers write by default
 KINDS = (".png", ".pdf", ".svg")
 POINTS = 5000  # drawn of a curve; the lowest and the highest of what lies between are kept
@@ -28,36 +26,38 @@ MOST = 12  # runs of one file that are drawn
 
 
 def draw_detected(path: Path, judged: list[tuple[Log, dict]]) -> None:
-    """One panel a run, at most MOST. Raises LogError where the file's name does not end like a picture's or cannot be written."""
+    """One panel a run, at most MOST. Raises LogError where the file's name does not end like a picture's or cannot be
+    written."""
     if path.suffix.lower() not in KINDS:
         raise LogError(f"--plot {path}: ends in none of {', '.join(KINDS)}; name a picture")
     shown = judged[:MOST]
     words = WORDS + " Crosses at the foot: values that are no number."
     if len(judged) > MOST:
         words += f" The first {MOST} of {len(judged)} runs."
-    with context():
-        figure = Figure(figsize=(8, 1 + 2.2 * len(shown)), layout="constrained", facecolor="white")
-        for axis, (log, found) in zip(np.ravel(figure.subplots(len(shown), 1, squeeze=False)), shown, strict=True):
+    with style.context():
+        fig = Figure(figsize=(8, 1 + 2.2 * len(shown)), layout="constrained", facecolor="white")
+        for axis, (log, found) in zip(np.ravel(fig.subplots(len(shown), 1, squeeze=False)), shown, strict=True):
             _panel(axis, log, found)
-        figure.get_axes()[-1].set_xlabel("step")
-        figure.supxlabel("\n".join(wrap(words, 7.8, 8)), x=0.01, ha="left", fontsize=8, color=NEUTRAL)
+        fig.get_axes()[-1].set_xlabel("step")
+        fig.supxlabel("\n".join(style.wrap(words, 7.8, 8)), x=0.01, ha="left", fontsize=8, color=NEUTRAL)
         try:
-            figure.savefig(path, dpi=150)
+            fig.savefig(path, dpi=150)
         except OSError as error:
             raise LogError(f"--plot {path}: cannot be written ({error.strerror})") from None
 
 
-def draw(folder: Path, protocol: str):
+@figure("detected", "What `detect` sees, knowing nothing but the loss at every tenth step", ("runs", "curves"), ("anatomy",))
+def detected(folder: Path, title: str):
     runs = load_runs(folder)
     runs = runs[(runs["status"] == "done") & (runs["protocol_version"] >= 4)]
     dead = runs[(runs["outcome"] == "collapsed") & (runs["crash_step"] < 0.9 * runs["horizon"])]
     living = runs[runs["outcome"] == "survived"]
     if dead.empty or living.empty:
-        return skip(folder, NAME, "needs a run that collapsed and one that survived")
+        raise NotDrawn("needs a run that collapsed and one that survived")
     dead = dead.sort_values(["crash_step", "run_id"])
     chosen = [dead.iloc[-1], dead.iloc[0], living.sort_values(["lr", "run_id"]).iloc[-1]]
     words = "The run that collapsed last (in nine tenths of the horizon), the one that collapsed first, and the hottest that survived. "
-    figure, body = page(9.5, 7.4, TITLE, caption(runs, words + WORDS))
+    fig, body = page(9.5, 7.4, title, caption(runs, words + WORDS))
     for axis, run in zip(body.subplots(len(chosen), 1), chosen, strict=True):
         curve = read(folder, "curves", run.scheme, run.depth)
         curve = curve[curve["run_id"] == run.run_id].sort_values("step").iloc[EVERY - 1 :: EVERY]
@@ -66,7 +66,7 @@ def draw(folder: Path, protocol: str):
         truth = f"truth: {run.outcome}" + (f" at {run.crash_step:,.0f}" if run.outcome == "collapsed" else "")
         axis.set_xlabel("step")
         _panel(axis, Log(steps, loss, None, {}, True, f"{run.label}, {run.depth} blocks, {run.lr:g}, seed {run.seed} ({truth})"), found)
-    return figure
+    return fig
 
 
 def _panel(axis, log: Log, found: dict) -> None:
@@ -86,10 +86,10 @@ def _panel(axis, log: Log, found: dict) -> None:
         axis.plot(log.steps[~good], np.zeros((~good).sum()), "x", color=PALETTE[3], markersize=4, transform=at_the_foot, clip_on=False)
     words = found["outcome"].replace("_", " ")
     if found["crash_step"] is not None:
-        style = "-" if found["confirmed"] else ":"
-        axis.axvline(found["crash_step"], color=PALETTE[3], linestyle=style, linewidth=1)
+        look = {"color": PALETTE[3], "linestyle": "-" if found["confirmed"] else ":"}
+        axis.axvline(found["crash_step"], linewidth=1, **look)
         if found["threshold"] is not None:
-            axis.axhline(found["threshold"], color=PALETTE[3], linestyle=style, linewidth=0.8)
+            axis.axhline(found["threshold"], linewidth=0.8, **look)
         words += f" at step {found['crash_step']:,}" + ("" if found["confirmed"] else ", not confirmed")
     axis.set_title(": ".join(part for part in (log.run, words) if part), loc="left", color=NEUTRAL)
     axis.set(ylabel="loss")

@@ -1,11 +1,4 @@
-"""Draw every figure that the tables of a results folder allow. A module of this folder with a NAME is a figure:
-
-NAME       file stem; files are <protocol>-<NAME>.png and .pdf
-TITLE      what it shows, one line
-INPUTS     the tables it reads; it is drawn only of folders that have the first (runs.csv, or bench.csv of results/bench)
-PROTOCOLS  names of the protocols it applies to, or None for all but searches
-draw(folder, protocol) -> Figure, or None where the tables do not allow it (`style.skip` says why)
-"""
+"""Draw every figure that the tables of a results folder allow; files are <protocol>-<name>.png and .pdf."""
 
 from __future__ import annotations
 
@@ -17,26 +10,25 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 from matplotlib.figure import Figure
 from PIL import Image
 
 import paper_figures
 from paper_figures import style
+from paper_figures.figure import Recipe
 from suite.presets import PROTOCOLS
 from suite.records.schema import TABLES
 from suite.records.tables import format_table
 
 
-def figures() -> list:
-    """The figure modules of this folder, by file name."""
-    modules = [importlib.import_module(f"paper_figures.{module.name}")
-               for module in pkgutil.iter_modules(paper_figures.__path__)]
-    found = [module for module in modules if hasattr(module, "NAME")]
-    if len({module.NAME for module in found}) < len(found):
-        raise ValueError(f"two figures share a NAME: {', '.join(sorted(module.NAME for module in found))}")
-    return found
+def figures() -> list[Recipe]:
+    """The figures of this folder's modules, by name."""
+    modules = [importlib.import_module(f"paper_figures.{module.name}") for module in pkgutil.iter_modules(paper_figures.__path__)]
+    found = {item for module in modules for item in vars(module).values() if isinstance(item, Recipe)}
+    if len({item.name for item in found}) < len(found):
+        raise ValueError(f"two figures share a name: {', '.join(sorted(item.name for item in found))}")
+    return sorted(found, key=lambda item: item.name)
 
 
 def draw_all(results: Path, out: Path) -> int:
@@ -58,28 +50,28 @@ def draw_all(results: Path, out: Path) -> int:
 def draw_folder(folder: Path, out: Path) -> tuple[list[dict], bool]:
     """Draw what the tables of one folder allow; rows figure, file, tables, and whether a figure broke."""
     drawn, broken = [], False
-    for stem, module, figure in _drawn(folder):
-        if isinstance(figure, str):
+    for stem, recipe, page in _drawn(folder):
+        if isinstance(page, str):
             broken = True
-            print(f"{stem}: {figure}", file=sys.stderr)
+            print(f"{stem}: {page}", file=sys.stderr)
             continue
         with style.context():
-            picture, _ = style.save(figure, out / stem)
-        drawn.append({"figure": module.TITLE, "file": str(picture), "tables": " ".join(module.INPUTS)})
+            picture, _ = style.save(page, out / stem)
+        drawn.append({"figure": recipe.title, "file": str(picture), "tables": " ".join(recipe.tables)})
     return drawn, broken
 
 
 def stale(results: Path, out: Path) -> list[str]:
-    """One line for every picture in `out` that does not show what the tables under `results` give now; nothing is written."""
+    """One line for every picture in `out` that does not show what the tables under `results` give; writes nothing."""
     expected, problems = set(), []
     with contextlib.redirect_stderr(io.StringIO()):  # why a figure is not drawn is no news here
-        for stem, _, figure in (found for folder in _folders(Path(results)) for found in _drawn(folder)):
+        for stem, _, page in (found for folder in _folders(Path(results)) for found in _drawn(folder)):
             files = [out / f"{stem}.{kind}" for kind in style.KINDS]
             expected.update(files)
-            if isinstance(figure, str):
-                problems.append(f"{files[0]}: its figure cannot be drawn: {figure.strip().splitlines()[-1]}")
+            if isinstance(page, str):
+                problems.append(f"{files[0]}: its figure cannot be drawn: {page.strip().splitlines()[-1]}")
                 continue
-            mark = style.shows(figure)
+            mark = style.shows(page)
             problems += [f"{path}: {what}; draw it with: python -m suite figures" for path in files if (what := _fault(path, mark))]
     unknown = {path for kind in style.KINDS for path in out.glob(f"*.{kind}")} - expected
     return problems + [f"{path}: no table gives this picture; remove it" for path in sorted(unknown)]
@@ -108,19 +100,16 @@ def _folders(results: Path) -> list[Path]:
     return sorted({path.parent for name in ("runs", "bench") for path in results.glob(f"*/{TABLES[name].path}")})
 
 
-def _drawn(folder: Path) -> Iterator[tuple[str, ModuleType, Figure | str]]:
-    """(file stem, module, figure, or the words of the error that kept it) of every figure that the tables of a folder allow."""
-    for module in figures():
-        search = folder.name in PROTOCOLS and PROTOCOLS[folder.name].search  # hundreds of cells: too many for a panel each
-        if folder.name not in (module.PROTOCOLS or () if search else module.PROTOCOLS or (folder.name,)):
-            continue
-        if not (folder / TABLES[module.INPUTS[0] if module.INPUTS else "runs"].path).exists():
+def _drawn(folder: Path) -> Iterator[tuple[str, Recipe, Figure | str]]:
+    """(file stem, recipe, figure or the words of the error that kept it) of all figures that a folder allows."""
+    search = folder.name in PROTOCOLS and PROTOCOLS[folder.name].search  # hundreds of cells: too many for a panel each
+    for recipe in figures():
+        applies = recipe.protocols is None and not search or folder.name in (recipe.protocols or ())
+        if not (applies and (folder / TABLES[recipe.tables[0]].path).exists()):
             continue
         try:
-            with style.context():
-                figure = module.draw(folder, folder.name)
+            page = recipe.draw(folder)
         except Exception as error:  # one broken table or figure must not cost the others
-            known = isinstance(error, ValueError) and str(error)
-            figure = known or traceback.format_exc()
-        if figure is not None:
-            yield f"{folder.name}-{module.NAME}", module, figure
+            page = isinstance(error, ValueError) and str(error) or traceback.format_exc()
+        if page is not None:
+            yield f"{folder.name}-{recipe.name}", recipe, page

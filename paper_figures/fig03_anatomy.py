@@ -5,182 +5,129 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.lines import Line2D
 
-from paper_figures.audit_rows import (
-    AROUND,
-    BLOCKS,
-    CRASH_LINE,
-    EVENT,
-    SITES,
-    before,
-    crash_line_handle,
-    deep,
-    dissected,
-    edges,
-    event_step,
-    factor,
-    log_axis,
-    medians,
-    name_of,
-    positive,
-    power,
-    spread,
-)
-from paper_figures.rows import caption, curves_of, load_runs
-from paper_figures.style import NEUTRAL, PALETTE, legend, page, scheme_look, skip
+from paper_figures import audit
+from paper_figures.figure import figure
+from paper_figures.runs import caption, curves_of, load_runs
+from paper_figures.style import NEUTRAL, PALETTE, handle, inner_legend, legend, page, scheme_look
+from suite.protocol import evenly
 
-NAME = "fig03_anatomy"
-TITLE = "Figure 3: anatomy of a collapse"
-INPUTS = ("runs", "curves", "audit")
-PROTOCOLS = ("anatomy", "anatomy64")
-WIDTH, HEIGHT = 10.5, 9.2
 LAYERS = 5
 PAPER = {("attn", "g_mean"): 155, ("ffn", "g_mean"): 61, ("attn", "g_ctr"): 1, ("ffn", "g_ctr"): 3}
 COLOURS = {"attn": PALETTE[0], "ffn": PALETTE[1]}
 DASHES = {"g_mean": "-", "g_ctr": (0, (3, 1.5))}
+WEIGHTS = {"wo_grad": ("W_O", PALETTE[0], "-"), "q_grad": ("W_Q", PALETTE[3], "-"), "k_grad": ("W_K", PALETTE[9], (0, (3, 1.5)))}
 
 
-def draw(folder: Path, protocol: str):
+@figure("fig03_anatomy", "Figure 3: anatomy of a collapse", ("runs", "curves", "audit"), ("anatomy", "anatomy64"))
+def anatomy(folder: Path, title: str):
     runs = load_runs(folder)
-    run, window = dissected(folder, runs)
-    if run is None:
-        return skip(folder, NAME, "no collapsed plain run was audited at every step around its crash")
-    crash, event = int(run.crash_step), event_step(window, run.depth, int(run.crash_step))
+    event = audit.dissected(folder, runs)
+    run, crash = event.run, event.crash
     mine = runs[runs["run_id"] == run.run_id]
-    curves = curves_of(folder, mine)
-    attn = window[window["site"] == "attn"]
-    figure, body = page(WIDTH, HEIGHT, f"{TITLE} (plain, {run.depth} blocks)", caption(
-        mine, f"Shown: {name_of(run)}: of the plain runs that collapsed, the first seed at the learning rate that most runs share.",
+    attn = event.window[event.window["site"] == "attn"]
+    rows = {site: audit.deep(event.window[event.window["site"] == site], run.depth) for site in audit.SITES}
+    fig, body = page(10.5, 9.2, f"{title} (plain, {run.depth} blocks)", caption(
+        mine, f"Shown: {audit.name_of(run)}: of the plain runs that collapsed, the first seed at the learning rate that most runs share.",
         f"Dashed line: crash_step {crash}, from which the loss stays up. Deep: median over the audited blocks of the "
-        f"last quarter of the depth. Event: step {event}, the largest deep g_mean of attention W_O within {EVENT} "
-        f"steps of the crash; factors: value at the event over the median of steps up to {EVENT + 1} before the crash.",
-        *_extinction(deep(attn, run.depth), crash),
-        "Panels d to f: trunk at the attention merge. Log axes leave gaps for exact zeros."))
+        f"last quarter of the depth. Event: step {event.step}, the largest deep g_mean of attention W_O within {audit.EVENT} "
+        f"steps of the crash; factors: value at the event over the median of steps up to {audit.EVENT + 1} before the crash.",
+        _extinction(rows["attn"], crash), "Panels d to f: trunk at the attention merge. Log axes leave gaps for exact zeros."))  # fmt: skip
     axes = body.subplots(3, 2, sharex=True)
-    legend_layers = spread(attn["layer"].unique(), LAYERS)
-    _loss(axes[0, 0], curves.get(run.run_id), crash)
-    _modes(axes[0, 1], window, run.depth, event, crash)
-    _gradients(axes[1, 0], deep(attn, run.depth))
-    _ratios(axes[1, 1], attn, legend_layers)
-    _contraction(axes[2, 0], attn, legend_layers)
-    mesh = _similarity(axes[2, 1], attn)
+    layers = evenly(attn["layer"].unique(), LAYERS)
+    colours = dict(zip(layers, audit.BLOCKS(np.linspace(0, 1, len(layers))), strict=True))  # from the bottom up
+    _loss(axes[0, 0], curves_of(folder, mine).get(run.run_id), crash)
+    _modes(axes[0, 1], rows, event)
+    _gradients(axes[1, 0], rows["attn"])
+    _ratios(axes[1, 1], attn, colours)
+    _by_layer(axes[2, 0], attn, "mu_eff", colours)
+    axes[2, 0].axhline(1, color=NEUTRAL, linewidth=0.8, linestyle=":")
+    axes[2, 0].set_ylabel("mu_eff")
+    mesh, _ = audit.heat(axes[2, 1], attn)
     body.colorbar(mesh, ax=axes[2, 1], label="TCS", pad=0.01)
-    for ax, letter in zip(axes.flat, "abcdef", strict=True):
-        title, _ = ax.get_title(), ax.set_title("")
-        ax.set_title(f"({letter}) {title}", loc="left")
-        ax.axvline(crash, **CRASH_LINE)
-        ax.set_xlim(crash - AROUND, crash + AROUND)
+    titles = ("loss (left) and raw gradient norm (right)", "writer gradient: mean and centered part, deep blocks",
+              "gradients of the attention weights, deep blocks", "r_tr (solid, left) and rho (dashed, right)",
+              "contraction by attention, where below 1", "token cosine similarity")  # fmt: skip
+    for ax, letter, words in zip(axes.flat, "abcdef", titles, strict=True):
+        ax.set_title(f"({letter}) {words}", loc="left")
+        ax.axvline(crash, **audit.CRASH_LINE)
+        ax.set_xlim(crash - audit.AROUND, crash + audit.AROUND)
     for ax in axes[2]:
         ax.set_xlabel("step")
-    mark = Line2D([], [], linestyle="", marker="v", color=NEUTRAL, markersize=7, label=f"event, step {event}")
-    blocks = [Line2D([], [], color=colour, label=f"block {layer} (d, e)") for layer, colour in _colours(legend_layers)]
-    legend(body, [*blocks, crash_line_handle(f"crash, step {crash}"), mark], WIDTH)
-    return figure
+    mark = handle(f"event, step {event.step}", linestyle="", marker="v", color=NEUTRAL, markersize=7)
+    blocks = [handle(f"block {layer} (d, e)", color=colour) for layer, colour in colours.items()]
+    legend(body, [*blocks, audit.crash_line_handle(f"crash, step {crash}"), mark])
+    return fig
 
 
-def _inner_legend(ax, handles) -> None:
-    """A legend inside its panel, on a veil of white."""
-    box = ax.legend(handles=handles, fontsize=8, handlelength=1.8, borderpad=0.2, labelspacing=0.25, frameon=True,
-                    framealpha=0.8, edgecolor="none", loc="lower left")
-    box.set_zorder(10)
+def _twin(ax, label: str):
+    """An axis of its own on the right."""
+    twin = ax.twinx()
+    twin.grid(False)
+    twin.spines["right"].set_visible(True)
+    audit.log_axis(twin, label)
+    return twin
 
 
 def _loss(ax, curve, crash: int) -> None:
-    ax.set_title("loss (left) and raw gradient norm (right)")
     ax.set_ylabel("loss")
     if curve is None:
         return
-    curve = curve[(curve["step"] - crash).abs() <= AROUND]
+    curve = curve[(curve["step"] - crash).abs() <= audit.AROUND]
     colour = scheme_look("plain")[0]
     ax.plot(curve["step"], curve["loss"], color=colour, linewidth=1.6)
-    twin = ax.twinx()
-    twin.plot(curve["step"], positive(curve["grad_norm"]), color=NEUTRAL, linewidth=1.1, alpha=0.8)
-    _log_twin(twin, "gradient norm")
+    _twin(ax, "gradient norm").plot(curve["step"], audit.positive(curve["grad_norm"]), color=NEUTRAL, linewidth=1.1, alpha=0.8)
     ax.yaxis.label.set_color(colour)
 
 
-def _log_twin(twin, label: str) -> None:
-    log_axis(twin, label)
-    twin.grid(False)
-    twin.spines["right"].set_visible(True)
+def _median(ax, rows, metric: str, **look) -> None:
+    series = audit.positive(audit.medians(rows, metric))
+    ax.plot(series.index, series, linewidth=1.5, **look)
 
 
-def _modes(ax, window, depth: int, event: int, crash: int) -> None:
-    ax.set_title("writer gradient: mean and centered part, deep blocks")
+def _modes(ax, rows, event) -> None:
     handles = []
     for (site, metric), printed in PAPER.items():
-        rows = deep(window[window["site"] == site], depth)
-        look = {"color": COLOURS[site], "linestyle": DASHES[metric], "linewidth": 1.5}
-        series = positive(medians(rows, metric))
-        ax.plot(series.index, series, **look)
-        times = factor(rows, metric, event, crash)
-        label = f"{metric} {SITES[site]}: {times:.3g}x (paper {printed}x)"
-        handles.append(Line2D([], [], label=label, **look))
-    log_axis(ax, "Frobenius norm")
+        look, times = {"color": COLOURS[site], "linestyle": DASHES[metric]}, event.factor(rows[site], metric)
+        _median(ax, rows[site], metric, **look)
+        handles.append(handle(f"{metric} {audit.SITES[site]}: {times:.3g}x (paper {printed}x)", linewidth=1.5, **look))
+    audit.log_axis(ax, "Frobenius norm")
     low, high = ax.get_ylim()
     ax.set_ylim(low * (low / high) ** 0.4, high)  # room for the legend
-    ax.plot(event, 1, "v", color=NEUTRAL, markersize=7, clip_on=False, zorder=5, transform=ax.get_xaxis_transform())
-    _inner_legend(ax, handles)
+    ax.plot(event.step, 1, "v", color=NEUTRAL, markersize=7, clip_on=False, zorder=5, transform=ax.get_xaxis_transform())
+    inner_legend(ax, "lower left", handles)
 
 
 def _gradients(ax, rows) -> None:
-    ax.set_title("gradients of the attention weights, deep blocks")
-    kinds = {"wo_grad": ("W_O", PALETTE[0], "-"), "q_grad": ("W_Q", PALETTE[3], "-"),
-             "k_grad": ("W_K", PALETTE[9], (0, (3, 1.5)))}
-    for metric, (label, colour, dashes) in kinds.items():
-        series = positive(medians(rows, metric))
-        ax.plot(series.index, series, color=colour, linestyle=dashes, label=label, linewidth=1.5)
-    log_axis(ax, "root mean square")
-    _inner_legend(ax, ax.get_legend_handles_labels()[0])
+    for metric, (label, colour, dashes) in WEIGHTS.items():
+        _median(ax, rows, metric, label=label, color=colour, linestyle=dashes)
+    audit.log_axis(ax, "root mean square")
+    inner_legend(ax, "lower left")
 
 
-def _colours(layers):
-    """Each layer with its colour, from the bottom up."""
-    return zip(layers, BLOCKS(np.linspace(0, 1, len(layers))), strict=True)
-
-
-def _by_layer(ax, attn, metric: str, layers, **look) -> None:
-    for layer, colour in _colours(layers):
+def _by_layer(ax, attn, metric: str, colours, **look) -> None:
+    for layer, colour in colours.items():
         mine = attn[attn["layer"] == layer].sort_values("step")
         ax.plot(mine["step"], mine[metric], color=colour, linewidth=1.3, **look)
 
 
-def _ratios(ax, attn, layers) -> None:
-    ax.set_title("r_tr (solid, left) and rho (dashed, right)")
-    _by_layer(ax, attn, "r_tr", layers)
+def _ratios(ax, attn, colours) -> None:
+    _by_layer(ax, attn, "r_tr", colours)
     ax.set_ylabel("r_tr = ||branch|| / ||trunk||")
-    twin = ax.twinx()
-    _by_layer(twin, attn.assign(rho=positive(attn["rho"])), "rho", layers, linestyle=(0, (3, 1.5)), alpha=0.75)
-    _log_twin(twin, "rho")
+    twin = _twin(ax, "rho")
+    _by_layer(twin, attn.assign(rho=audit.positive(attn["rho"])), "rho", colours, linestyle=(0, (3, 1.5)), alpha=0.75)
     ax.set_zorder(twin.get_zorder() + 1)
     ax.patch.set_visible(False)
 
 
-def _contraction(ax, attn, layers) -> None:
-    ax.set_title("contraction by attention, where below 1")
-    _by_layer(ax, attn, "mu_eff", layers)
-    ax.axhline(1, color=NEUTRAL, linewidth=0.8, linestyle=":")
-    ax.set_ylabel("mu_eff")
-
-
-def _similarity(ax, attn):
-    ax.set_title("token cosine similarity")
-    table = attn.pivot(index="layer", columns="step", values="tcs")
-    ax.grid(False)
-    ax.set_ylabel("block")
-    return ax.pcolormesh(edges(table.columns), edges(table.index), table, cmap="magma", vmin=0, vmax=1, rasterized=True)
-
-
-def _extinction(rows, crash: int) -> list[str]:
+def _extinction(rows, crash: int) -> str:
     """How far the Q and K gradients fell, in powers of ten."""
     orders = []
     for metric in ("q_grad", "k_grad"):
-        series = medians(rows, metric)
-        after = series[series.index > crash + EVENT]
-        usual, left = series[before(series.index, crash)].median(), after.median()
+        series = audit.medians(rows, metric)
+        usual, left = series[audit.before(series.index, crash)].median(), series[series.index > crash + audit.EVENT].median()
         if not (usual > 0 and left > 0):
-            return ["The Q or K gradients are exactly 0 before or after."]
+            return "The Q or K gradients are exactly 0 before or after."
         orders.append(np.log10(left / usual))
-    return [f"Deep Q and K gradients change by {power(orders[0])} and {power(orders[1])} (median of the steps more "
-            f"than {EVENT} after the crash over the median before); paper: about 10^-4."]
+    return (f"Deep Q and K gradients change by {audit.power(orders[0])} and {audit.power(orders[1])} (median of the steps more "
+            f"than {audit.EVENT} after the crash over the median before); paper: about 10^-4.")

@@ -5,33 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.lines import Line2D
 
-from paper_figures.audit_rows import EVENT, SITES, audit_of, dissected, event_step, name_of
-from paper_figures.rows import caption, load_runs
-from paper_figures.style import NEUTRAL, legend, page, scheme_look, skip
+from paper_figures.audit import EVENT, SITES, audit_of, before, dissected, name_of
+from paper_figures.figure import figure
+from paper_figures.runs import caption, load_runs
+from paper_figures.style import CONSTANT, handle, legend, page, scheme_look
 
-NAME = "fig04_amplification"
-TITLE = "Figure 4: amplification A of the writer gradients against its envelope"
-INPUTS = ("runs", "audit")
-PROTOCOLS = ("anatomy", "anatomy64")
-WIDTH, HEIGHT = 9.5, 4.8
 ACTIVE = 0.5  # A - 1 above which the paper calls a layer active
 PAPER = {"attn": ((0.169, 0.306), (0.961, 0.808)), "ffn": ((0.126, 0.499), (0.985, 0.829))}  # slope, R2: before, at t*
 GREY = "#9a9a9a"
 
 
-def draw(folder: Path, protocol: str):
+@figure("fig04_amplification", "Figure 4: amplification A of the writer gradients against its envelope", ("runs", "audit"),
+        ("anatomy", "anatomy64"))  # fmt: skip
+def amplification(folder: Path, title: str):
     runs = load_runs(folder)
-    run, window = dissected(folder, runs)
-    if run is None:
-        return skip(folder, NAME, "no collapsed plain run was audited at every step around its crash")
-    crash, event = int(run.crash_step), event_step(window, run.depth, int(run.crash_step))
+    run, _, crash, event = dissected(folder, runs)
     mine = runs[runs["run_id"] == run.run_id]
     room = int(run.image_tokens + run.caption_tokens) - 1  # T - 1
     audit = audit_of(folder, mine, "plain", run.depth)
     audit = audit.assign(x=room * audit["kappa_hat"], y=audit["amplification"] - 1).dropna(subset=["x", "y"])
-    figure, body = page(WIDTH, HEIGHT, TITLE, caption(
+    clouds = {site: (rows[before(rows["step"], crash)], rows[rows["step"] == event]) for site, rows in audit.groupby("site")}
+    fig, body = page(9.5, 4.8, title, caption(
         mine, f"Shown: {name_of(run)}. Grey: every audited block and step up to {EVENT + 1} before the crash at step "
         f"{crash}. Coloured: all audited blocks at the event, step {event}, the largest deep g_mean of attention W_O "
         f"within {EVENT} steps of the crash; filled where active (A - 1 > {ACTIVE}). A is per sample, averaged "
@@ -39,20 +34,25 @@ def draw(folder: Path, protocol: str):
         "Slopes are least squares through the origin, where Eq. 30 puts the line; R2 is 1 - residuals / variance about "
         "the mean, and below 0 where the mean alone does better. The event's line is fitted to the active blocks, as "
         "in the paper (T = 256, step 3400), which does not say whether its lines pass through the origin.",
-        *(_peak(audit, site, crash, event) for site in SITES)))
+        *(_peak(SITES[site], *(rows["y"] + 1 for rows in clouds[site])) for site in SITES)))  # fmt: skip
     axes = body.subplots(1, 2, sharex=True, sharey=True)
     colour = scheme_look("plain")[0]
     limit = 1.08 * max(audit["x"].max(), audit["y"].max())
     for ax, site in zip(axes, SITES, strict=True):
-        rows = audit[audit["site"] == site]
-        _panel(ax, rows[rows["step"] < crash - EVENT], rows[rows["step"] == event], site, colour, limit)
+        _panel(ax, *clouds[site], site, colour, limit)
         ax.set(title=SITES[site], xlabel="(T - 1) kappa_hat", xlim=(0, limit), ylabel="A - 1" if site == "attn" else "",
-               ylim=(-0.1 * limit, limit))
+               ylim=(-0.1 * limit, limit))  # fmt: skip
         share = ax.secondary_yaxis("right", functions=(lambda y: y / room, lambda y: y * room))
         share.set_ylabel("share of T - 1" if site == "ffn" else "")
         share.tick_params(labelsize=8)
-    legend(body, _handles(colour, event), WIDTH)
-    return figure
+    dot = {"linestyle": "", "marker": "o", "color": colour}
+    legend(body, [
+        handle("before the event", linestyle="", marker=".", color=GREY, markersize=8),
+        handle(f"active at the event (step {event})", markersize=6, markeredgecolor="white", **dot),
+        handle("not active at the event", markerfacecolor="none", markersize=5, **dot),
+        handle("full coherence, y = x", **CONSTANT),
+    ])  # fmt: skip
+    return fig
 
 
 def through_origin(x, y) -> tuple[float, float]:
@@ -72,7 +72,7 @@ def _panel(ax, usual, event, site: str, colour, limit: float) -> None:
     ax.plot(idle["x"], idle["y"], "o", color=colour, markerfacecolor="none", markersize=4.5, markeredgewidth=0.9)
     ax.plot(active["x"], active["y"], "o", color=colour, markersize=6, markeredgecolor="white", markeredgewidth=0.6)
     ends = np.array([0, limit])
-    ax.plot(ends, ends, color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1)
+    ax.plot(ends, ends, **CONSTANT)
     text = []
     clouds = (("before", usual, "#6f6f6f"), ("active at t*", active, colour))
     for (name, rows, shade), paper in zip(clouds, PAPER[site], strict=True):
@@ -86,20 +86,8 @@ def _panel(ax, usual, event, site: str, colour, limit: float) -> None:
             bbox={"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2})
 
 
-def _peak(audit, site: str, crash: int, event: int) -> str:
+def _peak(site: str, usual, now) -> str:
     """The median and the largest A of a site before and at the event, in one sentence."""
-    rows = audit[audit["site"] == site]
-    usual, now = rows[rows["step"] < crash - EVENT]["y"] + 1, rows[rows["step"] == event]["y"] + 1
     change = "falls" if now.median() < usual.median() else "rises"
-    return (f"{SITES[site]}: the median A {change} from {usual.median():.2g} to {now.median():.2g} (largest at the "
+    return (f"{site}: the median A {change} from {usual.median():.2g} to {now.median():.2g} (largest at the "
             f"event {now.max():.3g}, before {usual.max():.3g}; paper 168).")
-
-
-def _handles(colour, event: int) -> list[Line2D]:
-    dot = {"linestyle": "", "marker": "o", "color": colour}
-    return [
-        Line2D([], [], linestyle="", marker=".", color=GREY, markersize=8, label="before the event"),
-        Line2D([], [], label=f"active at the event (step {event})", markersize=6, markeredgecolor="white", **dot),
-        Line2D([], [], label="not active at the event", markerfacecolor="none", markersize=5, **dot),
-        Line2D([], [], color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1, label="full coherence, y = x"),
-    ]

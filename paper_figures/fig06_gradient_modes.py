@@ -7,46 +7,31 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from paper_figures.audit_rows import (
-    CRASH_LINE,
-    SITES,
-    audit_of,
-    crash_line_handle,
-    dissected,
-    log_axis,
-    positive,
-    uniform,
-)
-from paper_figures.rows import caption, load_runs, main_lr
-from paper_figures.style import legend, line_of, page, scheme_handles, scheme_look, skip
+from paper_figures.audit import CRASH_LINE, SITES, audit_of, crash_line_handle, dissected_or_none, log_axis, positive, uniform
+from paper_figures.figure import figure, some
+from paper_figures.runs import caption, crash_of, load_runs, main_lr
+from paper_figures.style import legend, line_of, page, scheme_handles, scheme_look
 
-NAME = "fig06_gradient_modes"
-TITLE = "Figure 6: mean and centered part of the writer gradients along training"
-INPUTS = ("runs", "audit")
-PROTOCOLS = ("anatomy", "anatomy64")
-WIDTH, HEIGHT = 10.0, 7.2
 METRICS = {"g_mean": "mean part, g_mean", "g_ctr": "centered part, g_ctr"}
 SMOOTH = 5  # audited steps in the running median: the stride sees single batches, whose gradients scatter a lot
 FLOOR = 1e-6  # values below are cut off, so that extinct gradients do not flatten the rest
 
 
-def draw(folder: Path, protocol: str):
+@figure("fig06_gradient_modes", "Figure 6: mean and centered part of the writer gradients along training", ("runs", "audit"),
+        ("anatomy", "anatomy64"))  # fmt: skip
+def gradient_modes(folder: Path, title: str):
     runs = load_runs(folder)
-    run, _ = dissected(folder, runs)
     audit = audit_of(folder, runs)
-    shown = one_run_each(runs[runs["run_id"].isin(audit.loc[~audit["window"], "run_id"])], run)
-    if shown.empty:
-        return skip(folder, NAME, "no run was audited")
-    rows = {(row.run_id, site): audit[(audit["run_id"] == row.run_id) & (audit["site"] == site)]
-            for row in shown.itertuples() for site in SITES}
-    bands = {(row.run_id, site, metric): band(rows[row.run_id, site], metric, end(row))
-             for row in shown.itertuples() for site in SITES for metric in METRICS}
-    figure, body = page(WIDTH, HEIGHT, TITLE, caption(
+    shown = runs[runs["run_id"].isin(audit.loc[~audit["window"], "run_id"])]
+    shown = one_run_each(some(shown, "no run was audited"), dissected_or_none(folder, runs))
+    bands = {(run_id, site, metric): band(rows, metric, end(row)) for row in shown.itertuples()
+             for (run_id, site), rows in audit[audit["run_id"] == row.run_id].groupby(["run_id", "site"]) for metric in METRICS}
+    fig, body = page(10.0, 7.2, title, caption(
         shown, f"One run per scheme. Line: median over depth at the audited steps, itself a running median of {SMOOTH} "
         "that stops at a crash; band: quartiles over depth, likewise smoothed. "
         f"Log axes, cut off below {FLOOR:g}; gaps for exact zeros.", _levels(shown, bands),
         "The paper prints no numbers; it finds that LayerScale shrinks both parts, and that MV-Split bounds the mean "
-        "part and keeps a larger centered part."))
+        "part and keeps a larger centered part."))  # fmt: skip
     axes = body.subplots(2, 2, sharex=True, sharey="row")
     for line, site in zip(axes, SITES, strict=True):
         for ax, metric in zip(line, METRICS, strict=True):
@@ -58,15 +43,12 @@ def draw(folder: Path, protocol: str):
         line[1].set_ylabel("")
     for ax in axes[1]:
         ax.set_xlabel("step")
-    crashes = [crash_line_handle()] * bool(shown["crashed"].any())
-    legend(body, scheme_handles(shown, markers=False) + crashes, WIDTH)
-    return figure
+    legend(body, scheme_handles(shown, markers=False) + [crash_line_handle()] * bool(shown["crashed"].any()))
+    return fig
 
 
 def one_run_each(runs, dissected_run) -> pd.DataFrame:
     """The run that stands for each scheme and variant: at the dissected run's depth and learning rate, and its seed."""
-    if runs.empty:
-        return runs
     lr, depth = (dissected_run.lr, dissected_run.depth) if dissected_run else (main_lr(runs), runs["depth"].max())
     seed = dissected_run.seed if dissected_run else runs["seed"].min()
     here = runs[(runs["lr"] == lr) & (runs["depth"] == depth)]
@@ -76,7 +58,7 @@ def one_run_each(runs, dissected_run) -> pd.DataFrame:
 
 def end(row) -> float:
     """The step until which a run was usable."""
-    return row.crash_step if row.crashed and row.crash_step == row.crash_step else np.inf
+    return np.inf if crash_of(row) is None else crash_of(row)
 
 
 def band(rows, metric: str, crash: float) -> pd.DataFrame:

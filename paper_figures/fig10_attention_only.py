@@ -4,63 +4,50 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.lines import Line2D
-
-from paper_figures.fig05_quality import main_setting
-from paper_figures.fig09_spike_trace import draw_bars, draw_events, draw_trace
-from paper_figures.fig12_full_loss import draw_losses
-from paper_figures.loss_curves import loss_limits
-from paper_figures.rows import caption, curves_of, load_runs, short_outcome
-from paper_figures.spike_rows import families, fatal, notes_of
-from paper_figures.style import crash_handle, legend, line_of, page, skip
+from paper_figures.figure import figure, some
+from paper_figures.losses import SMOOTH, draw_curves, loss_limits
+from paper_figures.runs import caption, curves_of, load_runs, main_setting, short_outcome
+from paper_figures.spikes import draw_bars, draw_events, draw_trace, families, fatal, notes_of
+from paper_figures.style import crash_handle, legend, line_of, page, scheme_handles
 from suite.records.tables import read
 
-NAME = "fig10_attention_only"
-TITLE = "Figure 10: MV-Split on attention alone"
-INPUTS = ("runs", "curves", "spikes")
-PROTOCOLS = ("anatomy",)
 FINDING = ("In the paper (1000 layers) attention-only MV-Split crashes at step 7415, the loss rising from .81 to 2.12 in four steps, and "
            "the"
            " spike moves to the unprotected side: 14 of the top 15 families are W_2 (L32 to L55, .063 to .072, about 93% of the"
            " top-15 mass) and one is the final projection.")
 
 
-def draw(folder: Path, protocol: str):
+@figure("fig10_attention_only", "Figure 10: MV-Split on attention alone", ("runs", "curves", "spikes"), ("anatomy",))
+def attention_alone(folder: Path, title: str):
     runs = main_setting(load_runs(folder))
     curves, spikes = curves_of(folder, runs), read(folder, "spikes")
     runs = runs[runs["run_id"].isin(curves)]
-    alone = runs[[attention_only(row) for row in runs.itertuples()]]
-    if alone.empty:
-        return skip(folder, NAME, "no run of MV-Split with sites=attn has a curve")
+    alone = some(runs[[attention_only(row) for row in runs.itertuples()]], "no run of MV-Split with sites=attn has a curve")
     shown = runs[alone_or_beside(runs)]
     row, step = chosen(alone, spikes)
-    notes = [verdict(alone), *(notes_of(row, spikes, step) if step is not None else ["Their gradient norm never crossed the"
-             " spike threshold."]), FINDING]
-    width, limits = 9.0 if step is not None else 7.0, loss_limits(shown, curves)
-    figure, body = page(width, 7.2 if step is not None else 4.4, TITLE, caption(shown, *notes))
-    handles = _handles(shown)
-    if step is None:
+    calm, limits = step is None, loss_limits(shown, curves)
+    notes = ["Their gradient norm never crossed the spike threshold."] if calm else notes_of(row, spikes, step)
+    fig, body = page(7.0 if calm else 9.0, 4.4 if calm else 7.2, title, caption(shown, verdict(alone), *notes, FINDING))
+    handles = scheme_handles(shown, markers=False, look_of=look)
+    if calm:
         ax = body.subplots()
-        _losses(ax, shown, curves, limits)
     else:
         top = families(spikes, row.run_id, step)
         grid = body.add_gridspec(2, 2, height_ratios=(1.5, 1))
         fate = "before the crash" if row.crashed else "the largest; it came back"
         handles += draw_bars(body.add_subplot(grid[0, 0]), top, f"seed {row.seed}, step {step}: {fate}")
         handles += draw_trace(body, grid[0, 1].subgridspec(2, 1), curves[row.run_id], row, top)
-        _losses(body.add_subplot(grid[1, 1]), shown, curves, limits)
+        ax = body.add_subplot(grid[1, 1])
         handles += draw_events(body.add_subplot(grid[1, 0]), spikes, row)
-    legend(body, handles + [crash_handle()] * bool(shown["crashed"].any()), width)
-    return figure
+    draw_curves(ax, shown, curves, limits, SMOOTH, look, apart=True)
+    ax.set(title="training loss beside plain and full MV-Split", xlabel="step", ylabel="loss")
+    legend(body, handles + [crash_handle()] * bool(shown["crashed"].any()))
+    return fig
 
 
 def look(row) -> dict:
-    """The lines of this figure: the scheme's colour, and black for attention alone, which must stand out from the whole."""
+    """The lines of this figure: the scheme's colour, and black for attention alone, which must stand out."""
     return {"color": "black", "linestyle": "-"} if attention_only(row) else {**line_of(row), "linestyle": "-"}
-
-
-def _handles(shown) -> list:
-    return [Line2D([], [], linewidth=1.8, label=row.label, **look(row)) for row in shown.drop_duplicates("label").itertuples()]
 
 
 def attention_only(row) -> bool:
@@ -75,7 +62,8 @@ def alone_or_beside(runs):
 
 
 def chosen(alone, spikes):
-    """(run, step of the spike to show): the first run whose crash has a traced spike, else the largest spike of any, else None."""
+    """(run, step of the spike to show): the first run whose crash has a traced spike, else the largest spike of any,
+    else None."""
     for row in alone.itertuples():
         if steps := fatal(spikes, row):
             return row, steps[-1]
@@ -95,8 +83,3 @@ def verdict(alone) -> str:
         return (f"None of our {len(alone)} attention-only runs crashed in {int(alone['last_step'].min())} steps:"
                 " at this depth and length the paper's failure is not reproduced.")
     return f"{len(crashed)} of {len(alone)} attention-only runs crashed here: {words}."
-
-
-def _losses(ax, shown, curves, limits) -> None:
-    draw_losses(ax, shown, curves, limits, look)
-    ax.set(title="training loss beside plain and full MV-Split", xlabel="step", ylabel="loss")

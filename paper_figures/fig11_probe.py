@@ -4,56 +4,51 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.lines import Line2D
-
-from paper_figures.fig05_quality import main_setting
-from paper_figures.rows import caption, load_runs
-from paper_figures.style import NEUTRAL, PALETTE, legend, page, plain_log, skip
+from paper_figures.figure import figure, some
+from paper_figures.runs import caption, load_runs, main_setting
+from paper_figures.style import CONSTANT, NEUTRAL, PALETTE, handle, legend, page, plain_log
 from suite.records.tables import read
 
-NAME = "fig11_probe"
-TITLE = "Figure 11: where along depth the timestep can be read"
-INPUTS = ("runs", "probe")
-PROTOCOLS = ("anatomy",)
 FEATURES = {  # name in the table: words, colour, marker
     "image_mean": ("image-token mean", PALETTE[0], "o"),
     "centered_rms": ("RMS of centered image tokens", PALETTE[1], "s"),
     "caption_mean": ("caption-token mean", PALETTE[2], "^"),
 }
-INPUT = {"color": NEUTRAL, "linestyle": (0, (4, 3)), "linewidth": 1.2, "zorder": 2}
+INPUT = CONSTANT | {"linewidth": 1.2, "zorder": 2}
 SHUFFLED = {"color": NEUTRAL, "linestyle": ":", "linewidth": 1.4, "zorder": 2}
-PANELS = {"r2": "(a) R² of t", "residual_r2": "(b) beyond input statistics", "mae": "(c) mean absolute error of t"}
+PANELS = {  # metric: title, unit
+    "r2": ("(a) R² of t", "R²"),
+    "residual_r2": ("(b) beyond input statistics", "share of the variance left"),
+    "mae": ("(c) mean absolute error of t", "error (log scale)"),
+}
 
 
-def draw(folder: Path, protocol: str):
+@figure("fig11_probe", "Figure 11: where along depth the timestep can be read", ("runs", "probe"), ("anatomy",))
+def probe(folder: Path, title: str):
     runs = main_setting(load_runs(folder))
-    probe = read(folder, "probe").merge(runs[["run_id", "label", "scheme", "params", "depth", "seed"]], on="run_id")
-    if probe.empty:
-        return skip(folder, NAME, "no run has a probe")
-    probe["place"] = probe["layer"].astype(float) / probe["depth"]
-    labels = _order(runs[runs["run_id"].isin(probe["run_id"])])
-    main, others = labels[0], labels[1:]
-    width, height = 9.0, 3.9 + 2.5 * bool(others)
-    figure, body = page(width, height, TITLE, caption(runs[runs["run_id"].isin(probe["run_id"])], *_notes(probe, main)))
-    grid = body.add_gridspec(1 + bool(others), 1, height_ratios=(1.35, 1)[: 1 + bool(others)])
-    for cell, metric in zip(grid[0].subgridspec(1, 3), PANELS):
+    scores = read(folder, "probe").merge(runs[["run_id", "label", "scheme", "params", "depth", "seed"]], on="run_id")
+    some(scores, "no run has a probe")
+    scores["place"] = scores["layer"].astype(float) / scores["depth"]
+    runs = runs[runs["run_id"].isin(scores["run_id"])]
+    main, *others = _order(runs)
+    fig, body = page(9.0, 3.9 + 2.5 * bool(others), title, caption(runs, *_notes(scores, main)))
+    above, *below = body.add_gridspec(1 + bool(others), 1, height_ratios=(1.35, 1)[: 1 + bool(others)])
+    for cell, (metric, (words, unit)) in zip(above.subgridspec(1, 3), PANELS.items()):
         ax = body.add_subplot(cell)
-        draw_panel(ax, probe[probe["label"] == main], metric)
-        unit = {"r2": "R²", "residual_r2": "share of the variance left", "mae": "error (log scale)"}[metric]
-        ax.set(title=f"{main}: {PANELS[metric]}" if metric == "r2" else PANELS[metric], xlabel="relative depth", ylabel=unit)
+        draw_panel(ax, scores[scores["label"] == main], metric)
+        ax.set(title=f"{main}: {words}" if metric == "r2" else words, xlabel="relative depth", ylabel=unit)
     first = None
-    for cell, label in zip(grid[1].subgridspec(1, len(others)), others) if others else ():
+    for cell, label in zip(below[0].subgridspec(1, len(others)), others) if others else ():
         ax = body.add_subplot(cell, sharey=first)
-        draw_panel(ax, probe[probe["label"] == label], "r2")
+        draw_panel(ax, scores[scores["label"] == label], "r2")
         ax.set_title(label, fontsize=9)
         ax.set(xlabel="relative depth", ylabel="R² of t" if first is None else "")
         ax.tick_params(labelleft=first is None)
         first = first or ax
-    handles = [Line2D([], [], color=colour, marker=marker, markersize=5, label=words)
-               for name, (words, colour, marker) in FEATURES.items() if (probe["feature"] == name).any()]
-    legend(body, [*handles, Line2D([], [], label="input statistics alone", **INPUT),
-                  Line2D([], [], label="shuffled t (control)", **SHUFFLED)], width)
-    return figure
+    legend(body, [*(handle(words, color=colour, marker=marker, markersize=5) for name, (words, colour, marker) in FEATURES.items()
+                    if (scores["feature"] == name).any()),
+                  handle("input statistics alone", **INPUT), handle("shuffled t (control)", **SHUFFLED)])  # fmt: skip
+    return fig
 
 
 def _order(runs) -> list[str]:
@@ -63,7 +58,7 @@ def _order(runs) -> list[str]:
 
 
 def draw_panel(ax, probe, metric: str) -> None:
-    """A faint line per run and a bold mean, by feature; controls as horizontal lines (shuffled t: the mean over layers)."""
+    """A faint line per run and a bold mean, by feature; controls as horizontal lines, the mean over layers."""
     for name, (_, colour, marker) in FEATURES.items():
         mine = probe[(probe["feature"] == name) & probe[metric].notna()]
         for _, run in mine.groupby("run_id"):

@@ -1,4 +1,5 @@
-"""What became of each run: a grid of scheme against depth, one panel per learning rate."""
+"""What became of each run: a grid of scheme against depth, one panel per learning rate; of a frontier, of scheme
+against rate."""
 
 from __future__ import annotations
 
@@ -9,39 +10,35 @@ import pandas as pd
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from paper_figures.rows import caption, load_runs
-from paper_figures.style import OUTCOMES, legend, outcome_handles, outcome_patch, page, scheme_look, skip
+from paper_figures.figure import figure, some
+from paper_figures.runs import caption, load_runs
+from paper_figures.style import OUTCOMES, bare, legend, outcome_handles, outcome_patch, page, scheme_look
 
-NAME = "outcomes"
-TITLE = "Outcome by scheme and depth"
-INPUTS = ("runs",)
-PROTOCOLS = None
 PER_LINE = 12  # columns beside each other
 
 
-def draw(folder: Path, protocol: str):
-    runs = load_runs(folder)
-    if runs.empty:
-        return skip(folder, NAME, "no run yet")
+@figure("outcomes", "Outcome by scheme and depth", ("runs",))
+def outcomes(folder: Path, title: str):
+    runs = some(load_runs(folder), "no run yet")
     labels, panels = runs["label"].drop_duplicates(), {lr: sorted(set(part["depth"])) for lr, part in runs.groupby("lr")}
     lines = lines_of(panels)
     columns = max(sum(len(panels[lr]) for lr in line) for line in lines)
-    widest = max(len(label) for label in labels)
-    width = max(6.5, 0.4 + 0.085 * widest + 0.1 * len(lines[0]) + 1.15 * columns)
-    height = 1.0 + len(lines) * (0.65 + 0.52 * len(labels))
-    figure, body = page(width, height, TITLE, caption(runs, note(runs)))
+    width = max(6.5, 0.4 + 0.085 * max(map(len, labels)) + 0.1 * len(lines[0]) + 1.15 * columns)
+    note = "In a cell: the step of the crash, or the final training loss (running median)."
+    if runs.duplicated(["label", "depth", "lr"]).any():
+        note += " Cells of several runs are split by the shares of their outcomes; losses are medians."
+    fig, body = page(width, 1.0 + len(lines) * (0.65 + 0.52 * len(labels)), title, caption(runs, note))
     grid = body.add_gridspec(len(lines), columns)
     for y, line in enumerate(lines):
         x = 0
         for lr in line:
-            depths = panels[lr]
-            ax = body.add_subplot(grid[y, x:x + len(depths)])
-            draw_grid(ax, runs[runs["lr"] == lr], depths, runs.drop_duplicates("label"))
-            ax.set_title(f"learning rate {lr:g}" if len(depths) > 1 else f"lr {lr:g}")
+            ax = body.add_subplot(grid[y, x : x + len(panels[lr])])
+            draw_grid(ax, runs[runs["lr"] == lr], panels[lr], runs.drop_duplicates("label"))
+            ax.set_title(f"learning rate {lr:g}" if len(panels[lr]) > 1 else f"lr {lr:g}")
             ax.tick_params(labelleft=x == 0)
-            x += len(depths)
-    legend(body, outcome_handles(runs["result"]), width)
-    return figure
+            x += len(panels[lr])
+    legend(body, outcome_handles(runs["result"]))
+    return fig
 
 
 def lines_of(panels: dict[float, list[int]]) -> list[list[float]]:
@@ -60,11 +57,7 @@ def draw_grid(ax, runs, depths, rows) -> None:
     for y, row in enumerate(rows.itertuples()):
         for x, depth in enumerate(depths):
             cell = runs[(runs["label"] == row.label) & (runs["depth"] == depth)]
-            left = x - 0.48
-            for result, n in sorted(Counter(cell["result"]).items(), key=lambda item: list(OUTCOMES).index(item[0])):
-                part = 0.96 * n / len(cell)
-                ax.add_patch(Rectangle((left, y - 0.46), part, 0.92, **outcome_patch(result)))
-                left += part
+            _box(ax, x, y, 0.96, 0.92, cell["result"])
             first, second = cell_text(cell)
             words = {"ha": "center", "color": "black" if len(cell) else "#888888",
                      "path_effects": [withStroke(linewidth=2, foreground="white", alpha=0.6)]}
@@ -78,10 +71,15 @@ def draw_grid(ax, runs, depths, rows) -> None:
     ax.set_yticks(range(len(rows)), list(rows["label"]))
     for tick, scheme in zip(ax.get_yticklabels(), rows["scheme"], strict=False):  # inner panels have none
         tick.set(color=scheme_look(scheme)[0], fontweight="bold")
-    ax.tick_params(length=0)
-    ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    bare(ax)
+
+
+def _box(ax, x: float, y: float, width: float, height: float, results) -> None:
+    """A box about a point, split by the shares of the results."""
+    left = x - width / 2
+    for result, part in (width * results.value_counts(normalize=True)).reindex(list(OUTCOMES)).dropna().items():
+        ax.add_patch(Rectangle((left, y - height / 2), part, height, **outcome_patch(result)))
+        left += part
 
 
 def cell_text(cell: pd.DataFrame) -> tuple[str, str]:
@@ -94,8 +92,7 @@ def cell_text(cell: pd.DataFrame) -> tuple[str, str]:
     if len(steps):
         detail = f"step {steps.min()}" + (f"–{steps.max()}" if steps.max() > steps.min() else "")
     if len(cell) == 1:
-        result = cell["result"].iloc[0]
-        return OUTCOMES[result][0], detail
+        return OUTCOMES[cell["result"].iloc[0]][0], detail
     failed = ", ".join(f"{n} {name}" for name, n in counts.items() if name in set(cell["status"]))
     if done.empty:
         return failed, ""
@@ -104,8 +101,25 @@ def cell_text(cell: pd.DataFrame) -> tuple[str, str]:
     return f"{counts[result]}/{len(done)} {OUTCOMES[result][0]}", failed or detail
 
 
-def note(runs) -> str:
-    """What the second line of a cell is."""
-    many = runs.duplicated(["label", "depth", "lr"]).any()
-    text = "In a cell: the step of the crash, or the final training loss (running median)."
-    return text + " Cells of several runs are split by the shares of their outcomes; losses are medians." * bool(many)
+@figure("fates", "What became of each run, by depth, scheme and learning rate", ("runs",), ("frontier", "frontier64"))
+def outcomes_by_rate(folder: Path, title: str):
+    runs = load_runs(folder)
+    runs = some(runs[runs["status"] == "done"], "no run has an outcome")
+    depths, labels, rates = sorted(set(runs["depth"])), list(dict.fromkeys(runs["label"])), sorted(set(runs["lr"]))
+    note = "A box is a cell at one rate, split by the shares of its runs' outcomes; the number is how many runs."
+    fig, body = page(9.0, 1.3 + 0.36 * len(labels) * len(depths) + 0.35 * len(depths), title, caption(runs, note))
+    axes = body.subplots(len(depths), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, depth in zip(axes, depths, strict=True):
+        for (label, lr), cell in runs[runs["depth"] == depth].groupby(["label", "lr"]):
+            x, y = rates.index(lr), labels.index(label)
+            _box(ax, x, y, 0.9, 0.84, cell["outcome"])
+            ax.text(x, y, f"{len(cell)}", ha="center", va="center", fontsize=7)
+        ax.set_yticks(range(len(labels)), labels)
+        ax.set(xlim=(-0.6, len(rates) - 0.4), ylim=(len(labels) - 0.5, -0.5))
+        ax.set_title(f"{depth} blocks", loc="left", fontsize=10)
+        ax.tick_params(length=0)
+        ax.grid(False)
+    axes[-1].set_xticks(range(len(rates)), [f"{rate:.3g}" for rate in rates], rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    axes[-1].set_xlabel("learning rate")
+    legend(body, outcome_handles(runs["outcome"]))
+    return fig

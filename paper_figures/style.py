@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import sys
 import textwrap
 from functools import cache
 from pathlib import Path
@@ -21,7 +20,7 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from paper_figures.shown import digest
+from paper_figures.digest import digest
 from suite.files import write_whole
 from suite.protocol import SCHEMES
 
@@ -40,6 +39,7 @@ PROJECT = {  # vermilion, orange, green, pink, blue
 OTHERS, OTHER_MARKERS = (PALETTE[9], "#222222", "#6f3a9c", "#77770a", "#6b3e12"), "<>*hp"  # for schemes of plugins
 LINES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)))  # variants of a scheme, its main one first
 NEUTRAL = "#444444"
+CONSTANT = {"color": NEUTRAL, "linestyle": (0, (4, 3)), "linewidth": 1, "zorder": 1}  # a level to compare with
 SHOWS = "ScreamBench data "  # what stands in a file before the digest of what it shows
 KINDS = ("png", "pdf")
 
@@ -88,24 +88,49 @@ def outcome_handles(outcomes) -> list[Patch]:
     return [Patch(label=OUTCOMES[name][0], **outcome_patch(name)) for name in OUTCOMES if name in set(outcomes)]
 
 
-def scheme_handles(runs, markers: bool) -> list[Line2D]:
+def handle(label: str, **look) -> Line2D:
+    """One legend entry."""
+    return Line2D([], [], label=label, **look)
+
+
+def scheme_handles(runs, markers: bool, look_of=line_of) -> list[Line2D]:
     """One legend entry per scheme and variant that occurs, in the order of the rows."""
-    rows = runs.drop_duplicates("label").itertuples()
-    return [Line2D([], [], linewidth=1.8, label=row.label, marker=scheme_look(row.scheme)[1] if markers else None,
-                   **line_of(row)) for row in rows]
+    return [handle(row.label, linewidth=1.8, marker=scheme_look(row.scheme)[1] if markers else None, **look_of(row))
+            for row in runs.drop_duplicates("label").itertuples()]  # fmt: skip
 
 
 def crash_handle(label: str = "crash") -> Line2D:
     """The legend entry of a crash mark."""
-    return Line2D([], [], linestyle="", marker="X", markersize=9, color=NEUTRAL, markeredgecolor="white", label=label)
+    return handle(label, linestyle="", marker="X", markersize=9, color=NEUTRAL, markeredgecolor="white")
 
 
-def legend(body, handles, width: float) -> None:
-    """One legend below all panels, in as many columns as fit the page."""
-    longest = max((_width(handle.get_label(), 9) for handle in handles), default=1) + 0.65
-    columns = max(1, min(len(handles), int((width - 0.3) / longest)))
+def crash_on_edge(ax, step: float, colour: str) -> None:
+    """The mark of a crash on the top edge."""
+    ax.plot(step, 1.0, "X", transform=ax.get_xaxis_transform(), color=colour, markersize=9, markeredgecolor="white", zorder=6,
+            clip_on=False)  # fmt: skip
+
+
+def bare(ax) -> None:
+    """An axis without grid, ticks and frame, for cells."""
+    ax.tick_params(length=0)
+    ax.grid(False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def legend(body, handles) -> None:
+    """One legend below all panels, of each label once, in as many columns as fit the page."""
+    handles = list({entry.get_label(): entry for entry in handles}.values())
+    longest = max((_width(entry.get_label(), 9) for entry in handles), default=1) + 0.65
+    columns = max(1, min(len(handles), int((body.figure.get_figwidth() - 0.3) / longest)))
     columns = math.ceil(len(handles) / math.ceil(len(handles) / columns))  # rows of even length
     body.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=2.2, columnspacing=1.2)
+
+
+def inner_legend(ax, loc: str, handles=None) -> None:
+    """A legend inside its panel, on a veil of white."""
+    ax.legend(handles=handles, fontsize=8, handlelength=1.8, labelspacing=0.25, frameon=True, framealpha=0.8, edgecolor="none",
+              loc=loc).set_zorder(10)  # fmt: skip
 
 
 def page(width: float, height: float, title: str, caption: str):
@@ -143,11 +168,6 @@ def wrap(text: str, width: float, size: float) -> list[str]:
     return lines
 
 
-def skip(folder: Path, name: str, why: str) -> None:
-    """Say in one line why a figure is not drawn; returns None, which is what `draw` then returns."""
-    print(f"{folder.name}-{name}: not drawn: {why}", file=sys.stderr)
-
-
 def _settle(figure: Figure) -> None:
     """Lay the page out once and round the result: the last bits of the solver's answer differ between processes."""
     figure.draw_without_rendering()
@@ -172,26 +192,19 @@ def plain_log(ax, subs=(1, 2, 5), which: str = "y") -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def rendered(figure: Figure) -> dict[str, bytes]:
-    """The files of a figure by kind: PNG (150 dpi) and PDF, with the mark of what they show, and no date."""
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write STEM.png (150 dpi) and STEM.pdf, with the mark of what they show, and no date. A file that would not
+    change is left alone."""
     mark = shows(figure)
     _settle(figure)
     words = {"png": {"Software": None, "Description": mark},
-             "pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Subject": mark}}
-    files = {}
+             "pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Subject": mark}}  # fmt: skip
+    files = []
     for kind in KINDS:
         figure.savefig(buffer := io.BytesIO(), format=kind, dpi=150, metadata=words[kind])
-        files[kind] = buffer.getvalue()
-    return files
-
-
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write STEM.png (150 dpi) and STEM.pdf. A file that would not change is left alone."""
-    files = []
-    for kind, data in rendered(figure).items():
         path = stem.with_name(f"{stem.name}.{kind}")
-        if not path.exists() or path.read_bytes() != data:
-            write_whole(path, data)
+        if not path.exists() or path.read_bytes() != buffer.getvalue():
+            write_whole(path, buffer.getvalue())
         files.append(path)
     return files
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paper_figures.fig05_quality import main_setting, noise_note, scores_of
-from paper_figures.rows import caption, load_runs
-from paper_figures.style import NEUTRAL, page, scheme_look, skip
+from paper_figures.figure import figure, some
+from paper_figures.quality import features_note, noise_note, scores_of
+from paper_figures.runs import caption, load_runs, main_setting
+from paper_figures.style import NEUTRAL, page, scheme_look
 
-NAME = "table1_quality"
-TITLE = "Table 1: FID and score at the checkpoints"
-INPUTS = ("runs", "quality")
-PROTOCOLS = ("anatomy",)
 PAPER_STEPS = ("10k", "20k", "30k", "40k", "50k")
 PAPER = {  # "400 layers, ...": FID/IS at PAPER_STEPS; "—" after a crash
     "plain, learning rate η": ("—",) * 5,
@@ -24,44 +21,43 @@ GREY = "#767676"
 ROW, NAMES, COLUMN = 0.38, 2.0, 1.28  # inches: height of a row, width of the names and of a column
 
 
-def draw(folder: Path, protocol: str):
+@figure("table1_quality", "Table 1: FID and score at the checkpoints", ("runs", "quality"), ("anatomy",))
+def table1(folder: Path, title: str):
     runs = main_setting(load_runs(folder))
     scored, floor, features = scores_of(folder, runs)
     noise = noise_note(scored)
     scored = scored[scored["step"] <= scored["horizon"].fillna(float("inf"))]  # the last row of a run is past its horizon
-    steps = sorted(set(scored["step"]))
-    if not steps:
-        return skip(folder, NAME, "no run has a FID")
+    steps = some(sorted(set(scored["step"])), "no run has a FID")
     cells = table(runs, scored, steps)
     width = max(9.0, 0.6 + NAMES + COLUMN * max(len(steps), 5))
     rows = len(cells) + 0.85 * len(PAPER) + 3.0 + 0.8 * (floor is not None)
-    figure, body = page(width, 0.5 + ROW * rows, TITLE, caption(runs, *_notes(scored, features, noise)))
+    fig, body = page(width, 0.5 + ROW * rows, title, caption(runs, *_notes(scored, features, noise)))
     ax = body.subplots()
     ax.set(xlim=(-0.07, width - 0.25), ylim=(rows, -0.1))
     ax.axis("off")
     y = _header(ax, 0, "this project", [f"step {step:g}" for step in steps], "black")
-    known = {step: [row[step][0] for row in cells.values() if row[step][0] is not None] for step in steps}
-    best = {step: min(fids) if len(fids) > 1 else None for step, fids in known.items()}
     for label, row in cells.items():
         scheme = runs.loc[runs["label"] == label, "scheme"].iloc[0]
         ax.text(0, y, label, va="center", fontsize=10, fontweight="bold", color=scheme_look(scheme)[0])
         ax.text(NAMES - 0.2, y, f"{row['n']}", va="center", ha="right", fontsize=10)
         for i, step in enumerate(steps):
             fid, main, small = row[step]
-            weight = "bold" if fid is not None and fid == best[step] else "normal"
+            known = [other[step][0] for other in cells.values() if other[step][0] is not None]
+            weight = "bold" if len(known) > 1 and fid == min(known) else "normal"
             ax.text(_x(i), y - 0.13 * bool(small), main, va="center", ha="center", fontsize=10, fontweight=weight)
             ax.text(_x(i), y + 0.27, small, va="center", ha="center", fontsize=7.5, color=NEUTRAL)
         y += 1
     if floor is not None:
         ax.text(0, y, f"real samples: {floor['fid']:.2f} / {floor['inception_score']:.2f}", va="center", fontsize=9, color=NEUTRAL)
     y = _header(ax, y + 0.2 + 0.8 * (floor is not None), "the paper", [f"step {step}" for step in PAPER_STEPS], GREY)
+    look = {"va": "center", "fontsize": 9.5, "color": GREY}
     for name, values in PAPER.items():
-        ax.text(0, y, name, va="center", fontsize=9.5, color=GREY)
-        ax.text(NAMES - 0.2, y, "1", va="center", ha="right", fontsize=9.5, color=GREY)
+        ax.text(0, y, name, **look)
+        ax.text(NAMES - 0.2, y, "1", ha="right", **look)
         for i, value in enumerate(values):
-            ax.text(_x(i), y, value, va="center", ha="center", fontsize=9.5, color=GREY)
+            ax.text(_x(i), y, value, ha="center", **look)
         y += 0.85
-    return figure
+    return fig
 
 
 def table(runs, scored, steps) -> dict[str, dict]:
@@ -98,12 +94,10 @@ def _header(ax, y: float, left: str, columns, colour: str) -> float:
 
 
 def _notes(scored, features: str, noise: str) -> list[str]:
-    n = "/".join(f"{int(n)}" for n in sorted(set(scored["fid_n"].dropna())))
-    what = (f"FID and score are on a small digit classifier's 16 features with n={n} samples, not Inception's"
-            if features.startswith("digits") else f"FID and score are on the features {features} with n={n} samples")
     return [
         "Cells: FID (lower is better) / score (higher is better), means of the runs not lost by then, below them the range of FID"
         f" over seeds; bold: lowest FID of the column; dash: lost, that is dead by then or untrained.{noise}",
-        f"{what}; the paper's are FID-50K and Inception score on ImageNet 256x256, one run each, and comparable in their order only.",
+        features_note("FID and score are", scored, features, ", not Inception's", "")
+        + "; the paper's are FID-50K and Inception score on ImageNet 256x256, one run each, and comparable in their order only.",
         "In the paper (400 layers, but for its last row) plain at η/2 beats 400-layer MV-Split at 10k and 20k, before its crash.",
     ]

@@ -12,7 +12,7 @@ def _presets() -> dict[str, Protocol]:
         "laptop",
         3,
         "the five schemes at a cool learning rate, where all live, and a hot one: who dies, in minutes",
-        lrs=(4.05e-3, 9.36e-3),  # cool and hot, by the rule in suite/evidence/headline.py from results/frontier
+        lrs=(4.05e-3, 9.36e-3),  # cool and hot, by the rule in suite/evidence/decided.py from results/frontier
         unscored=(9.36e-3,),
         fid_samples=256,
     )

@@ -21,6 +21,12 @@ def short_hash(letter: str, data: bytes, length: int) -> str:
     return letter + hashlib.sha256(data).hexdigest()[: length - 1]
 
 
+def evenly(items, most: int) -> list:
+    """At most `most` of some items in order, evenly, the first and the last among them: anchor layers are chosen so."""
+    items, n = sorted(items), min(len(items), most)
+    return [items[i] for i in sorted({round(k * (len(items) - 1) / max(1, n - 1)) for k in range(n)})]
+
+
 def rate(k: int) -> float:
     """The k-th rate of the lattice, to three digits, as the tables and `--lrs` write it."""
     return float(f"{COLDEST * STEP**k:.3g}")

@@ -21,12 +21,6 @@ SEGMENTS = ("all", "image", "caption")
 GATES = ("gate_alpha", "gate_beta", "gate_lambda")
 
 
-def anchor_layers(depth: int, most: int) -> list[int]:
-    """At most `most` layers, evenly over depth, the first and the last among them."""
-    n = min(depth, most)
-    return sorted({round(i * (depth - 1) / max(1, n - 1)) for i in range(n)})
-
-
 class Site:
     """What one merge of an audited block saw: the folded trunk x; y, f with their graph; the attention matrix at attention sites."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from suite.diagnosis.audit_pass import anchor_layers, audit_step
+from suite.diagnosis.audit_pass import audit_step
+from suite.protocol import evenly
 from suite.training.trainer import REPLAY_BEFORE, Trainer
 from suite.verdict.crash import Verdict
 from suite.verdict.signature import SIGNATURE_EARLY, SIGNATURE_LATE
@@ -29,7 +30,7 @@ class Auditor:
     def __init__(self, trainer: Trainer) -> None:
         p, depth = trainer.run.protocol, trainer.run.depth
         self.trainer = trainer
-        self.anchors = anchor_layers(depth, p.audit_layers)
+        self.anchors = evenly(range(depth), p.audit_layers)
         self.full = trainer.run.scheme in p.audit_full and trainer.run.seed == p.seeds[0]
 
     def before_update(self, step: int) -> None:

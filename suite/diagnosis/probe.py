@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from suite.diagnosis.audit_pass import anchor_layers
 from suite.model import flow
+from suite.protocol import evenly
 from suite.residual import token_mean
 from suite.rng import generator
 from suite.training.trainer import Trainer
@@ -32,7 +32,7 @@ def _features(trainer: Trainer) -> tuple[np.ndarray, np.ndarray, list[dict[str, 
     captions = trainer.train_step.captions(batch.caption_B)
     t_B = batch.t_B.to(trainer.device)
     x = dit.enter(z.to(trainer.device), captions, t_B)
-    wanted, layers = set(anchor_layers(trainer.run.depth, trainer.run.protocol.audit_layers)), []
+    wanted, layers = set(evenly(range(trainer.run.depth), trainer.run.protocol.audit_layers)), []
     for layer, block in enumerate(dit.blocks):
         if layer in wanted:
             x_BTD = dit.folded(x)

@@ -1,4 +1,5 @@
-"""`python -m suite bench`: the benchmarks of tests/bench in a process of their own, their table, and the targets they are held to.
+"""`python -m suite bench`: the benchmarks of tests/bench in a process of their own, their table, and the targets they
+are held to.
 
 Every number comes from one call on one machine; ratios are of medians. Nothing here imports torch.
 """
@@ -22,14 +23,15 @@ from suite.records.tables import format_table, format_value, read, read_rows, wr
 FILES = ROOT / "tests" / "bench"
 FOLDER = "bench"  # of a results folder; not a protocol
 BENCH = TABLES["bench"]
+PLAIN_CASE = {"device": "cpu", "variant": "suite", "setting": "digits", "workers": 1, "replicas": 1}
 
 
 def bench(results: Path, size: str = "full", only: str = "") -> list[str]:
     """Measure, write `<results>/bench/bench.csv`, print the targets; returns one line per benchmark that failed.
 
-    size: full (about 40 minutes on two idle cores), quick (about 5) or tiny (seconds, to test the machinery).
-    only: of these the rows whose names, such as step-suite-plain-100-digits-cuda-1-120, fit pytest's -k; the table's others stay.
-    Raises ValueError with one line where nothing could be measured.
+    size: full (about 40 minutes on two idle cores), quick (about 5) or tiny (seconds, to test the machinery). only:
+    of these the rows whose names, such as step-suite-plain-100-digits-cuda-1-120, fit pytest's -k; the table's others
+    stay. Raises ValueError with one line where nothing could be measured.
     """
     folder = Path(results) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused before the measuring
@@ -56,7 +58,7 @@ def bench(results: Path, size: str = "full", only: str = "") -> list[str]:
 
 
 def _key(row: dict) -> tuple[str, ...]:
-    return tuple(format_value(row.get(name), kind) for name, kind in ((c.name, c.type) for c in BENCH.columns) if name in BENCH.key)
+    return tuple(format_value(row.get(column.name), column.type) for column in BENCH.columns if column.name in BENCH.key)
 
 
 def measure(size: str, only: str = "") -> dict:
@@ -110,24 +112,27 @@ def rows_of(report: dict, started: str) -> list[dict]:
 
 # ---- what the numbers say; table is the DataFrame of bench.csv
 
-def by_scheme(table, phase: str, depth: int | None = None, *, variant: str = "suite", setting: str = "digits", workers: int = 1,
-              column: str = "median_ms"):  # fmt: skip
-    """A column of the measured rows on the CPU that fit, indexed by scheme."""
-    rows = table[(table["phase"] == phase) & (table["variant"] == variant) & (table["setting"] == setting) & (table["replicas"] == 1)
-                 & (table["workers"] == workers) & (table["device"] == "cpu") & (table["status"] == "measured")]
-    return rows[rows["depth"] == depth if depth else rows["depth"].isna()].set_index("scheme")[column].dropna()
+def measured(table, phase: str, column: str = "median_ms", by: str = "scheme", **where):
+    """A column of the measured rows of a phase that fit, indexed by another; None fits an empty cell."""
+    rows = table[(table["phase"] == phase) & (table["status"] == "measured")]
+    for name, wanted in where.items():
+        rows = rows[rows[name].isna() if wanted is None else rows[name] == wanted]
+    return rows.set_index(by)[column].dropna()
+
+
+def on_cpu(table, phase: str, depth: int | None = None, column: str = "median_ms", **where):
+    """The same on the CPU; where nothing else is asked for, of single runs by one worker of our code on digits."""
+    return measured(table, phase, column, depth=depth, **PLAIN_CASE | where)
 
 
 def targets(table) -> list[dict]:
     """Columns figure, measured, target and held (yes, no, not measured), one row per target of the project."""
-    step, wide = by_scheme(table, "step", 100), {"setting": "wide", "column": "peak_mib"}
-    deep, peak = by_scheme(table, "step", 1000), by_scheme(table, "step", 1000, column="peak_mib") / 1024
-    share = step / by_scheme(table, "step", 100, variant="reference")
-    deep_share = deep / by_scheme(table, "step", 1000, variant="reference")
-    cold, warm = by_scheme(table, "first_step_cold", 10) / 1e3, by_scheme(table, "first_step_warm", 25) / 1e3
-    one, two = (by_scheme(table, "sweep", workers=n) for n in (1, 2))
-    evaluation = by_scheme(table, "sweep", column="evaluation_share")
-    over = _with_plain(by_scheme(table, "step", 100, column="over_plain"))
+    step, deep = (on_cpu(table, "step", depth) for depth in (100, 1000))
+    share, deep_share = (mine / on_cpu(table, "step", depth, variant="reference") for mine, depth in ((step, 100), (deep, 1000)))
+    peak, wide = (on_cpu(table, "step", 1000, "peak_mib", setting=setting) / 1024 for setting in ("digits", "wide"))
+    cold, warm = on_cpu(table, "first_step_cold", 10) / 1e3, on_cpu(table, "first_step_warm", 25) / 1e3
+    one, two = (on_cpu(table, "sweep", workers=n) for n in (1, 2))
+    over = _with_plain(on_cpu(table, "step", 100, "over_plain"))
     return [
         _target("step at depth 100, MV-Split, over the reference's", share.filter(["mvsplit"]), 0.38, "<= 0.38 (aim 0.27)"),
         _target("step at depth 100, worst scheme, over its reference's", share, 0.38),
@@ -137,33 +142,28 @@ def targets(table) -> list[dict]:
         _target("step at depth 1000 over step at depth 100, worst scheme", deep / step, 10.5),
         _target("first step with an empty compile cache, worst scheme, s", cold, 10.0),
         _target("the same in a new process at another depth, over it", warm / cold, 0.5, "<= 0.5 (nothing compiled again)"),
-        _target("start of a worker to its first step, s", by_scheme(table, "worker_start", 100) / 1e3, 6.0),
+        _target("start of a worker to its first step, s", on_cpu(table, "worker_start", 100) / 1e3, 6.0),
         _target("runs per hour of two workers over one", one / two, 1.85, most=False),
-        _target("evaluation over training, laptop protocol", evaluation, 0.5),
-        _target("peak memory of 1000 blocks, width 64, 64+4 tokens, batch 32, GiB", by_scheme(table, "step", 1000, **wide) / 1024, 4.0),
-    ]  # fmt: skip
+        _target("evaluation over training, laptop protocol", on_cpu(table, "sweep", column="evaluation_share"), 0.5),
+        _target("peak memory of 1000 blocks, width 64, 64+4 tokens, batch 32, GiB", wide, 4.0),
+    ]
 
 
 def gpu_targets(table) -> list[dict]:
     """The same, of one H100."""
-    rows = table[(table["device"] == "cuda") & (table["status"] == "measured")]
-
-    def of(phase, value="median_ms", by="scheme", **columns):
-        found = rows[rows["phase"] == phase]
-        for name, wanted in columns.items():
-            found = found[found[name] == wanted]
-        return found.set_index(by)[value].dropna()
+    gpu = table[table["device"] == "cuda"]
 
     def best(depth):
-        return of("step", by="replicas", scheme="plain", variant="suite", depth=depth).sort_values()[:1].rename("{} runs as one".format)
+        found = measured(gpu, "step", by="replicas", scheme="plain", variant="suite", depth=depth)
+        return found.sort_values()[:1].rename("{} runs as one".format)
 
     deep = [best(depth) for depth in (100, 400)]
     over = deep[1] / deep[0].iloc[0] if len(deep[0]) else deep[1]
     return [
         _target("step of 100 blocks at the best number of replicas, ms a run", deep[0], 0.6),
         _target("the same at 400 blocks, over it", over, 4.2),
-        _target("held-out loss at 100 blocks, ms a run", of("heldout", depth=100, replicas=120), 20.0),
-        _target("256 samples at 100 blocks, s a run", of("sample", depth=100, replicas=120) * 256 / 1e3, 2.0),
+        _target("held-out loss at 100 blocks, ms a run", measured(gpu, "heldout", depth=100, replicas=120), 20.0),
+        _target("256 samples at 100 blocks, s a run", measured(gpu, "sample", depth=100, replicas=120) * 256 / 1e3, 2.0),
     ]  # fmt: skip
 
 
@@ -180,13 +180,14 @@ def _target(figure: str, values, bound: float, text: str = "", most: bool = True
 
 
 def over_plain(table) -> list[dict]:
-    """What a step of MV-Split costs over one of plain: milliseconds and MiB of both, and the differences in percent, by depth.
+    """What a step of MV-Split costs over one of plain: milliseconds and MiB of both, and the differences in percent,
+    by depth.
 
     The difference in time is of steps taken in turn; the milliseconds are of each scheme alone, minutes apart.
     """
     out = []
     for depth in sorted(set(table.loc[table["phase"] == "step", "depth"].dropna())):
-        time, memory, over = (by_scheme(table, "step", depth, column=column) for column in ("median_ms", "peak_mib", "over_plain"))
+        time, memory, over = (on_cpu(table, "step", depth, column) for column in ("median_ms", "peak_mib", "over_plain"))
         if {"plain", "mvsplit"} <= set(time.index):
             out.append({"depth": int(depth), "plain_ms": time["plain"], "mvsplit_ms": time["mvsplit"], "time": _more(_with_plain(over)),
                         "plain_mib": memory.get("plain"), "mvsplit_mib": memory.get("mvsplit"), "memory": _more(memory)})  # fmt: skip

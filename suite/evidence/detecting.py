@@ -5,37 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 
 from suite.evidence.markdown import table
-from suite.records.csvfile import read_rows
-from suite.records.schema import TABLES
-
-DETECT = TABLES["detect"]
+from suite.records.tables import read
 
 
 def detecting(folder: Path) -> str:
     """The tables of deaths and of healthy logs. Every row has its n."""
-    rows = read_rows(folder / DETECT.path, DETECT)
-    rows.sort(key=lambda row: (row["family"] != "our runs", row["cut"] != "whole", int(row["every"])))
-    dead, alive = ([row for row in rows if row["truth"] == truth] for truth in ("dead", "alive"))
+    rows = read(folder, "detect").fillna({"within_1": 0, "within_5": 0})
+    ours, whole = rows["family"] == "our runs", rows["cut"] == "whole"
+    rows = rows.assign(later=~ours, shorter=~whole).sort_values(["later", "shorter", "every"], kind="stable")
     first = table(
         ["logs of runs that died", "logs", "found", "step at most 1 point off", "at most 5", "unknown", "too short", "missed"],
-        [[_name(row), row["logs"], *(_share(row[name], row["logs"]) for name in ("dead", "within_1", "within_5")),
-          row["unknown"], row["too_short"], row["survived"]] for row in dead],
+        ([_name(row), row.logs, *(f"{100 * n / row.logs:.0f} %" for n in (row.dead, row.within_1, row.within_5)),
+          row.unknown, row.too_short, row.survived] for row in rows[rows["truth"] == "dead"].itertuples()),
     )  # fmt: skip
     second = table(
         ["logs of runs that live", "logs", "false alarms", "per 1,000", "unknown"],
-        [[_name(row), row["logs"], row["dead"], _per_thousand(int(row["dead"]), int(row["logs"])), row["unknown"]] for row in alive],
-    )
+        ([_name(row), row.logs, row.dead, _per_thousand(row.dead, row.logs), row.unknown]
+         for row in rows[rows["truth"] == "alive"].itertuples()),
+    )  # fmt: skip
     return f"{first}\n\n{second}"
 
 
-def _name(row: dict[str, str]) -> str:
-    every = {"1": "", "2": "every 2nd step", "3": "every 3rd step"}.get(row["every"], f"every {row['every']}th step")
-    cut = "" if row["cut"] == "whole" else row["cut"]
-    return ", ".join(part for part in (row["family"], every, cut) if part)
-
-
-def _share(part: str, whole: str) -> str:
-    return f"{100 * int(part or 0) / int(whole):.0f} %"
+def _name(row) -> str:
+    every = {1: "", 2: "every 2nd step", 3: "every 3rd step"}.get(row.every, f"every {row.every}th step")
+    return ", ".join(part for part in (row.family, every, "" if row.cut == "whole" else row.cut) if part)
 
 
 def _per_thousand(n: int, of: int) -> str:

@@ -1,10 +1,10 @@
 """Does anything that can be watched tell of a death beforehand? Scored on the committed runs, with the run as the unit.
 
-A signal is a number a step, large where it warns. Its largest value in the last steps before each death stands against that in windows
-of the same length of runs of its own protocol, scheme, depth and rate that lived (others have other sizes of everything, and hotter
-runs more of most): the area is the chance that the first is larger. An alarm needs a line: above all that the living
-runs ever showed (the lowest rate of false alarms that so many steps can show), or above all but one step in a thousand. No death has a
-part in its own line.
+A signal is a number a step, large where it warns. Its largest value in the last steps before each death stands
+against that in windows of the same length of runs of its own protocol, scheme, depth and rate that lived (others have
+other sizes of everything, and hotter runs more of most): the area is the chance that the first is larger. An alarm
+needs a line: above all that the living runs ever showed (the lowest rate of false alarms that so many steps can
+show), or above all but one step in a thousand. No death has a part in its own line.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from suite.evidence.deaths import QUANTITIES, strided
-from suite.evidence.hazard import died_healthy
+from suite.evidence.hazard import with_health
 from suite.evidence.markdown import table
 from suite.evidence.stats import LEVEL
-from suite.records.tables import RowsByRun, Store
+from suite.records.tables import RowsByRun
 
 HORIZONS, AUDITED_HORIZONS = (10, 25, 100, 400), (25, 100, 400)  # steps before a death
 ONE_IN = 1e-3  # of the healthy steps lie above the second line
@@ -32,7 +34,8 @@ Signal = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Life:
-    """One run: its crash step or None, whether it was healthy when it died, its signals by name, each (steps,) with nan, and its cell."""
+    """One run: its crash step or None, whether it was healthy when it died, its signals by name, each (steps,) with
+    nan, and its cell."""
 
     crash: int | None
     healthy: bool
@@ -43,10 +46,7 @@ class Life:
 
 def trailing(x: np.ndarray, width: int) -> np.ndarray:
     """(N,) medians of the last `width` values; nan where there are fewer."""
-    out = np.full(len(x), np.nan)
-    if len(x) >= width:
-        out[width - 1:] = np.median(np.lib.stride_tricks.sliding_window_view(x, width), axis=1)
-    return out
+    return pd.Series(x).rolling(width).median().to_numpy()
 
 
 def growth(base: int, of_norm: bool) -> Signal:
@@ -54,9 +54,7 @@ def growth(base: int, of_norm: bool) -> Signal:
 
     def signal(loss: np.ndarray, norm: np.ndarray) -> np.ndarray:
         x = np.log(np.maximum(norm if of_norm else loss, 1e-30))
-        before = np.full(len(x), np.nan)
-        before[SHORT:] = trailing(x, base)[:-SHORT]
-        return trailing(x, SHORT) - before
+        return trailing(x, SHORT) - pd.Series(trailing(x, base)).shift(SHORT).to_numpy()
 
     return signal
 
@@ -69,58 +67,56 @@ SIGNALS: dict[str, Signal] = {
 }
 
 
-def lives(folders: list[Path]) -> Iterator[Life]:
+def curves(folders: list[Path]) -> Iterator[Life]:
     """Runs that lived or died with a finite loss, with the signals of loss and gradient norm."""
-    for row, parts in _runs(folders):
-        steps, loss, norm = (parts.frame("curves", row)[name].to_numpy() for name in ("step", "loss", "grad_norm"))
-        signals = {name: f(loss, norm) for name, f in SIGNALS.items()}
-        yield Life(_crash(row), died_healthy(row, parts.rows("evals", row)), signals, steps, _cell(row))
+    for run, parts in _runs(folders):
+        steps, loss, norm = (parts.frame("curves", run)[name].to_numpy() for name in ("step", "loss", "grad_norm"))
+        yield _life(run, {name: signal(loss, norm) for name, signal in SIGNALS.items()}, steps)
 
 
 def audited(folders: list[Path]) -> Iterator[Life]:
     """The same with what the audit measured at every so many steps, medians over the deep blocks."""
-    for row, parts in _runs(folders):
-        found = strided(parts.frame("audit", row), int(row["depth"]))
-        if found:
-            steps = np.array(sorted(set.union(*(set(series.index) for series in found.values()))))
-            yield Life(_crash(row), died_healthy(row, parts.rows("evals", row)),
-                       {name: series.reindex(steps).to_numpy(float) for name, series in found.items()}, steps, _cell(row))  # fmt: skip
+    for run, parts in _runs(folders):
+        found = strided(parts.frame("audit", run), run["depth"])
+        if len(found):
+            yield _life(run, {name: found[name].to_numpy(float) for name in found}, found.index.to_numpy())
 
 
-def _runs(folders: list[Path]):
+def _runs(folders: list[Path]) -> Iterator[tuple[dict, RowsByRun]]:
     for folder in folders:
-        parts = RowsByRun(folder)
-        for row in Store(folder).runs():
-            lived = row["outcome"] == "survived" and not row["late_step"]
-            if row["status"] == "done" and (lived or row["outcome"] in ("collapsed", "degraded")):
-                yield row, parts
+        parts, runs = RowsByRun(folder), with_health(folder)
+        lived = (runs["outcome"] == "survived") & runs["late_step"].isna()
+        yield from ((run, parts) for run in runs[lived | runs["outcome"].isin(["collapsed", "degraded"])].to_dict("records"))
 
 
-def _crash(row: dict[str, str]) -> int | None:
-    return int(row["crash_step"]) if row["crash_step"] else None
+def _life(run: dict, signals: dict[str, np.ndarray], steps: np.ndarray) -> Life:
+    cell = tuple(run[name] for name in ("protocol", "scheme", "params", "arm", "depth", "lr"))
+    return Life(None if pd.isna(run["crash_step"]) else run["crash_step"], run["died_healthy"], signals, steps, cell)
 
 
-def _cell(row: dict[str, str]) -> tuple[str, ...]:
-    return row["protocol"], row["scheme"], row["params"], row["arm"], row["depth"], row["lr"]
-
-
-@dataclass(frozen=True)
-class Score:
-    """How well one signal warns within one horizon: the area under its curve with an interval, of n dead runs against living ones."""
+class Score(NamedTuple):
+    """How well one signal warns within one horizon: the area under its curve with an interval, of n dead runs against
+    living ones."""
 
     area: float
     low: float
     high: float
     n: int
 
+    def __str__(self) -> str:
+        return f"{self.area:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
-@dataclass(frozen=True)
-class Warned:
-    """The dead of which a signal passed a line within the horizon, of all of them, and the median steps from there to the crash."""
+
+class Warned(NamedTuple):
+    """The dead of which a signal passed a line within the horizon, of all of them, and the median steps from there to
+    the crash."""
 
     warned: int
     dead: int
     lead: float
+
+    def __str__(self) -> str:
+        return f"{self.warned} of {self.dead}" + (f", {self.lead:g} steps before" if self.warned else "")
 
 
 def score(dead: list[Life], living: list[Life], name: str, horizon: int) -> Score | None:
@@ -170,8 +166,8 @@ def _windows(life: Life, name: str, horizon: int) -> np.ndarray:
 
 
 def area(cells: list[tuple[np.ndarray, list[np.ndarray]]]) -> tuple[float, float, float]:
-    """The chance that a value of a cell's first is larger than one of its second, ties half, over all values of all cells alike; and its
-    interval, with the dead and the living runs of each cell resampled."""
+    """The chance that a value of a cell's first is larger than one of its second, ties half, over all values of all
+    cells alike; and its interval, with the dead and the living runs of each cell resampled."""
     random, total, drawn = np.random.default_rng(0), 0.0, np.zeros(DRAWS)
     everything = sum(len(values) for values, _ in cells)
     for values, windows in cells:
@@ -192,29 +188,26 @@ def _beaten(values: np.ndarray, order: np.ndarray) -> np.ndarray:
 def early_warning(results: Path) -> str:
     """README's tables: loss and gradient norm of all runs, and of healthy deaths alone; what was audited."""
     folders = [results / name for name in ("frontier", "anatomy") if (results / name).is_dir()]
-    found = list(lives(folders))
-    living, healthy = [life for life in found if life.crash is None], [life for life in found if life.crash and life.healthy]
-    every = [life for life in found if life.crash and life.crash > START]
-    said = [_table("all deaths", every, living, SIGNALS, HORIZONS), _table("deaths of healthy runs", healthy, living, SIGNALS, HORIZONS)]
-    seen = list(audited([results / "anatomy"])) if (results / "anatomy").is_dir() else []
-    living, dead = [life for life in seen if life.crash is None], [life for life in seen if life.crash and life.healthy]
-    if living and dead:
-        said.append(_table("audited, deaths of healthy runs", dead, living, QUANTITIES, AUDITED_HORIZONS))
-    return "\n\n".join(said)
+    found, seen = list(curves(folders)), list(audited([folder for folder in folders if folder.name == "anatomy"]))
+    tables = [("all deaths", found, lambda life: life.crash > START, SIGNALS, HORIZONS),
+              ("deaths of healthy runs", found, lambda life: life.healthy, SIGNALS, HORIZONS),
+              ("audited, deaths of healthy runs", seen, lambda life: life.healthy, QUANTITIES, AUDITED_HORIZONS)]
+    parts = []
+    for title, lives, counts, names, horizons in tables:
+        living, dead = [life for life in lives if life.crash is None], [life for life in lives if life.crash and counts(life)]
+        if lives is found or living and dead:
+            parts.append(_table(f"{title} (n = {len(dead)}; {len(living)} lived", dead, living, list(names), horizons))
+    return "\n\n".join(parts)
 
 
-def _table(title: str, dead: list[Life], living: list[Life], names, horizons) -> str:
-    steps = sum(len(_calm(life, next(iter(names)))) for life in living)
+def _table(title: str, dead: list[Life], living: list[Life], names: list[str], horizons: tuple[int, ...]) -> str:
+    steps = sum(len(_calm(life, names[0])) for life in living)
     longest = horizons[-2]
-    scored = {name: [score(dead, living, name, horizon) for horizon in horizons] for name in names}
-    compared = [max((found[k].n for found in scored.values() if found[k]), default=0) for k in range(len(horizons))]
-    head = [f"{title} (n = {len(dead)}; {len(living)} lived, {steps:,} steps)",
-            *(f"area, {h} steps before (n = {n})" for h, n in zip(horizons, compared, strict=True)),
+    scored = [[score(dead, living, name, horizon) for horizon in horizons] for name in names]
+    compared = (max((one.n for one in column if one), default=0) for column in zip(*scored))
+    head = [f"{title}, {steps:,} steps)", *(f"area, {h} steps before (n = {n})" for h, n in zip(horizons, compared)),
             f"warned in the last {longest}, no false alarm (below {3000 / steps:.2g} per 1,000)",
             "at one false alarm per 1,000"]  # fmt: skip
-    rows = []
-    for name in names:
-        found = [warned(dead, name, longest, line(living, name, passing)) for passing in (0.0, ONE_IN)]
-        rows.append([name, *("-" if s is None else f"{s.area:.2f} [{s.low:.2f}, {s.high:.2f}]" for s in scored[name]),
-                     *(f"{w.warned} of {w.dead}" + (f", {w.lead:g} steps before" if w.warned else "") for w in found)])  # fmt: skip
-    return table(head, rows)
+    return table(head, ([name, *(one or "-" for one in row), *(warned(dead, name, longest, line(living, name, passing))
+                                                              for passing in (0.0, ONE_IN))]
+                        for name, row in zip(names, scored)))  # fmt: skip

@@ -1,115 +1,76 @@
-"""The critical learning rates of a results folder: LR50@H and LR50u@H of each cell, and the comparisons between schemes.
+"""The critical learning rates of a results folder: LR50@H and LR50u@H of each cell, and the comparisons between
+schemes.
 
-A cell is a scheme (with its arm, parameters, writers, data and precision) at a depth. Rows of one horizon and one protocol version are
-compared, never others.
+Runs of one horizon and one protocol version are compared, never others.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
+from suite.evidence.cells import Cell, cells, controlled, runs_of
 from suite.evidence.stats import Critical, critical, ratio, upward
-from suite.protocol import NO_PARAMS, SCHEMES
-from suite.records.tables import Store, format_table
+from suite.protocol import NO_PARAMS
+from suite.records.texttable import format_table
 from suite.verdict.crash import STUCK
 from suite.verdict.outcomes import DEAD, UNUSABLE
 
-CELL = ("scheme", "arm", "params", "writers", "gate_lr", "data", "compiled", "depth")
-ENOUGH = 5  # runs that each end of a bracket needs; issue 14
+ENOUGH = 5  # runs that each end of a bracket needs: fewer that agree may do so by chance
 PRIMARY = ("mvsplit", "plain")  # the one comparison that was fixed before the runs, per depth; all others are looked at
 
 
 @dataclass(frozen=True)
 class Edge:
-    """A cell with its critical rates: `lr50` counts the dead by step `horizon`, `lr50u` those that never trained too."""
+    """A cell with its critical rates: `lr50` counts the dead by step `horizon`, `lr50u` the never trained too."""
 
-    cell: tuple[str, ...]
-    depth: int
+    cell: Cell
     horizon: int
     lr50: Critical
     lr50u: Critical
-
-    @property
-    def scheme(self) -> str:
-        return self.cell[0]
-
-    @property
-    def label(self) -> str:
-        """The scheme, with its arm and parameters where these are not the plan's."""
-        arm = "" if self.cell[1] == "controlled" else f" {self.cell[1]}"
-        return self.scheme + arm
 
 
 Judged = tuple[tuple[float, ...], tuple[int, ...], tuple[bool, ...]]  # rates, seeds, and whether each run is counted
 
 
-def cells(rows: Iterable[dict[str, str]]) -> dict[tuple[str, ...], list[dict[str, str]]]:
-    """The finished runs of the newest version by cell, in the project's order of schemes; too short ones are left out."""
-    rows = [row for row in rows if row["status"] == "done" and row["outcome"] != "too_short"]
-    newest = max((int(row["protocol_version"]) for row in rows), default=0)
-    found = defaultdict(list)
-    for row in rows:
-        if int(row["protocol_version"]) == newest:
-            found[tuple(row[name] for name in CELL)].append(row)
-    place = {name: i for i, name in enumerate(SCHEMES)}
-    return dict(sorted(found.items(), key=lambda item: (place.get(item[0][0], len(place)), item[0][:-1], int(item[0][-1]))))
+def judged(runs: pd.DataFrame, bad: Sequence[str] = DEAD, stuck: float = STUCK) -> Judged:
+    """(rates, seeds, counted) of a cell's runs. stuck: the share of c that both final losses of the stuck exceed."""
+    level = runs[["final_loss", "heldout_loss"]].fillna(np.inf).min(axis=1)
+    trained = np.where(level > stuck * runs["constant_loss"], "stuck", "survived")
+    outcome = runs["outcome"].mask(runs["outcome"].isin(["survived", "stuck"]), trained)
+    return tuple(runs["lr"]), tuple(runs["seed"]), tuple(outcome.isin(bad))
 
 
-def judged(rows: Sequence[dict[str, str]], bad: Sequence[str] = DEAD, stuck: float = STUCK) -> Judged:
-    """(rates, seeds, counted) of a cell's runs. stuck: the share of c above which both final losses make a run stuck."""
-
-    def outcome(row: dict[str, str]) -> str:
-        if row["outcome"] not in ("survived", "stuck"):
-            return row["outcome"]
-        level = min(float(row[name] or "inf") for name in ("final_loss", "heldout_loss"))
-        return "stuck" if level > stuck * float(row["constant_loss"]) else "survived"
-
-    return (tuple(float(row["lr"]) for row in rows), tuple(int(row["seed"]) for row in rows), tuple(outcome(row) in bad for row in rows))
-
-
-@cache
-def _critical(runs: Judged, up: bool) -> Critical:
-    """Memoised: figures, tables and tests ask for the same cells, and a bootstrap takes seconds."""
-    return critical(*(upward(*runs) if up else runs))
-
-
-def edges(rows: Iterable[dict[str, str]], stuck: float = STUCK) -> list[Edge]:
+def edges(runs: pd.DataFrame, stuck: float = STUCK) -> list[Edge]:
     """The critical rates of every cell. Raises ValueError where runs of a cell have different horizons."""
     out = []
-    for cell, mine in cells(rows).items():
-        horizons = {int(row["horizon"]) for row in mine}
+    for cell, mine in cells(runs).items():
+        horizons = sorted(set(mine["horizon"]))
         if len(horizons) > 1:
-            raise ValueError(f"runs of {cell[0]} at {cell[-1]} blocks have horizons {sorted(horizons)}: critical rates are of one")
-        out.append(Edge(cell, int(cell[-1]), horizons.pop(), _critical(judged(mine), up=False),
-                        _critical(judged(mine, UNUSABLE, stuck), up=True)))  # fmt: skip
+            raise ValueError(f"runs of {cell.scheme} at {cell.depth} blocks have horizons {horizons}: critical rates are of one")
+        out.append(Edge(cell, horizons[0], critical(*judged(mine)), critical(*upward(*judged(mine, UNUSABLE, stuck)))))
     return out
-
-
-def edge_rows(rows: Iterable[dict[str, str]], stuck: float = STUCK) -> list[dict[str, object]]:
-    """`edges` as rows for people: texts with n."""
-    return [
-        {"scheme": edge.label, "params": "" if edge.cell[2] == NO_PARAMS else edge.cell[2], "depth": edge.depth, "horizon": edge.horizon,
-         "LR50": said(edge.lr50), "LR50u": said(edge.lr50u)}
-        for edge in edges(rows, stuck)
-    ]  # fmt: skip
 
 
 def edges_beside(mine: Path, committed: Path) -> str:
     """The critical rates of one results folder as a text table, and below each depth those of the committed one."""
-    sides = [("yours", mine)] + [("committed", committed)] * (mine.resolve() != committed.resolve() and (committed / "runs.csv").exists())
-    rows = [{"whose": whose, **row} for whose, folder in sides for row in edge_rows(Store(folder).runs())]
-    depths = {row["depth"] for row in rows if row["whose"] == "yours"}
-    shown = sorted((row for row in rows if row["depth"] in depths), key=lambda row: row["depth"])  # yours come first
-    horizons = ", ".join(str(horizon) for horizon in sorted({row["horizon"] for row in shown}))
-    text = format_table(shown, ("depth", "whose", "scheme", "params", "LR50", "LR50u"))
-    return f"{text}\nby step {horizons}; LR50u counts the stuck too"
+    shown = [(whose, edge) for whose, folder in (("yours", mine), ("committed", committed))
+             if whose == "yours" or folder.resolve() != mine.resolve() for edge in edges(runs_of(folder))]  # fmt: skip
+    depths = {edge.cell.depth for whose, edge in shown if whose == "yours"}
+    shown = sorted(((whose, edge) for whose, edge in shown if edge.cell.depth in depths), key=lambda item: item[1].cell.depth)
+    rows = [{"depth": edge.cell.depth, "whose": whose, "scheme": edge.cell.label,
+             "params": "" if edge.cell.params == NO_PARAMS else edge.cell.params,
+             "LR50": describe(edge.lr50), "LR50u": describe(edge.lr50u)} for whose, edge in shown]  # fmt: skip
+    horizons = ", ".join(map(str, sorted({edge.horizon for _, edge in shown})))
+    return f"{format_table(rows, ('depth', 'whose', 'scheme', 'params', 'LR50', 'LR50u'))}\nby step {horizons}; LR50u counts the stuck too"
 
 
-def said(found: Critical) -> str:
+def describe(found: Critical) -> str:
     """A critical rate in words, with the runs behind it: "5.8e-03 [5.5e-03, 6.1e-03] (n = 40)"."""
     ends = {
         "fit": "", "bracket": f": {found.n_low} at the lower end, {found.n_high} at the upper",
@@ -121,25 +82,39 @@ def said(found: Critical) -> str:
     return f"{found} (n = {found.n}{ends}{thin}{falls})"
 
 
-def ratios(rows: Iterable[dict[str, str]], bad: Sequence[str] = DEAD) -> list[dict[str, object]]:
-    """LR50 of every scheme over plain's per depth: ratio (None where an end is open), low, high, kind and n of both sides.
+@dataclass(frozen=True)
+class Ratio:
+    """LR50 of a scheme over plain's at a depth: None where an end is open; n: runs of both sides.
 
-    kind: "primary" for MV-Split over plain, the comparison fixed before the runs; "unadjusted" for the rest, whose intervals are each
-    for itself at 95 %. Of fits the interval is a paired bootstrap over seeds; else low and high are what the brackets leave.
+    Of two fits the interval is a paired bootstrap over seeds; else low and high are what the brackets leave. The
+    primary comparison is the one fixed before the runs; the intervals of the others are unadjusted, each for itself
+    at 95 %.
     """
-    found = cells(rows)
-    main = {(cell[0], cell[-1]): judged(mine, bad) for cell, mine in found.items() if cell[1] == "controlled"}
-    out = []
-    for (scheme, depth), mine in main.items():
-        if scheme == PRIMARY[1] or (PRIMARY[1], depth) not in main:
-            continue
-        plain = main[PRIMARY[1], depth]
-        if bad != DEAD:
-            mine, plain = (tuple(map(tuple, upward(*side))) for side in (mine, plain))
-        middle, low, high = _ratio(mine, plain)
-        out.append({"scheme": scheme, "depth": int(depth), "ratio": middle, "low": low, "high": high, "n": len(mine[0]),
-                    "n_plain": len(plain[0]), "kind": "primary" if scheme == PRIMARY[0] else "unadjusted"})  # fmt: skip
-    return out
+
+    scheme: str
+    depth: int
+    ratio: float | None
+    low: float
+    high: float
+    n: tuple[int, int]
+
+    @property
+    def primary(self) -> bool:
+        return self.scheme == PRIMARY[0]
+
+    def __str__(self) -> str:
+        """The ratio with its interval, or that alone."""
+        middle = "" if self.ratio is None else f"{self.ratio:.2f} "
+        return f"{middle}[{self.low:.2f}, {'∞' if self.high == np.inf else format(self.high, '.2f')}]"
 
 
-_ratio = cache(ratio)
+def ratios(runs: pd.DataFrame, bad: Sequence[str] = DEAD) -> list[Ratio]:
+    """The ratios of every scheme to plain, per depth."""
+    found = {(cell.scheme, cell.depth): judged(mine, bad) for cell, mine in cells(controlled(runs)).items()}
+    if bad != DEAD:
+        found = {key: tuple(map(tuple, upward(*mine))) for key, mine in found.items()}
+    return [Ratio(scheme, depth, *_ratio(mine, plain), (len(mine[0]), len(plain[0]))) for (scheme, depth), mine in found.items()
+            if scheme != PRIMARY[1] and (plain := found.get((PRIMARY[1], depth)))]  # fmt: skip
+
+
+_ratio = cache(ratio)  # findings and tables ask for the same ones, and a bootstrap takes seconds

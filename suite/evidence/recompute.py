@@ -1,6 +1,7 @@
 """What stands in a run's row and follows from its model or its data, and the floor of the scores: worked out once more.
 
-torch, the data and the feature network are imported where they are asked for: the figures share this folder and need none of them.
+torch, the data and the feature network are imported where they are asked for: the figures share this folder and need
+none of them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from suite.records.tables import REAL, RowsByRun, format_value
 
 DIGITS = "digits"  # the data set and the features that come with the suite; what lies elsewhere is not looked for
 SIZES = ("width", "heads", "ffn", "patch", "caption_tokens")  # of a protocol, on which a model's parameters depend
+KINDS = {column.name: column.type for column in TABLES["quality"].columns}
 FLOOR_RTOL, FLOOR_ATOL = 1e-3, 1e-5  # of the real row's scores: another processor's matrix square root differs by 1e-5
 
 
@@ -29,7 +31,8 @@ def model_cells(run: Run, catalogue: Catalogue) -> dict[str, str]:
 
 
 def real_row_problems(rows: list[dict[str, str]], parts: RowsByRun) -> list[str]:
-    """The row of real against real samples in quality.csv, which belongs to no run: measured again where all runs are of the digits."""
+    """The row of real against real samples in quality.csv, which belongs to no run: measured again where all runs are
+    of the digits."""
     done = [row for row in rows if row["status"] == "done"]
     real = parts.of_all("quality").get(REAL) if done else None
     if not real:
@@ -81,13 +84,11 @@ def _floor(n: int, features_digest: str) -> dict[str, str]:
     floor = _digits().floor(DIGITS, n)
     if floor["features_digest"] != features_digest:
         return {}
-    types = {column.name: column.type for column in TABLES["quality"].columns}
-    return {name: format_value(floor.get(name), kind) for name, kind in types.items() if name != "run_id"}
+    return {name: format_value(floor.get(name), kind) for name, kind in KINDS.items() if name != "run_id"}
 
 
 def _near(cell: str, right: str, name: str) -> bool:
-    kinds = {column.name: column.type for column in TABLES["quality"].columns}
-    if kinds[name] != "number" or not cell or not right:
+    if KINDS[name] != "number" or not cell or not right:
         return cell == right
     a, b = float(cell), float(right)
     return abs(a - b) <= FLOOR_ATOL + FLOOR_RTOL * abs(b)

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from suite.environment import ROOT
+from suite.evidence.cells import in_order, runs_of
+from suite.evidence.decided import UNSURE, standing
 from suite.evidence.deep import deep
 from suite.evidence.detecting import detecting
-from suite.evidence.dying import dying
 from suite.evidence.early_warning import early_warning
-from suite.evidence.edges import PRIMARY, Edge, edges, edges_beside, ratios, said
+from suite.evidence.edges import PRIMARY, Edge, describe, edges, edges_beside, ratios
 from suite.evidence.findings import findings
-from suite.evidence.headline import UNSURE, in_words, standing
-from suite.evidence.markdown import table
+from suite.evidence.how_it_dies import how_it_dies
+from suite.evidence.markdown import grid, table
 from suite.presets import PROTOCOLS
-from suite.protocol import SCHEMES
 from suite.records.beside import compare
-from suite.records.tables import TABLES, Store, format_table, read_rows
+from suite.records.tables import format_table, read
 from suite.verdict.crash import STUCK
 from suite.verdict.outcomes import DEAD, UNUSABLE
 
@@ -27,140 +29,108 @@ WORDS = {"survived": "survived", "stuck": "**stuck**", "collapsed": "**collapsed
 README = ROOT / "README.md"
 SEEN = ("data", "scheme", "arm", "params", "writers", "depth", "lr", "mine_seeds", "mine_outcome", "mine_crash_step", "mine_final_loss",
         "committed_seeds", "committed_outcome", "committed_crash_step", "committed_final_loss", "agree")  # fmt: skip
-SENSITIVITY = (0.5, 0.7)  # of c, beside the 0.6 that makes a run stuck; issue 14
+SENSITIVITY = (0.5, 0.7)  # of c, beside the 0.6 that makes a run stuck: that the line is not what decides
 
 
 def beside(mine: Path, committed: Path) -> str:
-    """Your runs of one protocol beside the committed ones as a text table: cell by cell, or of a search the critical rates.
+    """Your runs of one protocol beside the committed ones as a text table: cell by cell, or of a search the critical
+    rates.
 
-    all_seeds: what the committed frontier's runs of a laptop cell came to; where they disagree, so may yours: `agree` is then "coin".
+    all_seeds: what the committed frontier's runs of a laptop cell came to; where they disagree, so may yours: `agree`
+    is then "coin".
 
     One cell of a search says little: near an edge it is a coin.
     """
     if mine.name in PROTOCOLS and PROTOCOLS[mine.name].search:
         return edges_beside(mine, committed)
     rows = compare(mine, committed)
-    seeds = _standings(committed.parent / "frontier", rows) if mine.name == "laptop" else {}
+    seeds = _standings(committed.parent / "frontier", {float(row["lr"]) for row in rows}) if mine.name == "laptop" else {}
     for row in rows:
-        row["all_seeds"] = seeds.get((float(row["lr"]), row["scheme"], int(row["depth"])))
+        row["all_seeds"] = seeds.get((row["scheme"], (float(row["lr"]), int(row["depth"]))))
         if row["agree"] is False and (row["all_seeds"] or "").startswith(UNSURE):
             row["agree"] = "coin"
     return format_table(rows, (*SEEN, *["all_seeds"] * bool(seeds)))
 
 
-def outcome_table(folder: Path, frontier: Path | None = None) -> str:
+def outcome_table(folder: Path, frontier: Path) -> str:
     """Markdown: schemes by depth and rate, outcome with crash step or held-out loss and FID; controlled arm.
 
     frontier: a folder whose runs at the same rates say how the cell ends with other seeds.
     """
-    rows = [r for r in Store(folder).runs() if r["arm"] == "controlled"]
-    scores, many = _scores(folder), _standings(frontier, rows)
-    columns = sorted({(float(r["lr"]), int(r["depth"])) for r in rows})
-    order = {name: i for i, name in enumerate(SCHEMES)}
-    names = sorted({r["scheme"] for r in rows}, key=lambda n: (order.get(n, len(order)), n))
-    lines = []
-    for name in names:
-        cells = []
-        for lr, depth in columns:
-            found = [r for r in rows if r["scheme"] == name and (float(r["lr"]), int(r["depth"])) == (lr, depth)]
-            shown = "; ".join(_cell(r, scores) for r in sorted(found, key=lambda r: int(r["seed"]))) or "-"
-            cells.append(f"{shown} ({many[lr, name, depth]})" if (lr, name, depth) in many else shown)
-        lines.append([name, *cells])
-    return table(["scheme", *(f"{depth} blocks, {lr:g}" for lr, depth in columns)], lines)
+    runs = in_order(runs_of(folder).query("arm == 'controlled'").sort_values("seed"))
+    scores = read(folder, "quality").dropna(subset="fid").groupby("run_id")["fid"].last()
+    places = sorted(set(zip(runs["lr"], runs["depth"])))
+    cells, many = {}, _standings(frontier, set(runs["lr"]))
+    for (scheme, lr, depth), at in runs.groupby(["scheme", "lr", "depth"], sort=False):
+        key = scheme, (lr, depth)
+        cells[key] = "; ".join(_cell(run, scores) for run in at.itertuples()) + (f" ({many[key]})" if key in many else "")
+    return grid({(lr, depth): f"{depth} blocks, {lr:g}" for lr, depth in places}, cells)
 
 
-def _scores(folder: Path) -> dict[str, str]:
-    path = folder / TABLES["quality"].path
-    return {r["run_id"]: r["fid"] for r in read_rows(path, TABLES["quality"]) if r["fid"]} if path.exists() else {}
+def _standings(frontier: Path, lrs: set[float]) -> dict[tuple[str, tuple[float, int]], str]:
+    """By (scheme, (rate, depth)) what the frontier's runs at that rate came to, in words; nothing where it has none."""
+    runs = runs_of(frontier)
+    return {(scheme, (lr, depth)): str(found) for lr in lrs for (scheme, depth), found in standing(runs, lr).items() if found.n}
 
 
-def _standings(frontier: Path | None, rows: Sequence[dict[str, str]]) -> dict[tuple[float, str, int], str]:
-    """By (rate, scheme, depth) what the frontier's runs at that rate came to, in words; nothing where it has none."""
-    if frontier is None or not (frontier / "runs.csv").exists():
-        return {}
-    known, out = Store(frontier).runs(), {}
-    for lr in sorted({float(r["lr"]) for r in rows}):
-        for (scheme, depth), found in standing(known, lr).items():
-            if found["n"]:
-                out[lr, scheme, depth] = in_words(found)
-    return out
-
-
-def _cell(row: dict[str, str], scores: dict[str, str]) -> str:
-    if row["status"] != "done":
-        return row["status"]
-    if row["crash_step"]:
-        return f"{WORDS[row['outcome']]} at step {row['crash_step']}"
-    late = f" (an event at step {row['late_step']}, behind the horizon)" if row["late_step"] else ""
-    fid = f", FID {float(scores[row['run_id']]):.2f}" if row["run_id"] in scores else ""
-    if not row["heldout_loss"]:
-        raise ValueError(f"runs.csv: run {row['run_id']}: heldout_loss is empty; restore it or run it again")
-    return f"{WORDS[row['outcome']]}, {float(row['heldout_loss']):.3f}{fid}{late}"
+def _cell(run, scores: pd.Series) -> str:
+    if run.status != "done":
+        return run.status
+    if pd.notna(run.crash_step):
+        return f"{WORDS[run.outcome]} at step {run.crash_step}"
+    late = f" (an event at step {run.late_step}, behind the horizon)" if pd.notna(run.late_step) else ""
+    fid = f", FID {scores[run.run_id]:.2f}" if run.run_id in scores else ""
+    if pd.isna(run.heldout_loss):
+        raise ValueError(f"runs.csv: run {run.run_id}: heldout_loss is empty; restore it or run it again")
+    return f"{WORDS[run.outcome]}, {run.heldout_loss:.3f}{fid}{late}"
 
 
 def edge_tables(folder: Path) -> str:
-    """Markdown of a frontier: LR50 and LR50u by scheme and depth, the ratios to plain, and what another bound on `stuck` changes."""
-    rows = Store(folder).runs()
-    found = edges(rows)
+    """Markdown of a frontier: LR50 and LR50u by scheme and depth, the ratios to plain, and what another bound on
+    `stuck` changes."""
+    runs = runs_of(folder)
+    found = edges(runs)
     horizon = found[0].horizon
-    parts = [
+    return "\n\n".join([
         f"LR50@{horizon}: half are dead by step {horizon}.",
-        _by_depth(found, lambda edge: said(edge.lr50)),
+        _by_depth(found, lambda edge: describe(edge.lr50)),
         f"LR50u@{horizon}: the same, counting the stuck and the untrained as well.",
-        _by_depth(found, lambda edge: said(edge.lr50u)),
+        _by_depth(found, lambda edge: describe(edge.lr50u)),
         f"Over plain's, per depth. {PRIMARY[0]} over {PRIMARY[1]} was fixed as the comparison before the runs; the other intervals are "
-        "unadjusted.", _ratio_table(rows),
-        f"A run is stuck where both its losses end above {STUCK:g} *c*. " + _sensitivity(rows, found),
-    ]  # fmt: skip
-    return "\n\n".join(parts)
+        "unadjusted.", _ratio_table(runs),
+        f"A run is stuck where both its losses end above {STUCK:g} *c*. " + _sensitivity(runs, found),
+    ])  # fmt: skip
 
 
 def _by_depth(found: Sequence[Edge], text: Callable[[Edge], str]) -> str:
-    depths = sorted({edge.depth for edge in found})
-    cells = {(edge.label, edge.depth): text(edge) for edge in found}
-    labels = list(dict.fromkeys(edge.label for edge in found))
-    return table(["scheme", *(f"{depth} blocks" for depth in depths)],
-                     [[label, *(cells.get((label, depth), "-") for depth in depths)] for label in labels])  # fmt: skip
+    depths = sorted({edge.cell.depth for edge in found})
+    return grid({depth: f"{depth} blocks" for depth in depths}, {(edge.cell.label, edge.cell.depth): text(edge) for edge in found})
 
 
-def _ratio_table(rows: Sequence[dict[str, str]]) -> str:
-    lines = []
-    sides = zip(ratios(rows, DEAD), ratios(rows, UNUSABLE), strict=True)
-    for dead, unusable in sorted(sides, key=lambda pair: (pair[0]["kind"] != "primary", pair[0]["depth"])):
-        lines.append([dead["scheme"], str(dead["depth"]), _ratio(dead), _ratio(unusable), dead["kind"]])
-    return table(["scheme", "blocks", "LR50 over plain's", "LR50u over plain's", "comparison"], lines)
+def _ratio_table(runs: pd.DataFrame) -> str:
+    both = sorted(zip(ratios(runs, DEAD), ratios(runs, UNUSABLE), strict=True), key=lambda pair: (not pair[0].primary, pair[0].depth))
+    return table(["scheme", "blocks", "LR50 over plain's", "LR50u over plain's", "comparison"],
+                 ([dead.scheme, dead.depth, *(f"{ratio} (n = {ratio.n[0]} and {ratio.n[1]})" for ratio in (dead, unusable)),
+                   "primary" if dead.primary else "unadjusted"] for dead, unusable in both))  # fmt: skip
 
 
-def _ratio(row: dict[str, object]) -> str:
-    middle = "" if row["ratio"] is None else f"{row['ratio']:.2f} "
-    high = "∞" if row["high"] == float("inf") else f"{row['high']:.2f}"
-    return f"{middle}[{row['low']:.2f}, {high}] (n = {row['n']} and {row['n_plain']})"
-
-
-def _sensitivity(rows: Sequence[dict[str, str]], found: Sequence[Edge]) -> str:
+def _sensitivity(runs: pd.DataFrame, found: Sequence[Edge]) -> str:
     """In words: the cells whose LR50u another bound changes."""
-    said_ = {(edge.label, edge.depth): str(edge.lr50u) for edge in found}
     out = []
     for bound in SENSITIVITY:
-        other = {(edge.label, edge.depth): str(edge.lr50u) for edge in edges(rows, bound)}
-        changed = [f"{key[0]} at {key[1]} blocks {other[key]}" for key in said_ if other[key] != said_[key]]
-        out.append(f"With {bound:g} *c* LR50u is " + (f"otherwise in {len(changed)} of {len(said_)} cells: {'; '.join(changed)}"
-                                                     if changed else f"the same in all {len(said_)} cells") + ".")  # fmt: skip
+        changed = [f"{other.cell.label} at {other.cell.depth} blocks {other.lr50u}" for edge, other in zip(found, edges(runs, bound))
+                   if str(other.lr50u) != str(edge.lr50u)]  # fmt: skip
+        out.append(f"With {bound:g} *c* LR50u is " + (f"otherwise in {len(changed)} of {len(found)} cells: {'; '.join(changed)}"
+                                                     if changed else f"the same in all {len(found)} cells") + ".")  # fmt: skip
     return " ".join(out)
 
 
-def _laptop(results: Path) -> str:
-    return outcome_table(results / "laptop", results / "frontier")
-
-
-def _frontier(results: Path) -> str:
-    return edge_tables(results / "frontier")
-
-
 BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # by the folder that must be there: marker, and what stands below it
-    "laptop": ("<!-- outcomes: made by `python -m suite report` -->", _laptop),
-    "frontier": ("<!-- critical rates: made by `python -m suite report` -->", _frontier),
-    "anatomy": ("<!-- deaths: made by `python -m suite report` -->", dying),
+    "laptop": ("<!-- outcomes: made by `python -m suite report` -->",
+               lambda results: outcome_table(results / "laptop", results / "frontier")),
+    "frontier": ("<!-- critical rates: made by `python -m suite report` -->",
+                 lambda results: edge_tables(results / "frontier")),
+    "anatomy": ("<!-- deaths: made by `python -m suite report` -->", how_it_dies),
     "deep": ("<!-- the paper's depths: made by `python -m suite report` -->", deep),
 }
 DETECT = "<!-- detect: made by `python -m suite report` -->"
@@ -170,8 +140,7 @@ FOUND = "<!-- findings: made by `python -m suite report` -->"  # of the committe
 
 def _has(folder: Path) -> bool:
     """Whether a folder has runs of the protocol's version of today."""
-    version = str(PROTOCOLS[folder.name].version)
-    return any(row["protocol_version"] == version for row in Store(folder).runs())
+    return (runs_of(folder)["protocol_version"] == PROTOCOLS[folder.name].version).any()
 
 
 def blocks(results: Path) -> dict[str, str]:

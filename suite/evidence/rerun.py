@@ -6,7 +6,7 @@ import random
 import tempfile
 from pathlib import Path
 
-from suite.evidence.verify import is_older, run_of
+from suite.evidence.verify import folders, is_older, run_of
 from suite.isolation.catalogue import Catalogue, read
 from suite.presets import PROTOCOLS
 from suite.protocol import Run
@@ -23,16 +23,15 @@ SAME_MACHINE = ("cpu_model", "cpu_isa", "compiler", "python", "torch", "commit",
 def rerun(results: Path, k: int, seed: int, workers: int | None, catalogue: Catalogue | None = None) -> list[dict[str, object]]:
     """Re-train k committed runs aside; one row a run: what was compared, and whether it agrees.
 
-    The first is the headline's (plain, the deepest network, the hot rate of `laptop`) where it is there; the others are drawn.
-    A run that was trained as one model with others is trained with the same ones again, where all of them are in the tables.
+    The first is the headline's (plain, the deepest network, the hot rate of `laptop`) where it is there; the others
+    are drawn. A run that was trained as one model with others is trained with the same ones again, where all of them
+    are in the tables.
     """
     from suite.sweep.sweep import Sweep
 
-    candidates, catalogue = [], catalogue or read()
-    for folder in sorted(p.parent for p in results.glob("*/runs.csv")):
-        for row in Store(folder).runs():
-            if row["status"] == "done" and not is_older(row):
-                candidates.append((folder, row))
+    catalogue = catalogue or read()
+    candidates = [(folder, row) for folder in folders(results) for row in Store(folder).runs()
+                  if row["status"] == "done" and not is_older(row)]  # fmt: skip
     if not candidates:
         raise ValueError(f"{results}: no finished runs to repeat")
     first = [item for item in candidates if _is_headline(item[1])][:1]
@@ -59,7 +58,7 @@ def _is_headline(row: dict[str, str]) -> bool:
 
 
 def _party(folder: Path, row: dict[str, str], catalogue: Catalogue) -> list[Run]:
-    """The runs to train as one model to repeat this one: those of its group if the tables hold them all, else itself."""
+    """The runs to train as one model to repeat this one: those of its group if the tables hold all, else itself."""
     mates = [run_of(other, catalogue) for other in Store(folder).runs() if row["group"] and other["group"] == row["group"]]
     return mates if mates and group_id(sorted(mates, key=group_order)) == row["group"] else [run_of(row, catalogue)]
 

@@ -1,9 +1,11 @@
-"""Critical learning rates: where half of the runs die, from a penalised logistic fit of death against the log of the rate.
+"""Critical learning rates: where half of the runs die, from a penalised logistic fit of death against the log of the
+rate.
 
-One cell is a scheme at a depth: runs at several rates, a few seeds each. The fit is Firth's (Biometrika 80, 1993): the likelihood times
-the root of the determinant of its information, finite also where the outcomes are nearly separated. Seeds, not runs, are
-resampled for an interval, since runs of one seed share their data and noise. Where the rates separate the living from the dead a
-fit would only measure its prior: there the two rates at the edge are the answer, with the runs behind them.
+One cell is a scheme at a depth: runs at several rates, a few seeds each. The fit is Firth's (Biometrika 80, 1993):
+the likelihood times the root of the determinant of its information, finite also where the outcomes are nearly
+separated. Seeds, not runs, are resampled for an interval, since runs of one seed share their data and noise. Where
+the rates separate the living from the dead a fit would only measure its prior: there the two rates at the edge are
+the answer, with the runs behind them.
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ LEAST, ROUGH = 1e-10, 1e-6  # the step at which a fit is at its end; of a bootst
 
 @dataclass(frozen=True)
 class Critical:
-    """LR50 of a cell. kind: "fit" (rate with its interval low..high), "bracket" (it lies between low, where all live, and high, where all
-    die), "above" (fewer than half die up to low, the hottest rate tested; high is inf) or "below" (more than half die from high on, the
-    coldest; low is 0). An end of a fit's interval that the tested rates do not reach is inf or 0.
+    """LR50 of a cell. kind: "fit" (rate with its interval low..high), "bracket" (it lies between low, where all live,
+    and high, where all die), "above" (fewer than half die up to low, the hottest rate tested; high is inf) or "below"
+    (more than half die from high on, the coldest; low is 0). An end of a fit's interval that the tested rates do not
+    reach is inf or 0.
 
-    n: runs of the cell; n_low, n_high: runs at the two rates of a bracket, or at the one rate of "above" and "below", and died_there the
-    dead among these; seeds: different ones; falls: rates at which fewer died than
-    at a colder one, where a cell is not monotone.
+    n: runs of the cell; n_low, n_high: runs at the two rates of a bracket, or at the one rate of "above" and "below",
+    and died_there the dead among these; seeds: different ones; falls: rates at which fewer died than at a colder one,
+    where a cell is not monotone.
     """
 
     kind: str
@@ -51,8 +54,9 @@ class Critical:
 def firth(x, y, weights=None, penalty: float = 1.0, least: float = LEAST):
     """(intercept, slope) that maximise log likelihood + penalty/2 log det information of P(y) = 1/(1 + exp(-a - b x)).
 
-    x: (N,); y, weights: (..., N); y is 0 or 1 (or a share), weights count runs. Leading axes are fits of their own, done at once; floats
-    where there are none. penalty 1 is Firth's, 0 maximum likelihood (which must exist then); least: as LEAST. At least two x need a weight.
+    x: (N,); y, weights: (..., N); y is 0 or 1 (or a share), weights count runs. Leading axes are fits of their own,
+    done at once; floats where there are none. penalty 1 is Firth's, 0 maximum likelihood (which must exist then);
+    least: as LEAST. At least two x need a weight.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     n = np.broadcast_to(np.ones_like(y) if weights is None else np.asarray(weights, dtype=float), y.shape)
@@ -63,7 +67,8 @@ def firth(x, y, weights=None, penalty: float = 1.0, least: float = LEAST):
 
 
 def _fit(z, n, died, penalty, least) -> np.ndarray:
-    """(F, 2) coefficients of F fits by Fisher scoring on Firth's modified score, with steps halved until they climb. n, died: (F, N)."""
+    """(F, 2) coefficients of F fits by Fisher scoring on Firth's modified score, with steps halved until they climb.
+    n, died: (F, N)."""
     from scipy.special import expit, log_expit
 
     def parts(beta, n, died):
@@ -101,7 +106,7 @@ def _shares(lr, dead):
 
 
 def _lr50(rates, n, died, least: float = LEAST) -> np.ndarray:
-    """(F,) rates at which half are dead, of F cells over the same rates; nan where a fit does not rise. n, died: (F, R)."""
+    """(F,) rates at which half die, of F cells over the same rates; nan where a fit falls. n, died: (F, R)."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         a, b = firth(np.log(rates), np.where(n > 0, died / n, 0.0), n, least=least)
         return np.where(b > 0, np.exp(-a / b), np.nan)
@@ -121,14 +126,10 @@ def _critical(lr: tuple, seed: tuple, dead: tuple, draws: int) -> Critical:
     share = died / n
     falls = tuple(float(r) for i, r in enumerate(rates) if i and share[i] < share[:i].max())
     known = {"n": len(lr), "seeds": len(np.unique(seed)), "falls": falls}
-    if not dead.any():
-        return Critical("above", None, float(rates[-1]), np.inf, n_low=int(n[-1]), **known)
-    if dead.all():
-        return Critical("below", None, 0.0, float(rates[0]), n_high=int(n[0]), died_there=int(n[0]), **known)
-    if lr[~dead].max() < lr[dead].min():
+    if dead.any() and not dead.all() and lr[~dead].max() < lr[dead].min():
         low, high = np.flatnonzero(share == 0)[-1], np.flatnonzero(share == 1)[0]
         return Critical("bracket", None, float(rates[low]), float(rates[high]), n_low=int(n[low]), n_high=int(n[high]), **known)
-    rate = float(_lr50(rates, n[None], died[None])[0])
+    rate = np.inf if not dead.any() else 0.0 if dead.all() else float(_lr50(rates, n[None], died[None])[0])
     if not rate <= rates[-1]:  # nan too: the fit does not rise
         return Critical("above", None, float(rates[-1]), np.inf, n_low=int(n[-1]), died_there=int(died[-1]), **known)
     if rate < rates[0]:
@@ -138,7 +139,8 @@ def _critical(lr: tuple, seed: tuple, dead: tuple, draws: int) -> Critical:
 
 
 def bootstrap(cells, draws: int = DRAWS) -> np.ndarray:
-    """(cells, draws) LR50s under resampled seeds, one draw of seeds for all cells. A draw that has no rising fit counts as its edge."""
+    """(cells, draws) LR50s under resampled seeds, one draw of seeds for all cells. A draw that has no rising fit
+    counts as its edge."""
     seeds = np.unique(np.concatenate([seed for _, seed, _ in cells]))
     random = np.random.default_rng(0)
     times = np.stack([np.bincount(random.choice(len(seeds), len(seeds)), minlength=len(seeds)) for _ in range(draws)])
@@ -146,21 +148,19 @@ def bootstrap(cells, draws: int = DRAWS) -> np.ndarray:
 
 
 def _resampled(times, seed, lr, dead) -> np.ndarray:
-    """(draws,) LR50 of a cell where run i counts times[:, seed[i]] times, also where a draw has lost its living or its dead."""
+    """(draws,) LR50 of a cell where run i counts times[:, seed[i]] times, also where a draw has lost its living or
+    its dead."""
     rates, at = np.unique(lr, return_inverse=True)
     runs, died = np.zeros((times.shape[1], len(rates))), np.zeros((times.shape[1], len(rates)))
     np.add.at(runs, (seed, at), 1)
     np.add.at(died, (seed, at), dead)
     drawn, where = np.unique(times, axis=0, return_inverse=True)  # many draws are alike
     n, died = drawn @ runs, drawn @ died
-    there, out = n > 0, np.full(len(drawn), np.nan)
+    there = n > 0
     coldest, hottest = rates[there.argmax(1)], rates[len(rates) - 1 - there[:, ::-1].argmax(1)]
-    empty, none, every = ~there.any(1), ~died.any(1), (died == n).all(1)
-    fitted = ~(empty | none | every | (coldest == hottest))
-    out[none | (coldest == hottest)] = hottest[none | (coldest == hottest)]
-    out[every & ~none] = coldest[every & ~none]
-    out[empty] = np.nan
-    if fitted.any():
+    empty, none, every, one = ~there.any(1), ~died.any(1), (died == n).all(1), coldest == hottest
+    out = np.select([empty, none | one, every], [np.nan, hottest, coldest])
+    if (fitted := ~(empty | none | every | one)).any():
         found = _lr50(rates, n[fitted], died[fitted], ROUGH)
         falls = np.isnan(found)
         found = np.clip(found, coldest[fitted], hottest[fitted])
@@ -170,7 +170,8 @@ def _resampled(times, seed, lr, dead) -> np.ndarray:
 
 
 def ratio(one, other, draws: int = DRAWS) -> tuple[float | None, float, float]:
-    """(ratio, low, high) of LR50 of `one` over `other`, each (lr, seed, dead): of two fits with a paired interval, else bounds."""
+    """(ratio, low, high) of LR50 of `one` over `other`, each (lr, seed, dead): of two fits with a paired interval,
+    else bounds."""
     a, b = critical(*one, draws=draws), critical(*other, draws=draws)
     if a.kind == b.kind == "fit":
         cells = [tuple(np.asarray(part) for part in cell) for cell in (one, other)]
@@ -182,7 +183,8 @@ def ratio(one, other, draws: int = DRAWS) -> tuple[float | None, float, float]:
 
 
 def upward(lr, seed, bad):
-    """(lr, seed, bad) from the coldest rate where all live on: colder runs that have not learnt in time say nothing about heat."""
+    """(lr, seed, bad) from the coldest rate where all live on: colder runs that have not learnt in time say nothing
+    about heat."""
     lr, seed, bad = np.asarray(lr, dtype=float), np.asarray(seed), np.asarray(bad, dtype=bool)
     rates, n, died = _shares(lr, bad)
     alive = rates[died == 0]

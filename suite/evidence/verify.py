@@ -16,7 +16,7 @@ from suite.presets import PROTOCOLS
 from suite.protocol import Run
 from suite.records.checks import check_folder
 from suite.records.completeness import LATENTS, check_parts, is_picture
-from suite.records.tables import RowsByRun, Store, TableError, picture_path
+from suite.records.tables import RowsByRun, Store, TableError, format_value, picture_path
 from suite.verdict import crash
 from suite.verdict.outcomes import DEAD
 from suite.verdict.signature import of_audit
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 COMMITTED = ROOT / "results"
 NEEDED = ("window", "horizon", "constant_loss", "width", "batch", "depth", "lr", "max_grad_norm", "last_step")
 JUDGED = ("outcome", "crash_step", "confirmed", "late_step", "last_step", "best_loss", "final_loss", "max_grad_norm", "spikes")
+
+
+def folders(results: Path) -> list[Path]:
+    """The folders of protocols that have runs."""
+    return sorted(path.parent for path in results.glob("*/runs.csv"))
 
 
 def is_older(row: dict[str, str]) -> bool:
@@ -49,12 +54,13 @@ def run_of(row: dict[str, str], catalogue: Catalogue) -> Run:
 
 
 def verify(results: Path, catalogue: Catalogue | None = None) -> tuple[int, list[str]]:
-    """(rows checked, problems): schema, digests, run ids, verdicts and aggregates of every protocol, and the README's table.
+    """(rows checked, problems): schema, digests, run ids, verdicts and aggregates of every protocol, and the README's
+    table.
 
     Of runs of an older protocol version ids and settings cannot be recomputed; all that rests on their rows alone is.
     """
     problems, checked, catalogue = [], 0, catalogue or read()
-    for folder in sorted(p.parent for p in results.glob("*/runs.csv")):
+    for folder in folders(results):
         with Store(folder).still():
             parts = RowsByRun(folder)
             problems += check_folder(folder, parts) + check_parts(folder, parts)
@@ -136,7 +142,7 @@ def _signature(row: dict[str, str], audit: DataFrame) -> str:
     columns = ["window", "site", "segment", "layer", "step", "g_mean", "q_grad", "k_grad"]
     rows = audit.loc[audit["window"] & (audit["site"] == "attn") & (audit["segment"] == "all"), columns].to_dict("records")
     found = of_audit(rows, int(row["crash_step"]), deep_from=int(row["depth"]) // 2)
-    return {None: "", True: "true", False: "false"}[found]
+    return format_value(found, "boolean")
 
 
 def _heldout(row: dict[str, str], evals: list[dict[str, str]]) -> str:
@@ -164,7 +170,7 @@ def judged(row: dict[str, str], curve: DataFrame, evals: list[dict[str, str]], w
 
 def _same(cell: str, value: object) -> bool:
     if value is None or isinstance(value, bool):
-        return cell == {None: "", True: "true", False: "false"}[value]
+        return cell == format_value(value, "boolean")
     if isinstance(value, str):
         return cell == value
     if not cell:

@@ -22,11 +22,12 @@ def prepare(case):
         return lambda: evaluation.heldout_loss().tolist()
     if case["phase"] == "sample":
         return lambda: evaluation.sample(images(case))
-    from suite.diagnosis.audit_pass import anchor_layers, audit_step
+    from suite.diagnosis.audit_pass import audit_step
     from suite.presets import PROTOCOLS
+    from suite.protocol import evenly
 
     model.advance()  # an audit reads Adam's state
-    layers = anchor_layers(case["depth"], PROTOCOLS["anatomy"].audit_layers)
+    layers = evenly(range(case["depth"]), PROTOCOLS["anatomy"].audit_layers)
     return lambda: audit_step(model, layers, model.state.step)
 
 

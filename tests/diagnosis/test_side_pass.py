@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from trainers import SEGMENTS, WIDTH, advance, loud, state_of, unchanged
 
 from suite.diagnosis import metrics
-from suite.diagnosis.audit_pass import anchor_layers, audit_step, final_state, side_pass
+from suite.diagnosis.audit_pass import audit_step, final_state, side_pass
 from suite.diagnosis.auditor import FULL_EVERY, Auditor
+from suite.protocol import evenly
 from suite.records import schema
 from suite.training.step import TrainStep
 
@@ -19,7 +20,7 @@ from suite.training.step import TrainStep
 @pytest.mark.parametrize("most", [2, 3, 7, 12, 16])
 def test_anchor_layers_are_few_distinct_even_and_hold_both_ends(most):
     for depth in (*range(1, 60), 100, 128, 200, 400, 1000):
-        layers = anchor_layers(depth, most)
+        layers = evenly(range(depth), most)
         assert len(layers) == min(depth, most) and layers == sorted(set(layers))
         assert layers[0] == 0 and layers[-1] == depth - 1
         gaps = np.diff(layers)

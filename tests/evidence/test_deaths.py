@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 
 from suite.evidence import deaths
-from suite.evidence.deaths import leaves
-from suite.evidence.dying import dying
 from suite.evidence.hazard import poisson_interval
+from suite.evidence.how_it_dies import how_it_dies
 from suite.presets import PROTOCOLS
 from suite.records.tables import Store
 
@@ -24,6 +23,10 @@ def series(change=None):
 
 def jump(at, until=1000, by=10.0):
     return series(lambda s: s.where((s.index < at) | (s.index > until), s * by))
+
+
+def leaves(values, crash):
+    return deaths.leaves(values.to_frame("x"), crash)["x"]
 
 
 @pytest.mark.parametrize("offset", [-30, -25, -3, 0, 4, 10])
@@ -77,18 +80,18 @@ def test_a_death_says_what_left_first_and_in_which_block(tmp_path):
     died(tmp_path, "a", {"tcs": {7: -5, 6: -12, 3: 4}, "g_ctr": {0: -8, 3: -8, 6: -2, 7: -2}})
     died(tmp_path, "b", {}, held=1.2)
     one, other = deaths.deaths(tmp_path)
-    assert (one["healthy"], other["healthy"]) == (True, False)
-    assert one["block_forward"] == (6, -12) and one["block_backward"] == (3, -8)  # of several at once the deepest
-    assert one["left"]["loss"] == 0 and math.isnan(one["left"]["gradient norm"]) and math.isnan(one["left"]["rho"])
-    assert one["left"]["1-TCS"] == -12 and one["left"]["g_ctr"] == -2  # medians over the last quarter: blocks 6 and 7
-    assert one["first"] == ["1-TCS"] and one["tcs"] > 0.99 and other["block_forward"] is None and other["first"] == ["loss"]
+    assert (one.run.died_healthy, other.run.died_healthy) == (True, False)
+    assert one.forward == (6, -12) and one.backward == (3, -8)  # of several at once the deepest
+    assert one.left["loss"] == 0 and math.isnan(one.left["gradient norm"]) and math.isnan(one.left["rho"])
+    assert one.left["1-TCS"] == -12 and one.left["g_ctr"] == -2  # medians over the last quarter: blocks 6 and 7
+    assert one.first == ["1-TCS"] and other.forward is None and other.first == ["loss"]
 
 
 def test_the_readmes_tables_count_the_deaths(tmp_path):
     died(tmp_path / "anatomy", "a", {"g_ctr": {0: -8, 3: -8, 6: -2, 7: -2}})
     died(tmp_path / "anatomy", "b", {}, held=1.2, seed=1)
     died(tmp_path / "anatomy", "c", {}, seed=2, protocol_version=2)  # of an older version
-    text = dying(tmp_path)
+    text = how_it_dies(tmp_path)
     assert "| plain | 8 | 0.005 | 2 | 2 | 1 | 100 | 79 |" in text  # from 50 to 99, and from 50 to 80
     assert "Every healthy death (1 run):" in text and "| plain | 8 | 0.005 | 0 | 100 | 0.60 | mean-dominated | yes | g_ctr (-2) |" in text
     low, high = poisson_interval(1)
@@ -104,4 +107,4 @@ def test_the_strided_audit_has_its_steps_within_the_window_around_a_crash_too():
     found = deaths.strided(audit, 8)
     assert list(found["rho"].index) == [1, 100, 200, 300, 400, 500]
     assert set(found["rho"]) == {2.0} and set(found["1-TCS"]) == {0.75}
-    assert deaths.strided(audit[:0], 8) == {}
+    assert deaths.strided(audit[:0], 8).empty

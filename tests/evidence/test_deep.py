@@ -2,32 +2,37 @@
 
 from collections import Counter
 
+import pandas as pd
+
 from suite.environment import ROOT
-from suite.evidence.deep import said
+from suite.evidence.deep import describe
+from suite.evidence.markdown import grid
 from suite.presets import PROTOCOLS
 
 
-def row(outcome, loss="0.7", crash="", late=""):
+def row(outcome, loss=0.7, crash=None, late=None):
     return {"outcome": outcome, "heldout_loss": loss, "crash_step": crash, "late_step": late}
 
 
+def described(rows):
+    return describe(pd.DataFrame(rows).astype({"crash_step": "Int64", "late_step": "Int64"}))
+
+
 def test_a_cell_names_its_fates_with_steps_and_losses():
-    assert said([]) == "-"
-    assert said([row("survived"), row("survived", "0.9")]) == "2 of 2 live, 0.800 (0.700 to 0.900)"
-    rows = [row("collapsed", "2.0", "120"), row("nonfinite", "", "80"), row("stuck", "1.5"), row("survived", "0.72")]
-    assert said(rows) == "2 of 4 dead (steps 80, 120); 1 of 4 unusable; 1 of 4 live, 0.720"
+    assert grid({25: "25 blocks", 50: "50 blocks"}, {("plain", 50): "x"}).splitlines()[-1] == "| plain | - | x |"
+    assert described([row("survived"), row("survived", 0.9)]) == "2 of 2 live, 0.800 (0.700 to 0.900)"
+    rows = [row("collapsed", 2.0, 120), row("nonfinite", None, 80), row("stuck", 1.5), row("survived", 0.72)]
+    assert described(rows) == "2 of 4 dead (steps 80, 120); 1 of 4 unusable; 1 of 4 live, 0.720"
 
 
 def test_a_run_with_an_event_behind_the_horizon_lives_but_lends_its_loss_to_no_mean():
-    rows = [row("survived", "1.34", late="602"), row("survived", "0.73")]
-    assert said(rows) == "2 of 2 live, one falling at step 602, behind the horizon, 0.730"
-    assert said(rows[:1]) == "1 of 1 live, one falling at step 602, behind the horizon"
+    rows = [row("survived", 1.34, late=602), row("survived", 0.73)]
+    assert described(rows) == "2 of 2 live, one falling at step 602, behind the horizon, 0.730"
+    assert described(rows[:1]) == "1 of 1 live, one falling at step 602, behind the horizon"
 
 
 def test_what_the_readme_says_of_400_and_1000_blocks_is_the_tables():
     """Read from runs.csv alone: lives, and held-out losses of the living, by scheme, parameters, depth and rate."""
-    import pandas as pd
-
     runs = pd.read_csv(ROOT / "results" / "deep" / "runs.csv")
     cool, middle, hot = sorted(set(runs.lr))
     assert Counter(runs.depth) == {400: 45, 1000: 4}  # 5 schemes, 3 rates, 3 seeds; one seed of 4 cells

@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 
 from suite.environment import ROOT
-from suite.evidence import headline, report
+from suite.evidence import decided, report
+from suite.evidence.cells import runs_of
 from suite.presets import PROTOCOLS
 from suite.records.tables import Store
 
@@ -65,5 +66,5 @@ def test_every_number_of_the_results_is_made_from_the_tables():
 
 
 def test_the_laptops_two_rates_are_those_of_the_rule():
-    assert PROTOCOLS["laptop"].lrs == headline.rates(Store(ROOT / "results" / "frontier").runs())
+    assert PROTOCOLS["laptop"].lrs == decided.rates(runs_of(ROOT / "results" / "frontier"))
     assert PROTOCOLS["laptop"].unscored == PROTOCOLS["laptop"].lrs[1:]

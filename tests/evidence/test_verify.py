@@ -245,7 +245,7 @@ def test_cells_that_nothing_can_be_worked_out_from_are_lines_with_file_and_run(c
 def test_the_report_names_the_cell_it_lacks(copy):
     rewrite(copy / "laptop" / "runs.csv", lambda rows: [row.update(heldout_loss="") for row in rows])
     with pytest.raises(ValueError, match="heldout_loss is empty"):
-        report.outcome_table(copy / "laptop")
+        report.outcome_table(copy / "laptop", copy / "frontier")
 
 
 @pytest.mark.parametrize("what", ["cell", "picture"])

@@ -4,7 +4,6 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +12,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
-from paper_figures import draw, headline, heldout, loss_curves, outcomes, rows, samples, style
-from paper_figures.shown import digest
+from paper_figures import draw, outcomes, style
+from paper_figures.digest import digest
+from paper_figures.figure import Recipe
+from paper_figures.heldout import heldout
+from paper_figures.losses import headline, loss_curves
+from paper_figures.runs import caption, load_runs
+from paper_figures.samples import _trimmed, samples
 from suite import cli
 from suite.environment import ROOT
 from suite.protocol import SCHEMES
@@ -25,7 +29,7 @@ from suite.records.tables import Store, content
 from suite.verdict.outcomes import DEAD
 
 CONSTANT = 2.0
-FIRST = [headline, heldout, loss_curves, outcomes, samples]
+FIRST = [headline, heldout, loss_curves, outcomes.outcomes, samples]
 find_figures = draw.figures
 
 
@@ -144,13 +148,8 @@ def drawn(results, tmp_path_factory, first_figures):
     return out
 
 
-def figure_of(module, folder):
-    with style.context():
-        return module.draw(folder, folder.name)
-
-
-def caption_of(module, folder):
-    return style.caption_of(figure_of(module, folder))
+def caption_of(recipe, folder):
+    return style.caption_of(recipe.draw(folder))
 
 
 def test_panels_only_for_what_was_run(tmp_path):
@@ -158,12 +157,12 @@ def test_panels_only_for_what_was_run(tmp_path):
     store = Store(tmp_path / "anatomy")
     for depth, lr in ((25, 0.004), (50, 0.004), (100, 0.002), (50, 0.001)):
         store.add(record("plain", depth, lr=lr, protocol="anatomy"))
-    figure = figure_of(loss_curves, tmp_path / "anatomy")
+    figure = loss_curves.draw(tmp_path / "anatomy")
     shown = [ax for ax in figure.findobj(Axes) if ax.axison]
     assert [ax.get_title() for ax in shown] == ["depth 50, learning rate 0.001", "depth 100, learning rate 0.002",
                                                 "depth 25, learning rate 0.004", "depth 50, learning rate 0.004"]
     assert len({ax.get_xlim() for ax in shown}) == 1 and all(len(ax.lines) > 1 for ax in shown)
-    figure = figure_of(outcomes, tmp_path / "anatomy")
+    figure = outcomes.outcomes.draw(tmp_path / "anatomy")
     columns = [(ax.get_title(), [t.get_text() for t in ax.get_xticklabels()]) for ax in figure.findobj(Axes)]
     assert columns == [("lr 0.001", ["50"]), ("lr 0.002", ["100"]), ("learning rate 0.004", ["25", "50"])]
     assert "not run" not in [text.get_text() for text in figure.findobj(Text)]
@@ -180,9 +179,10 @@ def test_draws_every_figure_it_can(drawn):
 def test_same_tables_same_bytes(results, drawn, tmp_path):
     """In another process, which never needed torch; and a file that would not change is not touched."""
     code = (
-        "import sys; from paper_figures import draw, headline, heldout, loss_curves, outcomes, samples; "
-        "draw.figures = lambda: [headline, heldout, loss_curves, outcomes, samples]; "
-        "heldout.PROTOCOLS = outcomes.PROTOCOLS = samples.PROTOCOLS = ('laptop',); "  # it takes time
+        "import sys; from dataclasses import replace; from paper_figures import draw; found = draw.figures(); "
+        "narrow = {'heldout', 'outcomes', 'samples'}; "  # of one folder, since it takes time
+        "draw.figures = lambda: [replace(one, protocols=('laptop',)) if one.name in narrow else one for one in found "
+        "if one.name in narrow | {'headline', 'loss_curves'}]; "
         "assert draw.draw_all(*sys.argv[1:]) == 0 and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(results), str(tmp_path)], check=True, cwd=ROOT)
@@ -191,8 +191,9 @@ def test_same_tables_same_bytes(results, drawn, tmp_path):
     assert again == {name: (drawn / name).read_bytes() for name in again}
     target = tmp_path / "laptop-outcomes.png"
     before = target.stat().st_mtime_ns
+    figure = outcomes.outcomes.draw(results / "laptop")
     with style.context():
-        style.save(outcomes.draw(results / "laptop", "laptop"), tmp_path / "laptop-outcomes")
+        style.save(figure, tmp_path / "laptop-outcomes")
     assert target.stat().st_mtime_ns == before
 
 
@@ -202,26 +203,26 @@ def test_no_dates_or_versions_in_the_files(drawn):
         assert b"CreationDate" not in data and b"Matplotlib" not in data and b"matplotlib.org" not in data
 
 
-def test_every_module_with_a_name_is_a_figure():
+def test_every_recipe_of_a_module_is_a_figure():
     found = find_figures()
     assert set(FIRST) <= set(found)
-    for module in found:
-        assert module.TITLE and set(module.INPUTS) <= set(TABLES)
-        assert module.PROTOCOLS is None or isinstance(module.PROTOCOLS, tuple)
+    for recipe in found:
+        assert recipe.title and set(recipe.tables) <= set(TABLES)
+        assert recipe.protocols is None or isinstance(recipe.protocols, tuple)
 
 
 def test_table_of_figures_is_printed(results, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(draw, "figures", lambda: [outcomes])
+    monkeypatch.setattr(draw, "figures", lambda: [outcomes.outcomes])
     assert draw.draw_all(results, tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["figure", "file", "tables"]
-    assert any("laptop-outcomes.png" in line and outcomes.TITLE in line and line.endswith("runs") for line in lines)
+    assert any("laptop-outcomes.png" in line and outcomes.outcomes.title in line and line.endswith("runs") for line in lines)
 
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """A results folder of its own and its pictures."""
-    monkeypatch.setattr(draw, "figures", lambda: [outcomes, heldout, loss_curves, samples])
+    monkeypatch.setattr(draw, "figures", lambda: [outcomes.outcomes, heldout, loss_curves, samples])
     laptop(tmp_path / "results" / "laptop")
     assert draw.draw_all(tmp_path / "results", tmp_path / "out") == 0
     return tmp_path / "results", tmp_path / "out"
@@ -264,7 +265,7 @@ def test_pictures_that_tables_no_longer_give_are_found(small, capsys):
 
 def test_a_picture_is_missing_another_or_broken(small, monkeypatch, capsys):
     results, out = small
-    monkeypatch.setattr(draw, "figures", lambda: [outcomes])
+    monkeypatch.setattr(draw, "figures", lambda: [outcomes.outcomes])
     for path in out.glob("*"):
         if "outcomes" not in path.name:
             path.unlink()
@@ -305,7 +306,7 @@ def test_pictures_missing_foreign_or_unmarked_are_found(small):
     (out / "laptop-outcomes.pdf").unlink()
     (out / "laptop-gone.png").write_bytes((out / "laptop-outcomes.png").read_bytes())
     (out / "note.txt").write_text("of no interest")
-    figure = figure_of(loss_curves, results / "laptop")
+    figure = loss_curves.draw(results / "laptop")
     figure.savefig(out / "laptop-loss_curves.png")  # drawn by hand, without the mark
     (results / "laptop" / "quality.csv").write_text("")
     lines = draw.stale(results, out)
@@ -340,11 +341,11 @@ def test_no_results(tmp_path, capsys):
 
 
 def test_a_broken_figure_does_not_cost_the_others(results, tmp_path, monkeypatch, capsys):
-    def explode(folder, protocol):
+    def explode(folder, title):
         raise KeyError("x")
 
-    bad = SimpleNamespace(NAME="bad", TITLE="", INPUTS=(), PROTOCOLS=("laptop",), draw=explode)
-    monkeypatch.setattr(draw, "figures", lambda: [bad, outcomes])
+    bad = Recipe("bad", "", ("runs",), ("laptop",), explode)
+    monkeypatch.setattr(draw, "figures", lambda: [bad, outcomes.outcomes])
     assert draw.draw_all(results, tmp_path) == 1
     assert "laptop-bad: Traceback" in capsys.readouterr().err
     assert (tmp_path / "laptop-outcomes.png").exists()
@@ -357,14 +358,14 @@ def test_captions(results):
         assert part in text
     text = caption_of(heldout, results / "laptop")
     assert "FID is on a small digit classifier's 16 features with n=256 samples and is not Inception's FID" in text
-    text = caption_of(outcomes, results / "atlas")
+    text = caption_of(outcomes.outcomes, results / "atlas")
     assert "seeds 0, 1, 2" in text and "learning rates 0.004, 0.01" in text and "4 oom" not in text and "2 oom" in text
 
 
-@pytest.mark.parametrize("module", FIRST, ids=lambda module: module.NAME)
+@pytest.mark.parametrize("recipe", FIRST, ids=lambda recipe: recipe.name)
 @pytest.mark.parametrize("protocol", ["laptop", "atlas"])
-def test_all_text_is_on_the_page_and_large_enough(results, module, protocol):
-    figure = figure_of(module, results / protocol)
+def test_all_text_is_on_the_page_and_large_enough(results, recipe, protocol):
+    figure = recipe.draw(results / protocol)
     if figure is None:
         pytest.skip("not drawn for this folder")
     canvas = FigureCanvasAgg(figure)
@@ -380,7 +381,7 @@ def test_all_text_is_on_the_page_and_large_enough(results, module, protocol):
 
 def test_without_quality_only_the_held_out_panel(tmp_path):
     folder = laptop(tmp_path / "laptop", quality=False)
-    figure = figure_of(heldout, folder)
+    figure = heldout.draw(folder)
     assert len(figure.subfigs[0].axes) == 1
     assert "FID" not in style.caption_of(figure)
 
@@ -389,7 +390,7 @@ def test_a_rate_without_scores_has_no_panel_for_them(tmp_path):
     folder = laptop(tmp_path / "laptop")
     for lr, quality in ((0.01, False), (0.02, False)):
         Store(folder).add(record("plain", 25, lr=lr, quality=quality, run_id=f"plain-{lr}"))
-    figure = figure_of(heldout, folder)
+    figure = heldout.draw(folder)
     titles = [ax.child_axes[0].get_title() for ax in figure.subfigs[0].axes]
     assert titles == [f"held-out loss, learning rate {lr}" for lr in (0.004, 0.01, 0.02)] + ["FID of samples, learning rate 0.004"]
     assert "Samples are scored at one rate." in style.caption_of(figure)
@@ -413,26 +414,26 @@ def test_failures_alone_and_metrics_that_are_nan(tmp_path, capsys):
 def test_sample_grids_lose_their_empty_part():
     page = np.zeros((20, 30, 3))
     page[2:10, 2:15] = 1
-    assert samples._trimmed(page).shape == (12, 17, 3)
-    assert samples._trimmed(page[..., 0]).shape == (12, 17)
-    assert samples._trimmed(page * 0).shape == page.shape
+    assert _trimmed(page).shape == (12, 17, 3)
+    assert _trimmed(page[..., 0]).shape == (12, 17)
+    assert _trimmed(page * 0).shape == page.shape
 
 
 def test_labels_of_variants(results, tmp_path):
-    runs = rows.load_runs(results / "atlas")
+    runs = load_runs(results / "atlas")
     assert list(runs["label"].drop_duplicates()) == [
         "plain", "layerscale", "rezero", "deepnorm", "mvsplit beta=0.03", "mvsplit beta=1", "hyper-connections"]
     assert runs.groupby("label")["variant"].first()["mvsplit beta=1"] == 1
     store = Store(tmp_path)
     for change in ({}, {"arm": "native"}, {"writers": "std"}, {"protocol_version": 0}):
         store.add(record("plain", 2, steps=3, run_id="_".join(["r", *change]), **change))
-    runs = rows.load_runs(tmp_path)
+    runs = load_runs(tmp_path)
     assert list(runs["label"]) == ["plain std writers", "plain zero writers", "plain native zero writers"]
-    assert "1 run of older protocol versions left out" in rows.caption(runs)
+    assert "1 run of older protocol versions left out" in caption(runs)
 
 
 def test_outcome_cells(results):
-    runs = rows.load_runs(results / "atlas")
+    runs = load_runs(results / "atlas")
     plain = runs[(runs["scheme"] == "plain") & (runs["depth"] == 100)]
     assert outcomes.cell_text(plain[plain["lr"] == 0.004]) == ("1/3 survived", "step 90–120")
     assert outcomes.cell_text(plain[plain["seed"] == 1].head(1)) == ("degraded", "step 90")

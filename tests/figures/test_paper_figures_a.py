@@ -7,21 +7,21 @@ from matplotlib.axis import Tick
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from paper_figures import (
-    audit_rows,
-    fading,
-    fig02_loss_and_rho,
-    fig03_anatomy,
-    fig04_amplification,
-    fig06_gradient_modes,
-    fig07_stdinit,
-    rows,
-    style,
-)
+from paper_figures import audit as rows
+from paper_figures import style
+from paper_figures.fading import fading
+from paper_figures.fig02_loss_and_rho import loss_and_rho
+from paper_figures.fig03_anatomy import anatomy
+from paper_figures.fig04_amplification import amplification, through_origin
+from paper_figures.fig06_gradient_modes import band, gradient_modes, one_run_each
+from paper_figures.fig07_stdinit import standard_init
+from paper_figures.figure import NotDrawn
+from paper_figures.runs import load_runs
+from suite.protocol import evenly
 from suite.records.checks import check_folder
 from suite.records.tables import Store, read
 
-ANATOMY = [fig02_loss_and_rho, fig03_anatomy, fig04_amplification, fig06_gradient_modes]
+ANATOMY = [loss_and_rho, anatomy, amplification, gradient_modes]
 DEPTH, CRASH, EVERY, TOKENS = 8, 100, 25, 20
 
 
@@ -89,11 +89,6 @@ def results(tmp_path_factory):
     return folder
 
 
-def figure_of(module, folder):
-    with style.context():
-        return module.draw(folder, folder.name)
-
-
 def texts(figure):
     found = figure.findobj(lambda artist: hasattr(artist, "get_text") and artist.get_visible() and artist.get_text())
     return [text.get_text() for text in found]
@@ -106,39 +101,40 @@ def window_of(folder, site):
 
 
 def test_the_run_to_dissect(results, tmp_path):
-    runs = rows.load_runs(results / "anatomy")
-    run, window = audit_rows.dissected(results / "anatomy", runs)
+    runs = load_runs(results / "anatomy")
+    run, window, _, event = rows.dissected(results / "anatomy", runs)
     assert (run.lr, run.seed, len(window)) == (3.5e-3, 1, 61 * DEPTH * 2)
-    assert audit_rows.event_step(window, DEPTH, CRASH) == CRASH + 1
+    assert event == CRASH + 1
     folder = store(tmp_path / "anatomy", record("plain", crash=CRASH, window=False), record("mvsplit", crash=CRASH))
-    assert audit_rows.dissected(folder, rows.load_runs(folder)) == (None, None)
+    with pytest.raises(NotDrawn, match="every step around its crash"):
+        rows.dissected(folder, load_runs(folder))
 
 
 def test_the_run_to_dissect_stands_where_the_others_do(tmp_path):
     """Figure 6 shows its depth and learning rate: a colder run without company would empty it."""
     lonely, shared = record("plain", crash=CRASH, lr=2e-3), record("plain", crash=CRASH)
     folder = store(tmp_path / "anatomy", lonely, shared, record("mvsplit"))
-    assert audit_rows.dissected(folder, rows.load_runs(folder))[0].lr == 3.5e-3
+    assert rows.dissected(folder, load_runs(folder)).run.lr == 3.5e-3
     folder = store(tmp_path / "alone", lonely, record("plain"), record("mvsplit"))
-    assert audit_rows.dissected(folder, rows.load_runs(folder))[0].lr == 2e-3
+    assert rows.dissected(folder, load_runs(folder)).run.lr == 2e-3
 
 
 def test_uniform_rows_have_the_same_layers_everywhere(results):
     table = read(results / "anatomy", "audit", "plain")
-    kept = audit_rows.uniform(table[table["run_id"] == "plain10.0035"])
+    kept = rows.uniform(table[table["run_id"] == "plain10.0035"])
     assert set(kept["step"]) == {1, *range(25, 301, 25)} and set(kept["layer"]) == {0, 2, 5, 7}
-    assert audit_rows.uniform(table.head(0)).empty
+    assert rows.uniform(table.head(0)).empty
 
 
 def test_small_helpers():
-    assert audit_rows.spread(range(100), 5) == [0, 25, 50, 74, 99] and audit_rows.spread([3], 5) == [3]
-    assert list(audit_rows.edges([0, 2, 6])) == [-1, 1, 4, 8] and list(audit_rows.edges([4])) == [3.5, 4.5]
-    assert audit_rows.power(-12, 0) == "10⁻¹²" and audit_rows.power(-8.66) == "10^-8.7"
-    assert list(audit_rows.positive([0.0, 2.0]).isna()) == [True, False]
+    assert evenly(range(100), 5) == [0, 25, 50, 74, 99] and evenly([3], 5) == [3]
+    assert list(rows.edges([0, 2, 6])) == [-1, 1, 4, 8] and list(rows.edges([4])) == [3.5, 4.5]
+    assert rows.power(-12, 0) == "10⁻¹²" and rows.power(-8.66) == "10^-8.7"
+    assert list(rows.positive([0.0, 2.0]).isna()) == [True, False]
 
 
 def test_factors_are_those_of_the_table(results):
-    figure = figure_of(fig03_anatomy, results / "anatomy")
+    figure = anatomy.draw(results / "anatomy")
     drawn = texts(figure)
     for site, metric, name, paper in (("attn", "g_mean", "attention W_O", 155), ("ffn", "g_mean", "FFN W_2", 61),
                                       ("attn", "g_ctr", "attention W_O", 1), ("ffn", "g_ctr", "FFN W_2", 3)):
@@ -154,7 +150,7 @@ def test_factors_are_those_of_the_table(results):
 
 
 def test_slopes_are_least_squares(results):
-    drawn = "\n".join(texts(figure_of(fig04_amplification, results / "anatomy")))
+    drawn = "\n".join(texts(amplification.draw(results / "anatomy")))
     table = read(results / "anatomy", "audit", "plain")
     table = table[table["run_id"] == "plain10.0035"]
     for site, paper in (("attn", "0.961"), ("ffn", "0.985")):
@@ -166,32 +162,32 @@ def test_slopes_are_least_squares(results):
             fit = 1 - residual[0] / ((y - y.mean()) ** 2).sum()
             assert f"{name} (n={len(x)}): slope {slope[0]:.3f}, R2 {fit:.3f}" in drawn
         assert f"paper: slope {paper}" in drawn
-    assert np.isnan(fig04_amplification.through_origin([1.0], [1.0])[0])
-    assert fig04_amplification.through_origin([1, 2], [2, 4]) == (2.0, 1.0)
+    assert np.isnan(through_origin([1.0], [1.0])[0])
+    assert through_origin([1, 2], [2, 4]) == (2.0, 1.0)
 
 
 def test_one_run_stands_for_each_scheme(results):
     folder = results / "anatomy"
-    runs = rows.load_runs(folder)
-    shown = fig06_gradient_modes.one_run_each(runs, audit_rows.dissected(folder, runs)[0])
+    runs = load_runs(folder)
+    shown = one_run_each(runs, rows.dissected(folder, runs).run)
     assert list(zip(shown["label"], shown["seed"], shown["lr"], strict=True)) == [
         (label, seed, 3.5e-3) for label, seed in (
             ("plain", 1), ("layerscale", 2), ("mvsplit sites=both", 1), ("mvsplit sites=attn", 1))]
-    assert set(fig06_gradient_modes.one_run_each(runs, None)["seed"]) == {0, 2, 1}
+    assert set(one_run_each(runs, None)["seed"]) == {0, 2, 1}
 
 
 def test_bands_are_quartiles_and_do_not_cross_the_crash(results):
     table = read(results / "anatomy", "audit", "plain")
     mine = table[(table["run_id"] == "plain10.0035") & (table["site"] == "attn")]
-    band = fig06_gradient_modes.band(mine, "g_mean", CRASH)
+    found = band(mine, "g_mean", CRASH)
     uniform = mine[mine["step"].isin([25, 50, 75]) & mine["layer"].isin([0, 2, 5, 7])].groupby("step")["g_mean"]
-    assert 1 not in band.index  # the first gradient is exactly 0
-    assert band.loc[50, 0.75] == pytest.approx(uniform.quantile(0.75).median())
-    assert band.loc[75, 0.5] > 1e-3 > band.loc[100, 0.5]
+    assert 1 not in found.index  # the first gradient is exactly 0
+    assert found.loc[50, 0.75] == pytest.approx(uniform.quantile(0.75).median())
+    assert found.loc[75, 0.5] > 1e-3 > found.loc[100, 0.5]
 
 
 def test_medians_over_checkpoints(results):
-    figure = figure_of(fig07_stdinit, results / "stdinit")
+    figure = standard_init.draw(results / "stdinit")
     table = read(results / "stdinit", "audit", "plain")
     table = table[table["step"].between(10, 690) & (table["site"] == "attn") & table["layer"].isin([0, 2, 5, 7])]
     panel = next(ax for ax in figure.subfigs[0].axes if ax.get_title("left").startswith("(b)"))
@@ -204,10 +200,10 @@ def test_medians_over_checkpoints(results):
 
 def test_a_line_for_each_figure_that_cannot_be_drawn(tmp_path, capsys):
     folder = store(tmp_path / "anatomy", record("plain", audited=False), record("mvsplit", audited=False))
-    assert [figure_of(module, folder) for module in [*ANATOMY, fig07_stdinit]] == [None] * 5
+    assert [recipe.draw(folder) for recipe in [*ANATOMY, standard_init]] == [None] * 5
     assert capsys.readouterr().err.count("not drawn: ") == 5
     folder = store(tmp_path / "more" / "anatomy", record("plain"), record("mvsplit"))
-    drawn = [figure_of(module, folder) is not None for module in ANATOMY]
+    drawn = [recipe.draw(folder) is not None for recipe in ANATOMY]
     assert drawn == [True, False, False, True]  # nothing collapsed: the loss and the modes still show
 
 
@@ -219,14 +215,14 @@ def test_vanished_gradients(tmp_path):
             row |= {"g_mean": 0.0, "g_ctr": 0.0, "amplification": np.nan, "rho": np.inf}
             row |= {"q_grad": 0.0, "k_grad": 0.0} if row["site"] == "attn" else {}
     folder = store(tmp_path / "anatomy64", item)
-    drawn = [figure_of(module, folder) for module in ANATOMY]
+    drawn = [recipe.draw(folder) for recipe in ANATOMY]
     assert "exactly 0" in style.caption_of(drawn[1])
     FigureCanvasAgg(drawn[1]).draw()
 
 
-@pytest.mark.parametrize("module", [*ANATOMY, fading, fig07_stdinit], ids=lambda module: module.NAME)
-def test_on_the_page_and_large_enough(results, module):
-    figure = figure_of(module, results / module.PROTOCOLS[0])
+@pytest.mark.parametrize("recipe", [*ANATOMY, fading, standard_init], ids=lambda recipe: recipe.name)
+def test_on_the_page_and_large_enough(results, recipe):
+    figure = recipe.draw(results / recipe.protocols[0])
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer, page, body = canvas.get_renderer(), figure.bbox, figure.subfigs[0].get_tightbbox(canvas.get_renderer())
@@ -242,7 +238,7 @@ def test_on_the_page_and_large_enough(results, module):
 
 def test_same_tables_same_bytes(results, tmp_path):
     with style.context():
-        one, two = (style.save(figure_of(fig04_amplification, results / "anatomy"), tmp_path / name) for name in "ab")
+        one, two = (style.save(amplification.draw(results / "anatomy"), tmp_path / name) for name in "ab")
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
 
 
@@ -253,19 +249,19 @@ def test_fading_is_the_first_quarter_over_the_last(tmp_path):
         if entry["site"] == "attn":
             entry["wo_grad"] = 10.0 ** (entry["layer"] - DEPTH)
     folder = store(tmp_path / "anatomy", item, record("plain", crash=CRASH))
-    figure = figure_of(fading, folder)
+    figure = fading.draw(folder)
     by_block, by_step, by_loss = figure.subfigs[0].axes
     (profile,), (course,), (end,) = by_block.lines, by_step.lines, by_loss.lines
     assert profile.get_ydata() == pytest.approx([1e-8, 1e-6, 1e-3, 1e-1])  # the anchors: layers 0, 2, 5, 7 of 8
     assert profile.get_xdata() == pytest.approx([0.5 / 8, 2.5 / 8, 5.5 / 8, 7.5 / 8])
     assert course.get_ydata() == pytest.approx(1e-7) and end.get_xdata() == pytest.approx([1e-7])  # layer 0 over layer 7
     folder = store(tmp_path / "crashed" / "anatomy", record("plain", crash=CRASH))
-    assert figure_of(fading, folder) is None
+    assert fading.draw(folder) is None
 
 
 def test_cached_rows_follow_the_file(tmp_path):
     folder = store(tmp_path / "anatomy", record("plain"))
     everything = pd.DataFrame({"run_id": ["plain00.0035", "plain10.0035"]})
-    assert set(audit_rows.audit_of(folder, everything)["run_id"]) == {"plain00.0035"}
+    assert set(rows.audit_of(folder, everything)["run_id"]) == {"plain00.0035"}
     store(folder, record("plain", seed=1))
-    assert len(set(audit_rows.audit_of(folder, everything)["run_id"])) == 2
+    assert len(set(rows.audit_of(folder, everything)["run_id"])) == 2

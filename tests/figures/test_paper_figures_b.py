@@ -9,23 +9,19 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from paper_figures import (
-    draw,
-    fig05_quality,
-    fig09_spike_trace,
-    fig10_attention_only,
-    fig11_probe,
-    fig12_full_loss,
-    rows,
-    spike_rows,
-    style,
-    table1_quality,
-)
+from paper_figures import draw, spikes, style
+from paper_figures.fig10_attention_only import attention_alone
+from paper_figures.fig11_probe import probe
+from paper_figures.losses import full_loss
+from paper_figures.quality import quality, scores_of
+from paper_figures.runs import load_runs
+from paper_figures.spikes import spike_trace
+from paper_figures.table1_quality import table, table1
 from suite.environment import ROOT
 from suite.records.checks import check_folder
 from suite.records.tables import Store, read
 
-MODULES = (fig05_quality, fig09_spike_trace, fig10_attention_only, fig11_probe, fig12_full_loss, table1_quality)
+RECIPES = (quality, spike_trace, attention_alone, probe, full_loss, table1)
 LEVELS = {"plain": 0.62, "mvsplit": 0.61, "layerscale": 0.64, "rezero": 0.66, "deepnorm": 0.63}
 ATTN = "alpha=0,beta=1,sites=attn"
 
@@ -102,9 +98,8 @@ def results(tmp_path_factory):
 
 
 @lru_cache
-def figure_of(module, folder):
-    with style.context():
-        return module.draw(folder, folder.name)
+def figure_of(recipe, folder):
+    return recipe.draw(folder)
 
 
 def caption_of(figure):
@@ -122,24 +117,25 @@ def texts(figure):
 
 
 def run_named(folder, run_id):
-    return next(row for row in rows.load_runs(folder).itertuples() if row.run_id == run_id)
+    return next(row for row in load_runs(folder).itertuples() if row.run_id == run_id)
 
 
 def test_same_tables_same_bytes(results, tmp_path):
     """In another process, where no figure needs torch."""
     code = ("import sys; from paper_figures import draw; found = draw.figures(); "
-            "draw.figures = lambda: [module for module in found if module.NAME == 'fig05_quality']; "
+            "draw.figures = lambda: [recipe for recipe in found if recipe.name == 'fig05_quality']; "
             "assert draw.draw_all(*sys.argv[1:]) == 0 and 'torch' not in sys.modules")
     subprocess.run([sys.executable, "-c", code, str(results), str(tmp_path)], check=True, cwd=ROOT, capture_output=True)
+    figure = quality.draw(results / "anatomy")
     with style.context():
-        files = style.save(fig05_quality.draw(results / "anatomy", "anatomy"), tmp_path / "again")
+        files = style.save(figure, tmp_path / "again")
     for path in files:
         assert path.read_bytes() == (tmp_path / f"anatomy-fig05_quality{path.suffix}").read_bytes()
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.NAME)
-def test_all_is_on_the_page_and_large_enough(results, module):
-    figure = figure_of(module, results / "anatomy")
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_all_is_on_the_page_and_large_enough(results, recipe):
+    figure = figure_of(recipe, results / "anatomy")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     for part in figure.subfigs:
@@ -148,24 +144,24 @@ def test_all_is_on_the_page_and_large_enough(results, module):
     assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 7
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.NAME)
-def test_without_their_tables_they_say_why(module, tmp_path, capsys):
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_without_their_tables_they_say_why(recipe, tmp_path, capsys):
     folder = tmp_path / "anatomy"
     bare = record("mvsplit", 0, params="alpha=0,beta=1,sites=both")
     Store(folder).add({"run": bare["run"]})
-    assert figure_of(module, folder) is None
+    assert figure_of(recipe, folder) is None
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith(f"anatomy-{module.NAME}: not drawn: ")
+    assert len(lines) == 1 and lines[0].startswith(f"anatomy-{recipe.name}: not drawn: ")
 
 
 def test_all_of_them_are_figures_of_the_anatomy():
-    assert all(module in draw.figures() and module.PROTOCOLS == ("anatomy",) for module in MODULES)
+    assert all(recipe in draw.figures() and recipe.protocols == ("anatomy",) for recipe in RECIPES)
 
 
 def test_scores_after_a_crash_are_left_out(results):
     folder = results / "anatomy"
-    runs = rows.load_runs(folder)
-    scored, floor, features = fig05_quality.scores_of(folder, runs)
+    runs = load_runs(folder)
+    scored, floor, features = scores_of(folder, runs)
     assert features == "digits16" and floor["fid"] == 0.1
     assert set(read(folder, "quality").query("run_id == 'plain0' and fid == fid")["step"]) == {60, 120, 180}  # crash at 165
     assert set(scored.query("run_id == 'plain0'")["step"]) == {60, 120}
@@ -173,8 +169,8 @@ def test_scores_after_a_crash_are_left_out(results):
 
 
 def test_figure_5_draws_means_floor_and_clipped_norms(results):
-    figure = figure_of(fig05_quality, results / "anatomy")
-    scored, floor, _ = fig05_quality.scores_of(results / "anatomy", rows.load_runs(results / "anatomy"))
+    figure = figure_of(quality, results / "anatomy")
+    scored, floor, _ = scores_of(results / "anatomy", load_runs(results / "anatomy"))
     fid = next(ax for ax in figure.axes if ax.get_ylabel().startswith("FID"))
     means = scored[scored["label"] == "layerscale"].groupby("step")["fid"].mean()
     assert any(np.array_equal(line.get_ydata(), means) for line in fid.lines)
@@ -190,16 +186,16 @@ def test_figure_5_draws_means_floor_and_clipped_norms(results):
 
 def test_table_1(results):
     folder = results / "anatomy"
-    runs = rows.load_runs(folder)
-    scored, _, _ = fig05_quality.scores_of(folder, runs)
-    cells = table1_quality.table(runs, scored, [60, 180, 240])
+    runs = load_runs(folder)
+    scored, _, _ = scores_of(folder, runs)
+    cells = table(runs, scored, [60, 180, 240])
     fids = scored.query("scheme == 'plain' and step == 60")["fid"]
     fid, main, small = cells["plain"][60]
     assert fid == pytest.approx(fids.mean()) and main == f"{fids.mean():.2f} / 6.60"
     assert small == f"{fids.min():.2f}–{fids.max():.2f}"
     assert cells["plain"][180][2].endswith("; 1/3 lost") and cells["plain"][240][2] == "2/3 lost"
     assert cells["rezero"]["n"] == 3 and "lost" not in cells["rezero"][240][2]
-    shown = texts(figure_of(table1_quality, folder))
+    shown = texts(figure_of(table1, folder))
     assert main in shown and "5.92 / 108.6" in shown and "step 300" in shown and "step 350" not in shown
 
 
@@ -208,22 +204,22 @@ def test_table_1_of_runs_that_all_crashed(tmp_path):
     for seed in (0, 1):
         Store(folder).add(record("plain", seed, at=100 + seed))
         Store(folder).add(record("deepnorm", seed))
-    runs = rows.load_runs(folder)
-    cells = table1_quality.table(runs, fig05_quality.scores_of(folder, runs)[0], [60, 120])
+    runs = load_runs(folder)
+    cells = table(runs, scores_of(folder, runs)[0], [60, 120])
     assert cells["plain"][120] == (None, "—", "") and cells["plain"][60][0] is not None
 
 
 def test_figure_9_shows_the_last_spike_before_the_crash(results):
     folder = results / "anatomy"
-    spikes = read(folder, "spikes")
+    table = read(folder, "spikes")
     row = run_named(folder, "plain0")
-    assert spike_rows.fatal(spikes, row) == [161]
-    assert spike_rows.alarms(spikes, row) == (3, 2)
-    assert spike_rows.fatal(spikes, run_named(folder, "plain2")) == []
-    facts = spike_rows.summary(spike_rows.families(spikes, "plain0", 161))
+    assert spikes.fatal(table, row) == [161]
+    assert list(spikes.until_crash(table, row)["back"]) == [True, True, False]
+    assert spikes.fatal(table, run_named(folder, "plain2")) == []
+    facts = spikes.summary(spikes.families(table, "plain0", 161))
     assert facts["shallow"] == 2 and facts["shallow_share"] == pytest.approx(13 / 17)
     assert facts["W2_share"] == pytest.approx(3 / 17) and facts["covered"] == pytest.approx(17 / 81)
-    figure = figure_of(fig09_spike_trace, folder)
+    figure = figure_of(spike_trace, folder)
     bars = axes_titled(figure, "step 161")
     assert [bar.get_width() for bar in bars.patches] == [3, 2, 1] + [0.5] * 12
     assert [tick.get_text() for tick in bars.get_yticklabels()][:3] == ["L0 Q", "Embed", "L70 WO"]
@@ -238,15 +234,15 @@ def test_figure_9_shows_the_last_spike_before_the_crash(results):
 
 
 def test_figure_9_has_the_papers_fifteen():
-    names, values = zip(*fig09_spike_trace.PAPER)
+    names, values = zip(*spikes.PAPER)
     assert len(set(names)) == 15 and list(values) == sorted(values, reverse=True)
-    assert all(name == "Embed" or spike_rows.place(name)[0] <= 2 for name in names)
+    assert all(name == "Embed" or int(name.split()[0][1:]) <= 2 for name in names)
 
 
 @pytest.mark.parametrize("crashes", [True, False])
 def test_figure_10_tells_whether_it_crashed(tmp_path, results, crashes):
     folder = results / "anatomy" if crashes else anatomy(tmp_path / "anatomy", attn_crashes=False, seeds=(0, 1))
-    figure = figure_of(fig10_attention_only, folder)
+    figure = figure_of(attention_alone, folder)
     words = "1 of 3 attention-only runs crashed here: seed 1 collapsed at step 210" if crashes else (
         "None of our 2 attention-only runs crashed in 350 steps")
     assert words in caption_of(figure)
@@ -260,13 +256,13 @@ def test_figure_10_without_a_spike_shows_the_losses(tmp_path):
     folder = tmp_path / "anatomy"
     for name, params in (("plain", ""), ("mvsplit", ATTN), ("mvsplit", "alpha=0,beta=1,sites=both")):
         Store(folder).add(record(name, 0, params=params, alarms=0))
-    figure = figure_of(fig10_attention_only, folder)
+    figure = figure_of(attention_alone, folder)
     assert len(figure.axes) == 1 and "never crossed the spike threshold" in caption_of(figure)
     assert len([line for line in figure.axes[0].lines if len(line.get_xdata()) > 2]) == 6  # three runs, raw and median
 
 
 def test_figure_11_draws_the_probe(results):
-    figure = figure_of(fig11_probe, results / "anatomy")
+    figure = figure_of(probe, results / "anatomy")
     main = axes_titled(figure, "mvsplit sites=both: (a)")
     top = [line for line in main.lines if line.get_color() == style.PALETTE[0] and line.get_marker() == "o"][0]
     assert top.get_xdata()[0] == 0 and top.get_ydata()[-1] == pytest.approx(0.99 * 0.998)
@@ -279,7 +275,7 @@ def test_figure_11_draws_the_probe(results):
 
 def test_figure_12_medians_do_not_cross_a_crash(results):
     folder = results / "anatomy"
-    figure = figure_of(fig12_full_loss, folder)
+    figure = figure_of(full_loss, folder)
     train = axes_titled(figure, "training loss")
     curve = read(folder, "curves", "plain").query("run_id == 'plain0'")
     lines = [line for line in train.lines if np.array_equal(line.get_xdata(), curve["step"])]

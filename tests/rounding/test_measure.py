@@ -5,11 +5,11 @@ import pytest
 from measure import VARIANTS, counted, nudged
 
 from suite.environment import ROOT
-from suite.evidence.headline import standing
+from suite.evidence.cells import runs_of
+from suite.evidence.decided import standing
 from suite.records.csvfile import read_rows
 from suite.records.package import PACKAGE, package_text
 from suite.records.schema import TABLES
-from suite.records.tables import Store
 from suite.verdict.outcomes import fate
 
 FOLDER = ROOT / "results" / "rounding"
@@ -43,9 +43,9 @@ def test_every_decided_cell_of_the_committed_table_keeps_its_fate():
     assert (FOLDER / PACKAGE).read_text(encoding="utf-8") == package_text(FOLDER)
     rows = read_rows(FOLDER / "rounding.csv", TABLES["rounding"])
     assert counted([{**r, "counts": ""} for r in rows]) and {r["counts"] for r in rows} <= {"true", "false"}
-    known = Store(ROOT / "results" / "frontier").runs()
+    known = runs_of(ROOT / "results" / "frontier")
     for lr in {float(r["lr"]) for r in rows}:
         for (scheme, depth), cell in standing(known, lr).items():
             cells = [r for r in rows if (r["scheme"], int(r["depth"]), float(r["lr"])) == (scheme, depth, lr)]
             mine = {fate(r["outcome"]) for r in cells if r["counts"] == "true"}
-            assert not cell["decided"] or mine <= {cell["decided"]}, (scheme, depth, mine)
+            assert not cell.decided or mine <= {cell.decided}, (scheme, depth, mine)

@@ -1,4 +1,5 @@
-"""A digest of what a figure shows: its data and words, not its looks, so that a picture can be held against the tables later."""
+"""A digest of what a figure shows: its data and words, not its looks, so that a picture can be held against the
+tables later."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ NOISE = 1e-14  # of the largest number beside it: what cancellation leaves where
 
 
 def digest(figure: Figure) -> str:
-    """16 hex digits over lines, points, bars, areas, images and texts, in data units. To be taken before the figure is laid out."""
+    """16 hex digits over lines, points, bars, areas, images and texts, in data units. To be taken before the figure
+    is laid out."""
     sink = hashlib.sha256()
     for artist in _walk(figure):
         for part in _content(artist):

@@ -1,22 +1,21 @@
-"""Figure 9: which weights carried the gradient spike that led the plain network into its collapse."""
+"""Figure 9, and what it shares with Figure 10: which weights carried the gradient spike that led a network into its
+collapse."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from paper_figures.fig05_quality import crash_of, main_setting
-from paper_figures.rows import caption, curves_of, load_runs
-from paper_figures.spike_rows import COLOURS, by_kind, came_back, families, fatal, kind, notes_of, summary, until_crash
-from paper_figures.style import NEUTRAL, legend, page, plain_log, skip
+from paper_figures.figure import figure, some
+from paper_figures.runs import caption, crash_of, curves_of, load_runs, main_setting
+from paper_figures.style import NEUTRAL, PALETTE, handle, legend, page, plain_log
 from suite.records.tables import read
 
-NAME = "fig09_spike_trace"
-TITLE = "Figure 9: the spike before the collapse of a plain network, traced to its weights"
-INPUTS = ("runs", "curves", "spikes")
-PROTOCOLS = ("anatomy",)
+SHALLOW = 2  # the paper's families at the onset end at L2
+QKV, READ, OTHER = "Q, K, V", "FFN input W_13", "embedding, final, gates"
+KINDS = {"Q": QKV, "K": QKV, "V": QKV, "WO": "attention writer W_O", "W13": READ, "W2": "FFN writer W_2"}
+COLOURS = dict(zip((QKV, KINDS["WO"], READ, KINDS["W2"], OTHER), (PALETTE[i] for i in (0, 3, 8, 1, 2))))  # in the order of legends
 AROUND = 15  # steps on either side of the event
 MOST = 12  # spikes whose composition is shown
 PAPER = (("Embed", .868), ("L2 Q", .686), ("L0 W13", .671), ("L1 W13", .487), ("L0 Q", .266), ("L0 W2", .256), ("L1 V", .232),
@@ -26,16 +25,67 @@ CONSTANT = {"color": "#8a8a8a", "linestyle": (0, (1, 1)), "linewidth": 1.4, "zor
 CRASH = {"color": NEUTRAL, "linestyle": (0, (4, 3)), "linewidth": 1.2, "zorder": 1}
 
 
-def draw(folder: Path, protocol: str):
+# ---- the rows of spikes.csv
+
+def until_crash(spikes, row):
+    """One row per spike of a run up to its crash, or all where it had none: what comes later is no warning.
+
+    back: whether no crash followed within the confirmation window.
+    """
+    mine, crash = spikes[(spikes["run_id"] == row.run_id) & (spikes["rank"] == 1)].sort_values("step"), crash_of(row)
+    mine = mine.assign(back=mine["recovered"].fillna(False).astype(bool))
+    return mine if crash is None else mine[mine["step"] <= crash]
+
+
+def fatal(spikes, row) -> list[int]:
+    """Steps of the spikes in the window before a crash, the last being the one nearest to it."""
+    return [] if crash_of(row) is None else until_crash(spikes, row).query("not back")["step"].tolist()
+
+
+def families(spikes, run_id: str, step: int):
+    """The families of one spike, the largest first, with `square` (of their norm), `weight`, its `kind` in the words of
+    the legend, and whether they are `shallow`: where the paper's onset lies, in L0 to L2 or the embedding."""
+    top = spikes[(spikes["run_id"] == run_id) & (spikes["step"] == step)].sort_values("rank")
+    parts = top["family"].str.extract(r"L(?P<block>\d+) (?P<weight>.+)")
+    shallow = (top["family"] == "Embed") | (parts["block"].astype(float) <= SHALLOW)
+    kind = parts["weight"].map(KINDS).fillna(OTHER)
+    return top.assign(square=top["family_grad_norm"] ** 2, weight=parts["weight"], kind=kind, shallow=shallow)
+
+
+def summary(top) -> dict[str, float]:
+    """Of a spike's families: their part of the squared norm; how many, and what share of theirs, are shallow, W_O, W_2."""
+    out = {"covered": top["square"].sum() / top["grad_norm"].iloc[0] ** 2}
+    for name, mask in (("shallow", top["shallow"]), *((name, top["weight"] == name) for name in ("WO", "W2"))):
+        out[name], out[f"{name}_share"] = int(mask.sum()), float(top["square"][mask].sum() / top["square"].sum())
+    return out
+
+
+def notes_of(row, spikes, step: int) -> list[str]:
+    """What the picture of one spike says in numbers."""
+    facts, crash, mine = summary(families(spikes, row.run_id, step)), crash_of(row), until_crash(spikes, row)
+    lead = "" if crash is None else ", at the crash" if crash == step else f", {crash - step} before the crash"
+    return [
+        "A spike: the raw global gradient norm rises above 4 times its running median of 100 steps; it counts as a false alarm"
+        f" unless the crash comes within {row.window} steps. Spikes of seed {row.seed}{' up to its crash' * (crash is not None)}:"
+        f" {len(mine)}, false alarms: {mine['back'].sum()}.",
+        f"At step {step}{lead}: the 15 largest families hold {facts['covered']:.0%} of the squared gradient norm; of these 15,"
+        f" L0 to L{SHALLOW} and the embedding have {facts['shallow_share']:.0%} ({facts['shallow']} families), all W_O"
+        f" {facts['WO_share']:.0%} ({facts['WO']}), all W_2 {facts['W2_share']:.0%} ({facts['W2']}).",
+    ]
+
+
+# ---- Figure 9
+
+@figure("fig09_spike_trace", "Figure 9: the spike before the collapse of a plain network, traced to its weights",
+        ("runs", "curves", "spikes"), ("anatomy",))  # fmt: skip
+def spike_trace(folder: Path, title: str):
     runs = main_setting(load_runs(folder))
     curves, spikes = curves_of(folder, runs), read(folder, "spikes")
     traced = [row for row in runs[runs["scheme"] == "plain"].itertuples() if fatal(spikes, row) and row.run_id in curves]
-    if not traced:
-        return skip(folder, NAME, "no plain run that crashed has a traced gradient spike")
-    row = traced[0]
+    row = some(traced, "no plain run that crashed has a traced gradient spike")[0]
     step = fatal(spikes, row)[-1]
     top = families(spikes, row.run_id, step)
-    figure, body = page(9.0, 7.3, TITLE, caption(runs, *_notes(traced, spikes, step)))
+    fig, body = page(9.0, 7.3, title, caption(runs, *_notes(traced, spikes, step)))
     grid = body.add_gridspec(2, 1, height_ratios=(2.2, 1))
     bars, paper, right = grid[0].subgridspec(1, 3, width_ratios=(1, 0.9, 1.35))
     handles = draw_bars(body.add_subplot(bars), top, f"seed {row.seed}, step {step},\n{row.depth} blocks")
@@ -46,8 +96,8 @@ def draw(folder: Path, protocol: str):
     left, right = grid[1].subgridspec(1, 2)
     handles += draw_events(body.add_subplot(left), spikes, row)
     handles += _composition(body.add_subplot(right), spikes, row)
-    legend(body, list({handle.get_label(): handle for handle in handles}.values()), 9.0)
-    return figure
+    legend(body, handles)
+    return fig
 
 
 def _notes(traced, spikes, step: int) -> list[str]:
@@ -70,10 +120,9 @@ def _notes(traced, spikes, step: int) -> list[str]:
 
 def draw_bars(ax, top, title: str) -> list:
     """The families of one spike, the largest on top, coloured by kind of weight; returns the legend entries."""
-    kinds = [kind(family) for family in top["family"]]
-    _bars(ax, list(top["family"]), list(top["family_grad_norm"]), [COLOURS[name] for name in kinds])
+    _bars(ax, list(top["family"]), list(top["family_grad_norm"]), [COLOURS[name] for name in top["kind"]])
     ax.set_title(title)
-    return [Patch(color=colour, label=name) for name, colour in COLOURS.items() if name in kinds]
+    return [Patch(color=colour, label=name) for name, colour in COLOURS.items() if name in set(top["kind"])]
 
 
 def _bars(ax, names, values, colours) -> None:
@@ -100,25 +149,25 @@ def draw_trace(body, cells, curve, row, top) -> list:
         ax.axvline(step, color=NEUTRAL, linestyle=":", linewidth=1.2, zorder=1)
         if crash is not None:
             ax.axvline(crash, **CRASH)
-    marks = [(step, f"spike {step}", "center"), (crash, f"crash {crash}", "center")][: 1 + (crash is not None)]
+    marks = {step: f"spike {step}"} if crash is None else {step: f"spike {step}", crash: f"crash {crash}"}
     if crash is not None and crash - step < 6:  # side by side they would not fit
-        marks = [(step, f"spike {step}, crash {crash}" if crash > step else f"spike and crash {step}", "center")]
-    for x, words, side in marks:
-        above.text(x, 1.02, words, ha=side, va="bottom", fontsize=8.5, transform=above.get_xaxis_transform())
+        marks = {step: f"spike {step}, crash {crash}" if crash > step else f"spike and crash {step}"}
+    for x, words in marks.items():
+        above.text(x, 1.02, words, ha="center", va="bottom", fontsize=8.5, transform=above.get_xaxis_transform())
     if row.constant_loss == row.constant_loss:
         above.axhline(row.constant_loss, **CONSTANT)
     plain_log(below)
     above.tick_params(labelbottom=False)
     above.set(ylabel="loss")
     below.set(ylabel="gradient norm (raw)", xlabel="step")
-    return [Line2D([], [], label="constant predictor", **CONSTANT),
-            Line2D([], [], color="black", marker="_", markersize=14, markeredgewidth=1.5, linestyle="", label="spike threshold")]
+    return [handle("constant predictor", **CONSTANT),
+            handle("spike threshold", color="black", marker="_", markersize=14, markeredgewidth=1.5, linestyle="")]  # fmt: skip
 
 
 def draw_events(ax, spikes, row) -> list:
     """Every spike of the run up to its crash, as a multiple of its threshold; returns the legend entries."""
     mine, crash, handles = until_crash(spikes, row), crash_of(row), []
-    back = came_back(mine)
+    back = mine["back"]
     for mask, colour, label in ((back, "#9a9a9a", "spike that came back"),
                                 (~back, "black", f"spike, crash within {row.window} steps")):
         if mask.any():
@@ -127,7 +176,7 @@ def draw_events(ax, spikes, row) -> list:
             handles += ax.plot(steps, heights, "o", color=colour, markersize=4.5, label=label, linestyle="")
     if crash is not None:
         ax.axvline(crash, **CRASH)
-        handles.append(Line2D([], [], label="crash of this run", **CRASH))
+        handles.append(handle("crash of this run", **CRASH))
     ax.set_title(f"spikes: {len(mine)}, came back: {back.sum()} ({back.mean() if len(mine) else 0:.0%} false alarms)")
     plain_log(ax)
     ax.set(xlim=(0, (int(row.last_step) if crash is None else crash) * 1.03), xlabel="step", ylabel="norm / threshold")
@@ -136,11 +185,11 @@ def draw_events(ax, spikes, row) -> list:
 
 
 def _composition(ax, spikes, row) -> list:
-    """The kinds of weights in each spike before the crash, with the share that is shallow; returns the legend entries."""
+    """The kinds of weights in each spike before the crash, with the shallow share; returns the legend entries."""
     steps, seen = fatal(spikes, row)[-MOST:], set()
     for x, step in enumerate(steps):
         top, bottom = families(spikes, row.run_id, step), 0.0
-        shares = by_kind(top)
+        shares = top.groupby("kind")["square"].sum() / top["square"].sum()
         for name in (name for name in COLOURS if name in shares):
             ax.bar(x, shares[name], bottom=bottom, color=COLOURS[name], width=0.8, zorder=2)
             bottom += shares[name]

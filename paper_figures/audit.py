@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from paper_figures.rows import main_lr
-from paper_figures.style import NEUTRAL
-from suite.evidence.hazard import healthy_deaths
-from suite.records.schema import TABLES
-from suite.records.tables import read, table_files
+from paper_figures.figure import NotDrawn
+from paper_figures.runs import main_lr
+from paper_figures.style import NEUTRAL, handle
+from suite.evidence.hazard import died_healthy, evals_of
+from suite.records.tables import read
 
 AROUND = 30  # steps on either side of the crash that figures show; the dense window begins 60 before (suite/training/trainer.py)
 EVENT = 10  # the event is looked for in this many steps around the crash; `before` is what the window holds before them
@@ -27,23 +26,18 @@ BLOCKS = LinearSegmentedColormap.from_list("blocks", mpl.colormaps["viridis_r"](
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def crash_line_handle(label: str = "crash") -> Line2D:
+def crash_line_handle(label: str = "crash"):
     """The legend entry of a vertical line at a crash."""
-    return Line2D([], [], label=label, **CRASH_LINE)
+    return handle(label, **CRASH_LINE)
 
 
-@lru_cache(maxsize=4)
-def _read(folder: Path, scheme: str | None, depth: int | None, stamp: tuple) -> pd.DataFrame:
-    audit = read(folder, "audit", scheme, depth)
-    audit = audit[audit["segment"] == "all"].drop(columns="segment")
-    return audit.replace([np.inf, -np.inf], np.nan)
-
+# ---- rows
 
 def audit_of(folder: Path, runs, scheme: str | None = None, depth: int | None = None) -> pd.DataFrame:
     """Audit rows over all tokens (segment "all") of these runs; infinities become NaN."""
-    files = [(path, path.stat().st_mtime_ns) for path in table_files(folder, TABLES["audit"])]
-    audit = _read(Path(folder), scheme, depth, tuple(files))  # several figures in one process need the same rows
-    return audit[audit["run_id"].isin(runs["run_id"])]
+    audit = read(folder, "audit", scheme, depth)
+    audit = audit[(audit["segment"] == "all") & audit["run_id"].isin(runs["run_id"])]
+    return audit.drop(columns="segment").replace([np.inf, -np.inf], np.nan)
 
 
 def uniform(rows) -> pd.DataFrame:
@@ -67,27 +61,50 @@ def deep(rows, depth: int) -> pd.DataFrame:
     return rows[rows["layer"] >= 0.75 * depth]
 
 
-def dissected(folder: Path, runs):
-    """(row of the run to dissect, its dense rows): a collapsed plain run, one that was healthy before if there is any, at the learning
-    rate that most runs share (there the other schemes stand beside it), else the lowest; the first seed.
-
-    (None, None) where no collapsed plain run has a dense window on both sides of its crash.
-    """
-    plain = runs[(runs["scheme"] == "plain") & (runs["outcome"] == "collapsed") & runs["crash_step"].notna()]
-    if plain.empty:
-        return None, None
-    audit = audit_of(folder, plain, "plain")
-    lonely, ill = plain["lr"] != main_lr(runs), ~plain["run_id"].isin(healthy_deaths(folder))
-    for run in plain.assign(lonely=lonely, ill=ill).sort_values(["ill", "lonely", "lr", "seed", "depth", "run_id"]).itertuples():
-        window = audit[(audit["run_id"] == run.run_id) & audit["window"]]
-        if len(window) and window["step"].min() < run.crash_step - EVENT and window["step"].max() > run.crash_step:
-            return run, window
-    return None, None
-
-
 def medians(rows, metric: str) -> pd.Series:
     """Median over the layers of a metric, by step."""
     return rows.groupby("step")[metric].median()
+
+
+# ---- the run to dissect
+
+class Event(NamedTuple):
+    """A crash audited at every step around it. step: where the deep median of g_mean of attention W_O is largest."""
+
+    run: tuple
+    window: pd.DataFrame
+    crash: int
+    step: int
+
+    def factor(self, rows, metric: str) -> float:
+        """Deep median at the event over its median before; nan where nothing was there before."""
+        series = medians(rows, metric)
+        usual = series[before(series.index, self.crash)].median()
+        return float(series[self.step] / usual) if usual > 0 else float("nan")
+
+
+def dissected(folder: Path, runs) -> Event:
+    """A collapsed plain run that has a dense window on both sides of its crash: one that was healthy before if there
+    is any, at the learning rate that most runs share (there the other schemes stand beside it), else the lowest; the
+    first seed. Raises NotDrawn."""
+    plain = runs[(runs["scheme"] == "plain") & (runs["outcome"] == "collapsed") & runs["crash_step"].notna()]
+    audit, evals = audit_of(folder, plain, "plain"), evals_of(folder)
+    ill = [not died_healthy(run, evals(run.run_id)) for run in plain.itertuples()]
+    plain = plain.assign(lonely=plain["lr"] != main_lr(runs), ill=ill)
+    for run in plain.sort_values(["ill", "lonely", "lr", "seed", "depth", "run_id"]).itertuples():
+        window, crash = audit[(audit["run_id"] == run.run_id) & audit["window"]], int(run.crash_step)
+        if len(window) and window["step"].min() < crash - EVENT and window["step"].max() > crash:
+            near = window[(window["site"] == "attn") & ((window["step"] - crash).abs() <= EVENT)]
+            return Event(run, window, crash, int(medians(deep(near, run.depth), "g_mean").idxmax()))
+    raise NotDrawn("no collapsed plain run was audited at every step around its crash")
+
+
+def dissected_or_none(folder: Path, runs):
+    """The dissected run, or None."""
+    try:
+        return dissected(folder, runs).run
+    except NotDrawn:
+        return None
 
 
 def before(steps, crash: int) -> np.ndarray:
@@ -95,18 +112,12 @@ def before(steps, crash: int) -> np.ndarray:
     return np.asarray(steps) < crash - EVENT
 
 
-def event_step(window, depth: int, crash: int) -> int:
-    """t*: the step around the crash at which the deep median of g_mean of attention W_O is largest."""
-    near = window[(window["site"] == "attn") & ((window["step"] - crash).abs() <= EVENT)]
-    return int(medians(deep(near, depth), "g_mean").idxmax())
+def name_of(run) -> str:
+    """One run in words for a caption."""
+    return f"{run.label}, depth {run.depth}, learning rate {run.lr:g}, seed {run.seed}, run {run.run_id}"
 
 
-def factor(rows, metric: str, event: int, crash: int) -> float:
-    """Deep median at the event over its median before; nan where nothing was there before."""
-    series = medians(rows, metric)
-    usual = series[before(series.index, crash)].median()
-    return float(series[event] / usual) if usual > 0 else float("nan")
-
+# ---- axes
 
 def positive(values):
     """Values for a log axis: what is not above 0 becomes a gap."""
@@ -126,15 +137,13 @@ def power(exponent: float, digits: int = 1) -> str:
     return f"10{f'{exponent:.0f}'.translate(RAISED)}" if digits == 0 else f"10^{exponent:.{digits}f}"
 
 
-def name_of(run) -> str:
-    """One run in words for a caption."""
-    return f"{run.label}, depth {run.depth}, learning rate {run.lr:g}, seed {run.seed}, run {run.run_id}"
-
-
-def spread(layers, n: int) -> list[int]:
-    """At most n of the layers, evenly, the first and the last among them."""
-    layers = sorted(layers)
-    return [layers[i] for i in sorted({round(k * (len(layers) - 1) / max(1, n - 1)) for k in range(n)})]
+def heat(ax, rows):
+    """Token cosine similarity by step and block, each audited block standing for those nearest to it; and its table."""
+    table = rows.pivot(index="layer", columns="step", values="tcs")
+    ax.grid(False)
+    ax.set_ylabel("block")
+    mesh = ax.pcolormesh(edges(table.columns), edges(table.index), table, cmap="magma", vmin=0, vmax=1, rasterized=True)
+    return mesh, table
 
 
 def edges(centres) -> np.ndarray:

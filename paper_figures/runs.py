@@ -19,8 +19,9 @@ VARIANT = ["arm", "params", "writers", "gate_lr", "data", "compiled"]  # what te
 def load_runs(folder: Path) -> pd.DataFrame:
     """The runs of the newest protocol version, schemes in the project's order.
 
-    Further columns: `result` (the outcome, or the status of an attempt that had none), `crashed` (it is dead), `gone` (or
-    untrained), `label` (the scheme, with what tells its variants apart) and `variant` (its number within the scheme; 0 is the main one).
+    Further columns: `result` (the outcome, or the status of an attempt that had none), `crashed` (it is dead), `gone`
+    (or untrained), `label` (the scheme, with what tells its variants apart) and `variant` (its number within the
+    scheme; 0 is the main one).
     """
     runs = read(folder, "runs")
     newest = runs["protocol_version"].max()
@@ -47,7 +48,7 @@ def load_runs(folder: Path) -> pd.DataFrame:
 
 
 def _changed_params(protocol: str, scheme: str) -> set[str]:
-    """What the protocol's plan sets away from the scheme's defaults: such a variant is a control, never the main one."""
+    """What the protocol's plan sets away from the scheme's defaults: such a variant is a control, never the main."""
     cells = PROTOCOLS[protocol].cells if protocol in PROTOCOLS else ()
     return {item for cell in cells if cell.scheme == scheme and cell.params for item in cell.params.split(",")}
 
@@ -66,6 +67,18 @@ def _label(scheme: str, variant: tuple, variants: list[tuple]) -> str:
 def main_lr(runs: pd.DataFrame) -> float:
     """The learning rate with the most runs, the largest of several."""
     return max(Counter(runs["lr"]).items(), key=lambda item: (item[1], item[0]))[0]
+
+
+def main_setting(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs at the commonest depth and learning rate, the deepest of several: the one setting that is shown."""
+    counts = Counter(zip(runs["depth"], runs["lr"]))
+    depth, lr = max(counts, key=lambda setting: (counts[setting], setting))
+    return runs[(runs["depth"] == depth) & (runs["lr"] == lr)]
+
+
+def crash_of(row) -> int | None:
+    """The crash step of a run, if it crashed."""
+    return int(row.crash_step) if row.crashed and pd.notna(row.crash_step) else None
 
 
 def curves_of(folder: Path, runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -124,5 +137,4 @@ def _commits(column) -> str:
 def short_outcome(row) -> str:
     """"collapsed at step 151" for a run: its result in words, with the step where there is one."""
     words = OUTCOMES[row.result][0]
-    at = row.crashed and pd.notna(row.crash_step)
-    return f"{words} at step {row.crash_step}" if at else words
+    return words if crash_of(row) is None else f"{words} at step {row.crash_step}"

@@ -18,7 +18,6 @@ from suite.environment import ROOT
 from suite.numerals import decimal, whole
 from suite.records.completeness import is_picture
 from suite.records.tables import picture_path
-from suite.sweep.execute import execute
 from suite.sweep.record import record_path, work_folder
 
 ONE = ["run", "--protocol", "smoke", "--schemes", "plain", "--depths", "2"]
@@ -155,11 +154,13 @@ def test_a_damaged_cache_is_dropped_and_filled_again(tmp_path):
 
 # ---- what lies in a working folder
 
-@pytest.fixture(scope="module")
-def record(tmp_path_factory):
+@pytest.fixture
+def record(replayed, known, tmp_path):
     """The record of a run, as text."""
     (run,) = plan(("plain",), depths=(2,))
-    return json.dumps(execute(run, tmp_path_factory.mktemp("aside"), "digits"))
+    work([run], tmp_path / "aside")
+    replayed.clear()
+    return known[run.run_id][0]
 
 
 @pytest.mark.parametrize("change", [
@@ -167,7 +168,7 @@ def record(tmp_path_factory):
     lambda r: r["run"].update(status=7), lambda r: r["run"].update(last_step="x"), lambda r: r["curve"][0].update(loss={"a": 1}),
     lambda r: r["run"].update(final_loss="low"), lambda r: r.update(evals=[[1, 2]]), lambda r: r["run"].update(seed=10**30),
 ])  # fmt: skip
-def test_a_record_that_was_edited_by_hand_is_trained_again(reference, record, tmp_path, inline, change):
+def test_a_record_that_was_edited_by_hand_is_trained_again(reference, record, tmp_path, replayed, change):
     (run,) = plan(("plain",), depths=(2,))
     record = json.loads(record)
     change(record)
@@ -175,7 +176,7 @@ def test_a_record_that_was_edited_by_hand_is_trained_again(reference, record, tm
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(record))
     done = work([run], tmp_path)
-    assert done.broken == [] and inline == [run.run_id] and rows(tmp_path)[run.run_id] == rows(reference)[run.run_id]
+    assert done.broken == [] and replayed == [run.run_id] and rows(tmp_path)[run.run_id] == rows(reference)[run.run_id]
 
 
 def test_a_file_where_a_checkpoint_should_be_is_passed_over(reference, tmp_path):
@@ -190,7 +191,7 @@ def test_a_file_where_a_checkpoint_should_be_is_passed_over(reference, tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", None])
-def test_a_picture_that_is_none_is_made_again_and_stops_no_figure(copy, inline, content):
+def test_a_picture_that_is_none_is_made_again_and_stops_no_figure(copy, replayed, content):
     (run,) = plan(("plain",), depths=(2,))
     path = picture_path(copy / "smoke", run.scheme, run.depth, run.run_id)
     whole_picture = path.read_bytes()
@@ -199,7 +200,7 @@ def test_a_picture_that_is_none_is_made_again_and_stops_no_figure(copy, inline, 
     done = command("figures", "--results", copy, "--out", copy / "figures")
     assert done.returncode == 0 and "Traceback" not in done.stderr + done.stdout
     work(plan(), copy)
-    assert inline == [run.run_id] and path.read_bytes() == whole_picture and is_picture(path)
+    assert replayed == [run.run_id] and path.read_bytes() == whole_picture and is_picture(path)
 
 
 # ---- streams

@@ -10,13 +10,13 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 
 import psutil
 import pytest
+from forked import forked
 from sweeps import WORDS, check_half_way, left_over, plan, rows, steps_trained, tables, work
 
 from suite.__main__ import program
@@ -36,21 +36,14 @@ class Parent:
         self.process = psutil.Process(self.start([*WORDS, "--retry-failed", "--results", str(results), *words]))
 
     def start(self, words) -> int:
-        if pid := os.fork():
-            return pid
-        status = 70
-        try:
+        def run():
             signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
             os.dup2(self.said.fileno(), 2)
             sys.stdout, sys.argv = open(os.devnull, "w"), ["suite", *words]
             forkserver._forkserver.ensure_running = lambda: None  # it does, though it is no child of this process
             program()
-        except SystemExit as stop:
-            status = stop.code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
+
+        return forked(run)
 
     def workers(self) -> list[psutil.Process]:
         log = str(self.results / ".work" / f"worker-{self.process.pid}-")

@@ -101,8 +101,9 @@ PROGRAM = """
 import contextlib, io, json, sys
 from pathlib import Path
 from suite import cli
-from suite.isolation import catalogue
+from suite.isolation import catalogue, forks
 
+forks._context.set_forkserver_preload([*forks.PRELOAD, "torchmetrics"])
 known = None
 for line in sys.stdin:
     files = [(path, path.read_text()) for path in sorted(Path("baselines").glob("*.py"))]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from suite.data.load import load
+from suite.data.load import cached, load
 from suite.quality import features, train_mnist_features
 from suite.quality.features import QualityError, extractor
 from suite.quality.fid import real_floor, scores
@@ -14,7 +14,7 @@ from suite.quality.fid import real_floor, scores
 
 @pytest.fixture(scope="module")
 def mnist():
-    return load("mnist")
+    return cached("mnist")
 
 
 def pixels(data, rows):

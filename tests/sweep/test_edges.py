@@ -10,6 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import pytest
 from sweeps import WORDS, left_over, plan, rows, tables, work
 
@@ -43,14 +44,13 @@ def program(*words, env=None, shell=""):
 
 def command(*words):
     """The same in this process, with streams as Python opens them."""
-    out, err = io.BytesIO(), io.BytesIO()
-    with (redirect_stdout(io.TextIOWrapper(out, "utf-8", write_through=True)),
-          redirect_stderr(io.TextIOWrapper(err, "utf-8", "backslashreplace", write_through=True))):  # fmt: skip
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors, write_through=True) for errors in ("strict", "backslashreplace"))
+    with redirect_stdout(out), redirect_stderr(err):
         try:
             status = cli.main([str(word) for word in words])
         except SystemExit as stop:
             status = stop.code
-    return SimpleNamespace(returncode=status, stdout=out.getvalue().decode(), stderr=err.getvalue().decode())
+    return SimpleNamespace(returncode=status, stdout=out.buffer.getvalue().decode(), stderr=err.buffer.getvalue().decode())
 
 
 # ---- the cache of compiled code
@@ -205,15 +205,25 @@ def test_a_picture_that_is_none_is_made_again_and_stops_no_figure(copy, replayed
 
 # ---- streams
 
-@pytest.mark.parametrize("shell", [
-    "2>/dev/full >&- <&-", ">/dev/full 2>&-",  # each of them closed, and each full
-    *(pytest.param(shell, marks=pytest.mark.slow) for shell in ("2>&-", "2>/dev/full", ">&-", ">/dev/full", "<&-", ">&- 2>&- <&-")),
-])  # fmt: skip
+def trained_alone(results):
+    (run,) = plan(("plain",), depths=(2,))
+    assert rows(results)[run.run_id]["status"] == "done"
+    assert (results / "smoke" / "runs.csv").read_text().startswith("run_id,")  # and nothing was printed into it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", ["2>&-", "2>/dev/full", ">&-", ">/dev/full", "<&-", ">&- 2>&- <&-"])
 def test_nobody_has_to_listen(tmp_path, shell):
     program(*ONE, "--results", tmp_path, shell=shell)
-    (run,) = plan(("plain",), depths=(2,))
-    assert rows(tmp_path)[run.run_id]["status"] == "done"
-    assert (tmp_path / "smoke" / "runs.csv").read_text().startswith("run_id,")  # and nothing was printed into it
+    trained_alone(tmp_path)
+
+
+@pytest.mark.parametrize(("closed", "full"), [((0, 1, 2), ()), ((0, 1), (2,)), ((2,), (1,))])
+def test_closed_and_full_streams_stop_nothing(tmp_path, closed, full):
+    """The same, forked."""
+    with open("/dev/full", "w") as nowhere:
+        forked.status_of(forked.suite(*ONE, "--results", tmp_path, streams=dict.fromkeys(closed) | dict.fromkeys(full, nowhere.fileno())))
+    trained_alone(tmp_path)
 
 
 # ---- plugins

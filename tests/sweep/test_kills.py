@@ -11,15 +11,13 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
-from multiprocessing import forkserver
 from pathlib import Path
 
+import forked
 import psutil
 import pytest
-from forked import forked
 from sweeps import WORDS, check_half_way, left_over, plan, rows, steps_trained, tables, work
 
-from suite.__main__ import program
 from suite.environment import ROOT
 from suite.records.tables import Store
 from suite.sweep import claim as claim_module
@@ -36,14 +34,8 @@ class Parent:
         self.process = psutil.Process(self.start([*WORDS, "--retry-failed", "--results", str(results), *words]))
 
     def start(self, words) -> int:
-        def run():
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
-            os.dup2(self.said.fileno(), 2)
-            sys.stdout, sys.argv = open(os.devnull, "w"), ["suite", *words]
-            forkserver._forkserver.ensure_running = lambda: None  # it does, though it is no child of this process
-            program()
-
-        return forked(run)
+        with open(os.devnull, "w") as nowhere:
+            return forked.suite(*words, streams={1: nowhere.fileno(), 2: self.said.fileno()})
 
     def workers(self) -> list[psutil.Process]:
         log = str(self.results / ".work" / f"worker-{self.process.pid}-")

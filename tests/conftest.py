@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from suite import registry
+from suite.isolation import forks
 from suite.model.backbone import DiT
 
 torch.set_num_threads(1)
+forks._context.set_forkserver_preload([*forks.PRELOAD, "torchmetrics"])  # which each worker would import at its first score: 4 s
 TINY = {"width": 16, "heads": 2, "ffn": 24, "depth": 2, "patch": 2, "channels": 2, "image_size": 4, "caption_tokens": 3}
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from suite.evidence.cells import Cell, cells, controlled, runs_of
 from suite.evidence.stats import Critical, critical, ratio, upward
 from suite.protocol import NO_PARAMS
-from suite.records.texttable import format_table
+from suite.records.cells import format_table
 from suite.verdict.crash import STUCK
 from suite.verdict.outcomes import DEAD, UNUSABLE
 

@@ -326,8 +326,8 @@ TABLES: dict[str, Table] = {table.name: table for table in (
     Table("bench", "bench.csv", "what a step and its parts cost, by scheme and depth; all rows of one call on one machine",
           ("phase", "variant", "scheme", "depth", "setting", "device", "workers", "replicas"), BENCH,
           ("phase", "setting", "device", "workers", "depth", "scheme", "variant")),
-    Table("rounding", "rounding.csv", "the same runs under other roundings (tests/rounding/measure.py)",
+    Table("rounding", "rounding.csv", "the same runs under other roundings (results/rounding/measure.py)",
           ("scheme", "depth", "lr", "seed", "isa", "compiled", "moved"), ROUNDING),
-    Table("detect", "detect.csv", "how well `detect` judges logs whose truth is known (tests/detect/judge_all.py)",
+    Table("detect", "detect.csv", "how well `detect` judges logs whose truth is known (results/detect/judge_all.py)",
           ("truth", "family", "cut", "every"), DETECTED),
 )}

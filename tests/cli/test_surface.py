@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import pytest
 from commands import GOOD, call, refused
 from hypothesis import given, settings
@@ -222,24 +223,27 @@ def test_detect_refuses_bad_arguments(capsys):
 
 
 def test_a_closed_pipe_is_no_traceback():
-    words = f"{sys.executable} -m suite list | head -n 1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", words], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
-    assert done.stdout == "protocols\n" and done.stderr == "" and done.returncode in (0, 141)
+    heard, said = os.pipe()
+    with open("err", "w") as err:
+        pid = forked.suite("list", streams={1: said, 2: err.fileno(), heard: None})
+    os.close(said)
+    with open(heard) as out:
+        assert out.readline() == "protocols\n"
+    assert forked.status_of(pid) in (0, 141) and Path("err").read_text() == ""
 
 
 def test_ctrl_c_while_libraries_are_imported():
     """Some turn a KeyboardInterrupt into an ImportError; this plugin swallows it."""
-    Path("slow.py").write_text("import time\nprint('go', flush=True)\nfor _ in range(60):\n    try: time.sleep(1)\n"
+    Path("slow.py").write_text(f"import time\nopen({str(Path('go').resolve())!r}, 'w')\nfor _ in range(60):\n    try: time.sleep(1)\n"
                                "    except KeyboardInterrupt: pass\n")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "suite", "list", "--plugin", Path("slow.py").resolve()], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    assert process.stderr.readline() == "go\n"
+    with open("err", "w") as err:
+        pid = forked.suite("list", "--plugin", Path("slow.py").resolve(), streams={2: err.fileno()})
+    while not Path("go").exists():
+        time.sleep(0.01)
     started = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == 130 and err.strip() == "stopped" and time.monotonic() - started < 2
+    os.kill(pid, signal.SIGINT)
+    assert forked.status_of(pid) == 130 and time.monotonic() - started < 2
+    assert Path("err").read_text().strip() == "stopped"
 
 
 # ---- any words at all

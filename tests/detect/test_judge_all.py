@@ -44,7 +44,7 @@ def test_counts_and_errors_of_a_group():
 def test_the_committed_table_is_of_todays_rule_and_of_all_groups():
     assert (FOLDER / PACKAGE).read_text(encoding="utf-8") == package_text(FOLDER)
     rows = read_rows(FOLDER / DETECT.path, DETECT)
-    assert {row["rule_digest"] for row in rows} == {rule_digest()}, "measure again: PYTHONPATH=. python tests/detect/judge_all.py"
+    assert {row["rule_digest"] for row in rows} == {rule_digest()}, "measure again: PYTHONPATH=. python results/detect/judge_all.py"
     assert {row["family"] for row in rows} == {"our runs", "the paper's trace", *FAMILIES}
     assert {int(row["logs"]) for row in rows if row["family"] != "our runs"} == {SEEDS}
     assert [int(row["logs"]) for row in rows if row["truth"] == "dead" and row["cut"] == "whole" and row["every"] == "1"][0] == len(

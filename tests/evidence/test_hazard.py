@@ -2,7 +2,6 @@
 
 import math
 import random
-import re
 
 import pandas as pd
 import pytest
@@ -119,23 +118,3 @@ def test_plains_healthy_deaths_lie_later_than_mvsplits_as_the_readme_says():
     known = risks(with_health(ROOT / "results" / "anatomy"))
     plain, mvsplit = ([risk.when for risk in known if risk.name == scheme and risk.when] for scheme in ("plain", "mvsplit"))
     assert min(min(when) for when in plain) > max(max(when) for when in mvsplit)
-
-
-def test_what_the_readme_says_of_healthy_deaths_is_the_hazard_tables():
-    """Counted here from the runs and held-out losses alone; a variant of a scheme (attention only) is another cell."""
-    import pandas as pd
-
-    from suite.evidence.findings import findings
-
-    folder = ROOT / "results" / "anatomy"
-    runs, evals = (pd.read_csv(folder / name, dtype={"run_id": str}) for name in ("runs.csv", "evals.csv"))
-    line = next(line for line in findings(ROOT / "results").splitlines() if "Healthy, then gone" in line)
-    said = re.findall(r"(plain|mvsplit) at (\d+) blocks and ([\d.]+): (\d+) of (\d+) died, (\d+) of them healthy", line)
-    assert said
-    for scheme, depth, lr, dead, n, healthy in said:
-        mine = runs[(runs.scheme == scheme) & (runs.depth == int(depth)) & (runs.lr == float(lr))]
-        mine = mine[mine.params.isin(["-", "alpha=0,beta=1,sites=both"])]
-        gone = mine[mine.outcome.isin(["collapsed", "degraded", "nonfinite"])]
-        before = [evals[(evals.run_id == row.run_id) & (evals.step < row.crash_step - 10)].heldout_loss for row in gone.itertuples()]
-        well = sum(len(losses) > 0 and losses.iloc[-1] < 0.45 * row.constant_loss for losses, row in zip(before, gone.itertuples()))
-        assert (len(gone), len(mine), well) == (int(dead), int(n), int(healthy))

@@ -3,14 +3,15 @@
 import csv
 import gzip
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from paper_figures import draw
 from suite import cli
 from suite.environment import ROOT
 from suite.evidence import report, verify
+from suite.presets import PROTOCOLS
 from suite.records.checks import check_folder
 from suite.records.gather import gather
 from suite.records.package import write_package
@@ -19,7 +20,6 @@ from suite.sweep.plan import Selection, make_plan
 from suite.sweep.record import identity
 
 RESULTS = ROOT / "results"
-LAPTOP = RESULTS / "laptop"
 PICTURES = RESULTS.parent / "paper_figures" / "out"
 
 
@@ -42,20 +42,8 @@ def first(folder: Path) -> Path:
 
 
 @pytest.fixture
-def copy(tmp_path):
-    shutil.copytree(LAPTOP, tmp_path / "results" / "laptop")
-    return tmp_path / "results"
-
-
-@pytest.mark.slow
-def test_committed_pictures_show_what_the_tables_give():
-    assert draw.stale(RESULTS, PICTURES) == []
-
-
-def test_committed_results_are_sound():
-    checked, problems = verify.verify(RESULTS)
-    assert not problems
-    assert checked >= 15
+def copy(some_runs):
+    return some_runs("laptop")
 
 
 def test_a_copy_is_sound(copy):
@@ -103,12 +91,12 @@ def test_a_changed_point_of_a_curve_is_noticed(copy):
     def change(rows):
         rows[40]["loss"] = "1.23456"
 
-    rewrite(first(copy / "laptop" / "curves" / "plain-L100"), change)
+    rewrite(first(copy / "laptop" / "curves" / "plain-L50"), change)
     assert any("digest" in problem for problem in verify.verify(copy)[1])
 
 
 def test_a_missing_curve_is_noticed(copy):
-    first(copy / "laptop" / "curves" / "plain-L100").unlink()
+    first(copy / "laptop" / "curves" / "plain-L50").unlink()
     write_package(copy / "laptop")
     assert verify.verify(copy)[1]
 
@@ -120,25 +108,6 @@ def test_missing_pictures_are_noticed(copy, capsys):
     assert cli.main(["verify", "--results", str(copy)]) == 1
     problems = [problem for problem in capsys.readouterr().err.splitlines() if "missing; draw it" in problem]
     assert names and {Path(problem.partition(": ")[0]).name for problem in problems} == names
-
-
-def test_readme_table_is_that_of_the_results(copy, monkeypatch, tmp_path):
-    readme = tmp_path / "README.md"
-    shutil.copy(report.README, readme)
-    monkeypatch.setattr(report, "README", readme)
-    shutil.copytree(RESULTS / "frontier", copy / "frontier")  # what the laptop's cells come to with other seeds
-    assert report.readme_differs(copy) == []
-    readme.write_text(readme.read_text().replace("survived", "thrived"))
-    assert len(report.readme_differs(copy)) == 1
-    report.write_readme(copy)
-    assert report.readme_differs(copy) == []
-
-
-def test_committed_files_are_small():
-    sizes = {path: path.stat().st_size for path in RESULTS.rglob("*") if path.is_file() and "local" not in path.parts}
-    sizes = {path: size for path, size in sizes.items() if ".work" not in path.parts}
-    assert max(sizes.values()) < 10e6
-    assert sum(sizes.values()) < 30e6
 
 
 def problems_of(folder):
@@ -160,23 +129,23 @@ def test_every_cell_of_a_side_table_counts_but_wall_clock(copy, table):
     assert not found if table == "throughput" else any("from its digest" in line for line in found)
 
 
-def test_audit_cells_and_the_signature_count(tmp_path):
-    shutil.copytree(RESULTS / "stdinit", tmp_path / "stdinit")
-    assert problems_of(tmp_path) == []
-    path = min((tmp_path / "stdinit" / "audit").glob("*/*"))
+def test_audit_cells_and_the_signature_count(some_runs):
+    results = some_runs("stdinit")
+    assert problems_of(results) == []
+    path = min((results / "stdinit" / "audit").glob("*/*"))
     rewrite(path, lambda rows: rows[5].update(tcs="0.5"))
-    assert any("from its digest" in line for line in problems_of(tmp_path))
+    assert any("from its digest" in line for line in problems_of(results))
 
 
-def test_the_signature_is_computed_again_from_the_audit(tmp_path):
-    shutil.copytree(RESULTS / "anatomy", tmp_path / "anatomy")
-    with open(tmp_path / "anatomy" / "runs.csv", newline="") as file:
+def test_the_signature_is_computed_again_from_the_audit(some_runs):
+    results = some_runs("anatomy")
+    with open(results / "anatomy" / "runs.csv", newline="") as file:
         before = {row["run_id"]: row["mms_signature"] for row in csv.DictReader(file)}
     assert set(before.values()) > {""}
     victim = next(run_id for run_id, cell in before.items() if cell)
     other = {"true": "false", "false": "true"}[before[victim]]
-    rewrite(tmp_path / "anatomy" / "runs.csv", lambda rows: [row.update(mms_signature=other) for row in rows if row["run_id"] == victim])
-    assert any(f"mms_signature is {other}, its audit gives {before[victim]}" in line for line in problems_of(tmp_path))
+    rewrite(results / "anatomy" / "runs.csv", lambda rows: [row.update(mms_signature=other) for row in rows if row["run_id"] == victim])
+    assert any(f"mms_signature is {other}, its audit gives {before[victim]}" in line for line in problems_of(results))
 
 
 @pytest.mark.parametrize("how", ["empty", "garbage", "swapped", "link", "extra"])
@@ -261,8 +230,7 @@ def test_what_was_tampered_with_is_not_gathered(copy, tmp_path, what):
 
 def test_rerun_gives_the_workers_the_plugin(tmp_path, monkeypatch):
     """Its scheme is known to this process, and has to be to theirs."""
-    from suite import cli
-
+    monkeypatch.setitem(PROTOCOLS, "smoke", replace(PROTOCOLS["smoke"], fid_samples=0, horizon=4))
     plugin = tmp_path / "mine.py"
     plugin.write_text("from suite.registry import register\nfrom suite.residual import Residual\n\n\n@register('mine')\n"
                       "class Mine(Residual):\n    def merge(self, x_BTD, f_BTD, ctx):\n        return x_BTD + 0.5 * f_BTD\n")

@@ -6,17 +6,17 @@ import sys
 
 import pytest
 import torch
+from entries import ENTRIES, slow_but
 from stand_ins import interpreted
 from torch import nn
 
-from suite import registry
 from suite.environment import ROOT
 from suite.model import aot
 from suite.residual import Residual, rms_norm
 from suite.training.optim import FlatParameters
 
-SCHEMES = [(name, arm, "") for arm in ("controlled", "native") for name in registry.names(arm)] + [("mvsplit", "controlled", "sites=attn")]
-every_scheme = pytest.mark.parametrize(("name", "arm", "params"), SCHEMES)
+SCHEMES = [*((*entry, "") for entry in ENTRIES), ("mvsplit", "controlled", "sites=attn")]
+TELLING = [("plain", "controlled", ""), ("rezero", "controlled", ""), ("deepnorm", "native", ""), ("mvsplit", "controlled", "sites=attn")]
 
 
 @pytest.fixture
@@ -52,12 +52,15 @@ def close(a, b, rtol=1e-5):
     return (a - b).norm() <= rtol * b.norm() and b.norm() > 0
 
 
-@every_scheme
-def test_output_and_gradients_are_those_of_the_eager_blocks(name, arm, params, tiny_model, traced):
+@pytest.mark.parametrize(("name", "arm", "params"), slow_but(TELLING, SCHEMES))
+def test_output_and_gradients_are_those_of_the_eager_blocks_and_depth_makes_nothing_to_compile(name, arm, params, tiny_model, traced):
     out, grads, flat = result(tiny_model(name, arm, params, depth=3), compiled=True)
+    first = len(traced)
     want_out, want_grads, _ = result(tiny_model(name, arm, params, depth=3), compiled=False)
     assert close(out, want_out) and close(grads, want_grads)
     assert all(close(grads[place], want_grads[place], 1e-4) for place in flat.slices.values() if want_grads[place].norm() > 1e-6)
+    result(tiny_model(name, arm, params, depth=7), compiled=True)
+    assert 2 <= first <= 6 and len(traced) == first  # forward and backward of at most three kinds of blocks
 
 
 @pytest.mark.slow
@@ -96,14 +99,6 @@ def test_another_process_and_depth_takes_the_machine_code_from_disk(tiny_model):
     done = subprocess.run([sys.executable, "-c", ANOTHER_PROCESS], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"hit": 2, "miss": 0, "bypass": 0}
-
-
-@every_scheme
-def test_depth_makes_nothing_to_compile(name, arm, params, tiny_model, traced):
-    result(tiny_model(name, arm, params, depth=3), compiled=True)
-    first = len(traced)
-    result(tiny_model(name, arm, params, depth=7), compiled=True)
-    assert 2 <= first <= 6 and len(traced) == first  # forward and backward of at most three kinds of blocks
 
 
 def test_blocks_that_differ_in_a_python_number_get_code_of_their_own(tiny_model, traced):
@@ -150,11 +145,20 @@ def test_a_tensor_that_is_no_buffer_is_refused_in_one_line(tiny_model, traced):
         result(model, compiled=True)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 5, 9])
-def test_recomputed_activations_change_no_byte(depth, tiny_model):
-    out, grads, _ = result(tiny_model("plain", depth=depth), compiled=True)
-    again_out, again_grads, _ = result(tiny_model("plain", depth=depth, checkpoint_blocks=True), compiled=True)
-    assert torch.equal(out, again_out) and torch.equal(grads, again_grads)
+def recomputed(tiny_model):
+    for depth in (1, 2, 5, 9):
+        out, grads, _ = result(tiny_model("plain", depth=depth), compiled=True)
+        again_out, again_grads, _ = result(tiny_model("plain", depth=depth, checkpoint_blocks=True), compiled=True)
+        assert torch.equal(out, again_out) and torch.equal(grads, again_grads), depth
+
+
+def test_recomputed_activations_change_no_byte(tiny_model, traced):
+    recomputed(tiny_model)
+
+
+@pytest.mark.slow
+def test_recomputed_activations_change_no_byte_in_machine_code(tiny_model):
+    recomputed(tiny_model)
 
 
 def test_a_part_of_the_stack_leaves_gradients_alone_when_asked(tiny_model, traced):

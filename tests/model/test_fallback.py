@@ -1,17 +1,17 @@
 """On a torch that the suite's own compiled blocks were not tested with, `torch.compile` does it, says so and is recorded."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from test_compiled_blocks import batch, close, interpreted, result
+from stand_ins import interpreted
+from test_compiled_blocks import batch, close, result
 from test_replicas import alone, batches, group, losses, models
 
-from suite.environment import ROOT, compiler
+from suite.environment import compiler
 from suite.evidence import rerun, verify
+from suite.isolation import forks
 from suite.model import aot, stacked_blocks
 from suite.records.tables import Store
 from suite.sweep.execute import execute, execute_all
@@ -42,17 +42,29 @@ def curve(record):
     return [value for point in record["curve"] for value in (point["loss"], point["grad_norm"])]
 
 
-@pytest.mark.parametrize("cause", ["another version", "a missing name"])
+SPOILT = {
+    "another version": ("torch.__version__ = '2.99.1'", "torch 2.99.1 " + LINE),
+    "a missing name": ("del torch._inductor.utils.clear_caches", "clear_caches"),
+}
+IMPORT = """
+import sys, torch
+import torch._inductor.utils
+{spoil}
+for name in [name for name in sys.modules if name.partition(".")[0] == "suite"]:
+    del sys.modules[name]
+from suite.model import aot
+import suite.model.replicas
+raise ValueError("fault: " + aot.fault())
+"""
+
+
+@pytest.mark.parametrize("cause", SPOILT)
 def test_importing_does_not_need_the_private_names(cause):
-    spoil = {
-        "another version": "import torch; torch.__version__ = '2.99.1'",
-        "a missing name": "import torch._inductor.utils; del torch._inductor.utils.clear_caches",
-    }[cause]
-    code = f"{spoil}\nfrom suite.model import aot\nimport suite.model.replicas\nprint(aot.fault())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    words = "torch 2.99.1 " + LINE if cause == "another version" else "clear_caches"
-    assert words in done.stdout and done.stdout.count("\n") == 1
+    """In a process of its own, which imports the suite anew."""
+    spoil, words = SPOILT[cause]
+    with pytest.raises(ValueError, match="^fault: ") as said:
+        forks.once(exec, IMPORT.format(spoil=spoil), {})
+    assert words in str(said.value) and "\n" not in str(said.value)
 
 
 def test_this_torch_is_one_that_was_tested():

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from entries import ENTRIES
-from test_compiled_blocks import interpreted
+from entries import ENTRIES, slow_but
+from stand_ins import interpreted
 
 from suite.model import aot
 from suite.model.replicas import Replicas
@@ -49,7 +49,7 @@ def alone(tiny_model, name, arm, count, dtype):
     return out
 
 
-@pytest.fixture(params=["eager", "compiled"])
+@pytest.fixture
 def compiled(request, monkeypatch):
     """Compiled: traced and partitioned as always, run without the minutes of a C++ compiler."""
     monkeypatch.setattr(aot, "compile_fx_inner", interpreted)
@@ -57,8 +57,17 @@ def compiled(request, monkeypatch):
     return request.param == "compiled"
 
 
-@pytest.mark.parametrize("count", [1, 3, 8])
-@pytest.mark.parametrize(("name", "arm"), ENTRIES)
+COUNTS = (1, 3, 8)
+HOW = ("eager", "compiled")
+TELLING = [  # every scheme in one way, and every way with a scheme
+    *((*entry, 3, "eager") for entry in ENTRIES), ("plain", "controlled", 1, "eager"), ("mvsplit", "controlled", 8, "eager"),
+    ("mvsplit", "controlled", 3, "compiled"), ("rezero", "native", 1, "compiled"), ("plain", "controlled", 8, "compiled"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "arm", "count", "compiled"),
+                         slow_but(TELLING, [(*entry, count, how) for entry in ENTRIES for count in COUNTS for how in HOW]),
+                         indirect=["compiled"])  # fmt: skip
 def test_each_replica_is_its_model_alone(name, arm, count, compiled, tiny_model):
     dtype = torch.float64
     together = models(tiny_model, name, arm, count, dtype)
@@ -71,7 +80,9 @@ def test_each_replica_is_its_model_alone(name, arm, count, compiled, tiny_model)
             assert (p.grad - want).norm() <= 1e-10 * want.norm() + 1e-14, parameter_name
 
 
-@pytest.mark.parametrize("ill", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize(("ill", "compiled"), slow_but(
+    [(math.nan, "eager"), (math.inf, "eager"), (1e30, "eager"), (math.inf, "compiled")],
+    [(ill, how) for ill in (math.nan, math.inf, 1e30) for how in HOW]), indirect=["compiled"])  # fmt: skip
 def test_a_sick_neighbour_costs_no_bit(ill, compiled, tiny_model):
     def run(poison):
         dits = models(tiny_model, "mvsplit", "controlled", 3, torch.float32)

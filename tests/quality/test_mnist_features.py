@@ -7,7 +7,7 @@ import pytest
 import torch
 import train_features
 
-from suite.data.load import load
+from suite.data.load import cached, load
 from suite.quality import features
 from suite.quality.features import QualityError, extractor
 from suite.quality.fid import real_floor, scores
@@ -15,7 +15,7 @@ from suite.quality.fid import real_floor, scores
 
 @pytest.fixture(scope="module")
 def mnist():
-    return load("mnist")
+    return cached("mnist")
 
 
 def pixels(data, rows):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import toys
+from entries import slow_but
 from stand_ins import interpreted
 from toys import TOYS
 
@@ -33,7 +34,7 @@ every_toy = pytest.mark.parametrize("name", TOYS)
 
 def at_least(*names):
     """Every toy, those that are not named among the slow tests."""
-    return pytest.mark.parametrize("name", [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in TOYS])
+    return pytest.mark.parametrize("name", slow_but(names, list(TOYS)))
 
 
 SHAPED = ("streams", "outputs", "lambdas", "adaln_shared")  # trunks of another shape than (B, T, D)

@@ -2,15 +2,12 @@
 
 import csv
 import gzip
-import os
-import subprocess
-import sys
 
+import forked
 import pytest
 
 from suite import registry
 from suite.cli import main
-from suite.environment import ROOT
 from suite.identity.codedigest import file_digest
 
 PLUGIN = """
@@ -29,17 +26,11 @@ class Mine(Residual):
 SELECT = ["--protocol", "smoke", "--depths", "2"]
 
 
-def cli(*words):
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "suite", *words], cwd=ROOT, env=env, capture_output=True, text=True)
-
-
 def test_a_scheme_in_a_file_of_its_own_gets_rows(tmp_path):
     plugin, results = tmp_path / "my_scheme.py", tmp_path / "results"
     plugin.write_text(PLUGIN.format(name="mine", z="x_BTD + self.gain * f_BTD"))
     flags = [*SELECT, "--schemes", "mine", "--plugin", str(plugin), "--results", str(results), "--params", "gain=0.25"]
-    done = cli("run", *flags, "--workers", "1")
-    assert done.returncode == 0, done.stderr
+    assert main(["run", *flags, "--workers", "1"]) == 0
     (row,) = csv.DictReader((results / "smoke" / "runs.csv").open())
     assert (row["scheme"], row["params"], row["depth"], row["status"]) == ("mine", "gain=0.25", "2", "done")
     assert row["writers"] == "zero" and row["outcome"]
@@ -87,9 +78,11 @@ def test_a_broken_plugin_is_one_line_and_status_2_and_nothing_is_written(case, t
 
 def test_the_exit_status_of_a_broken_plugin_reaches_the_shell(tmp_path):
     (tmp_path / "f.py").write_text(BAD["shape"][0])
-    done = cli("run", *SELECT, "--schemes", "mine", "--plugin", str(tmp_path / "f.py"), "--results", str(tmp_path / "r"))
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "mine" in done.stderr
-    assert not (tmp_path / "r").exists()
+    words = ["run", *SELECT, "--schemes", "mine", "--plugin", tmp_path / "f.py", "--results", tmp_path / "r"]
+    with open(tmp_path / "err", "w") as err:
+        assert forked.status_of(forked.suite(*words, streams={2: err.fileno()})) == 2
+    (line,) = (tmp_path / "err").read_text().splitlines()
+    assert "mine" in line and not (tmp_path / "r").exists()
 
 
 def test_a_missing_plugin_and_an_unknown_scheme_are_named(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Fixtures of the sweep tests: the undisturbed sweep that all others are compared with, and workers in this process."""
 
+import json
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,9 @@ import pytest
 from sweeps import plan, work
 
 from suite import environment
-from suite.sweep.execute import execute_all
+from suite.records.tables import picture_path
+from suite.sweep.execute import execute, execute_all
+from suite.sweep.record import save_record
 from suite.sweep.worker_process import WorkerProcess
 
 
@@ -51,6 +54,34 @@ def inline(monkeypatch):
 
     monkeypatch.setattr(WorkerProcess, "run", run)
     return trained
+
+
+@pytest.fixture(scope="session")
+def known():
+    """Run id -> the record of a run and its picture, of all that were trained for `replayed`."""
+    return {}
+
+
+@pytest.fixture
+def replayed(monkeypatch, known, tmp_path_factory):
+    """As `inline`, but a run of the smoke protocol as it is was trained once, and gives what it then came to."""
+    given = []
+
+    def run(self, group, progress):
+        (run,), results = group, Path(self.job[0])
+        given.append(run.run_id)
+        place = picture_path(Path(run.protocol.name), run.scheme, run.depth, run.run_id)
+        if run.run_id not in known:
+            aside = tmp_path_factory.mktemp("trained")
+            known[run.run_id] = json.dumps(execute(run, aside, "digits")), (aside / place).read_bytes()
+        text, picture = known[run.run_id]
+        (results / place).parent.mkdir(parents=True, exist_ok=True)
+        (results / place).write_bytes(picture)
+        save_record(json.loads(text), results)
+        return {"event": "done"}
+
+    monkeypatch.setattr(WorkerProcess, "run", run)
+    return given
 
 
 @pytest.fixture

@@ -1,16 +1,20 @@
 """Files that somebody else has put there, streams that are closed or full, plugins that leave by the back door: the work goes on."""
 
+import io
 import json
 import os
 import stat
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
+import forked
 import pytest
 from sweeps import WORDS, left_over, plan, rows, tables, work
 
-from suite import environment
+from suite import cli, environment
 from suite.environment import ROOT
 from suite.numerals import decimal, whole
 from suite.records.completeness import is_picture
@@ -32,9 +36,21 @@ class Odd(Residual):
 """
 
 
-def command(*words, env=None, shell=""):
+def program(*words, env=None, shell=""):
+    """`python -m suite ...`, in a shell."""
     line = " ".join([sys.executable, "-m", "suite", *map(str, words), shell])
     return subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ | (env or {}))
+
+
+def command(*words):
+    """The same in this process, with streams as Python opens them."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors, write_through=True) for errors in ("strict", "backslashreplace"))
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            status = cli.main([str(word) for word in words])
+        except SystemExit as stop:
+            status = stop.code
+    return SimpleNamespace(returncode=status, stdout=out.buffer.getvalue().decode(), stderr=err.buffer.getvalue().decode())
 
 
 # ---- the cache of compiled code
@@ -138,22 +154,29 @@ def test_a_damaged_cache_is_dropped_and_filled_again(tmp_path):
 
 # ---- what lies in a working folder
 
+@pytest.fixture
+def record(replayed, known, tmp_path):
+    """The record of a run, as text."""
+    (run,) = plan(("plain",), depths=(2,))
+    work([run], tmp_path / "aside")
+    replayed.clear()
+    return known[run.run_id][0]
+
+
 @pytest.mark.parametrize("change", [
     lambda r: r["run"].update(depth=[2]), lambda r: r.update(curve=3), lambda r: r["curve"].append("x"), lambda r: r["run"].pop("scheme"),
     lambda r: r["run"].update(status=7), lambda r: r["run"].update(last_step="x"), lambda r: r["curve"][0].update(loss={"a": 1}),
     lambda r: r["run"].update(final_loss="low"), lambda r: r.update(evals=[[1, 2]]), lambda r: r["run"].update(seed=10**30),
 ])  # fmt: skip
-def test_a_record_that_was_edited_by_hand_is_trained_again(reference, tmp_path, inline, change):
+def test_a_record_that_was_edited_by_hand_is_trained_again(reference, record, tmp_path, replayed, change):
     (run,) = plan(("plain",), depths=(2,))
-    from suite.sweep.execute import execute
-
-    record = json.loads(json.dumps(execute(run, tmp_path / "aside", "digits")))
+    record = json.loads(record)
     change(record)
     path = record_path(tmp_path, run.run_id)
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(record))
     done = work([run], tmp_path)
-    assert done.broken == [] and inline == [run.run_id] and rows(tmp_path)[run.run_id] == rows(reference)[run.run_id]
+    assert done.broken == [] and replayed == [run.run_id] and rows(tmp_path)[run.run_id] == rows(reference)[run.run_id]
 
 
 def test_a_file_where_a_checkpoint_should_be_is_passed_over(reference, tmp_path):
@@ -168,7 +191,7 @@ def test_a_file_where_a_checkpoint_should_be_is_passed_over(reference, tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", None])
-def test_a_picture_that_is_none_is_made_again_and_stops_no_figure(copy, inline, content):
+def test_a_picture_that_is_none_is_made_again_and_stops_no_figure(copy, replayed, content):
     (run,) = plan(("plain",), depths=(2,))
     path = picture_path(copy / "smoke", run.scheme, run.depth, run.run_id)
     whole_picture = path.read_bytes()
@@ -177,17 +200,30 @@ def test_a_picture_that_is_none_is_made_again_and_stops_no_figure(copy, inline, 
     done = command("figures", "--results", copy, "--out", copy / "figures")
     assert done.returncode == 0 and "Traceback" not in done.stderr + done.stdout
     work(plan(), copy)
-    assert inline == [run.run_id] and path.read_bytes() == whole_picture and is_picture(path)
+    assert replayed == [run.run_id] and path.read_bytes() == whole_picture and is_picture(path)
 
 
 # ---- streams
 
-@pytest.mark.parametrize("shell", ["2>&-", "2>/dev/full", ">&-", ">/dev/full", "<&-", ">&- 2>&- <&-"])
-def test_nobody_has_to_listen(reference, tmp_path, shell):
-    command(*ONE, "--results", tmp_path, shell=shell)
+def trained_alone(results):
     (run,) = plan(("plain",), depths=(2,))
-    assert rows(tmp_path)[run.run_id]["status"] == "done"
-    assert (tmp_path / "smoke" / "runs.csv").read_text().startswith("run_id,")  # and nothing was printed into it
+    assert rows(results)[run.run_id]["status"] == "done"
+    assert (results / "smoke" / "runs.csv").read_text().startswith("run_id,")  # and nothing was printed into it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", ["2>&-", "2>/dev/full", ">&-", ">/dev/full", "<&-", ">&- 2>&- <&-"])
+def test_nobody_has_to_listen(tmp_path, shell):
+    program(*ONE, "--results", tmp_path, shell=shell)
+    trained_alone(tmp_path)
+
+
+@pytest.mark.parametrize(("closed", "full"), [((0, 1, 2), ()), ((0, 1), (2,)), ((2,), (1,))])
+def test_closed_and_full_streams_stop_nothing(tmp_path, closed, full):
+    """The same, forked."""
+    with open("/dev/full", "w") as nowhere:
+        forked.status_of(forked.suite(*ONE, "--results", tmp_path, streams=dict.fromkeys(closed) | dict.fromkeys(full, nowhere.fileno())))
+    trained_alone(tmp_path)
 
 
 # ---- plugins
@@ -204,14 +240,34 @@ def test_a_plugin_that_leaves_is_one_line(tmp_path, top, body, message):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("what", ["raise ValueError('\\udcff')", "raise BaseException('out')", "sys.exit(1)", "raise KeyboardInterrupt"])
-def test_a_scheme_that_leaves_in_training_is_a_row(tmp_path, what):
+LEAVES = ["raise ValueError('\\udcff')", "raise BaseException('out')", "sys.exit(1)", "raise KeyboardInterrupt"]
+SCHEMES = """
+import sys, torch
+from suite.registry import register
+from suite.residual import Residual
+
+@register("odd")
+class Odd(Residual):
+    def __init__(self, site, what: int = 0):
+        super().__init__(site)
+        self.what = what
+
+    def merge(self, x_BTD, f_BTD, ctx):
+        if x_BTD.shape[0] > 2 and x_BTD.requires_grad:
+"""
+
+
+def test_a_scheme_that_leaves_in_training_is_a_row(tmp_path):
+    """However it leaves, each time the worker goes with it, and the sweep goes on."""
+    lines = [f"            if self.what == {i}: {what}\n" for i, what in enumerate(LEAVES)]
     file = tmp_path / "odd.py"
-    file.write_text(PLUGIN.format(top="", body=f"if x_BTD.shape[0] > 2 and x_BTD.requires_grad: {what}"))
-    words = ["run", "--protocol", "smoke", "--depths", "2", "--schemes", "odd,plain", "--plugin", file, "--workers", 1]
+    file.write_text(SCHEMES.lstrip() + "".join(lines) + "        return x_BTD + f_BTD\n")
+    params = [f"--params=odd:what={i}" for i in range(len(LEAVES))]
+    words = ["run", "--protocol", "smoke", "--depths", "2", "--schemes", "odd,plain", "--plugin", file, "--workers", 1, *params]
     done = command(*words, "--results", tmp_path / "r")
-    found = {row["scheme"]: row["status"] for row in rows(tmp_path / "r").values()}
-    assert done.returncode == 1 and found == {"odd": "error", "plain": "done"} and "Traceback" not in done.stderr
+    found = {(row["scheme"], row["params"]): row["status"] for row in rows(tmp_path / "r").values()}
+    assert found == {("odd", f"what={i}"): "error" for i in range(len(LEAVES))} | {("plain", "-"): "done"}
+    assert done.returncode == 1 and "Traceback" not in done.stderr
 
 
 # ---- numbers and names
@@ -272,6 +328,8 @@ def test_a_commit_is_that_of_this_project_alone(tmp_path, monkeypatch):
     environment.commit.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_reference_is_what_the_command_line_makes(reference, tmp_path):
-    done = command(*WORDS, "--results", tmp_path, env={"GIT_DIR": "/nonexistent"})
+    """Two programs at once that share the work make it too (test_kills.py)."""
+    done = program(*WORDS, "--results", tmp_path, env={"GIT_DIR": "/nonexistent"})
     assert done.returncode == 0 and tables(tmp_path) == tables(reference)

@@ -22,7 +22,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("nth", [1, 2, 5, 6, 7, 12])
-def test_a_full_disk_while_tables_are_written(reference, tmp_path, inline, monkeypatch, capsys, nth):
+def test_a_full_disk_while_tables_are_written(reference, tmp_path, replayed, monkeypatch, capsys, nth):
     """At whatever file: one line, status 1, what was finished is kept and valid, and the next call ends as ever."""
     words = ["run", "--protocol", "smoke", "--schemes", "plain", "--workers", "1", "--results", str(tmp_path)]
     count, real = [0], csvfile.replace
@@ -40,8 +40,8 @@ def test_a_full_disk_while_tables_are_written(reference, tmp_path, inline, monke
     err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(err) == 1 and f"the disk under {tmp_path} is full" in err[0] and "everything finished is kept" in err[0]
     check_half_way(tmp_path, reference)
-    trained = len(inline)
-    assert cli.main(words) == 0 and len(inline) == 2 and trained >= 1  # nothing is trained twice
+    trained = len(replayed)
+    assert cli.main(words) == 0 and len(replayed) == 2 and trained >= 1  # nothing is trained twice
     assert {k: v for k, v in rows(tmp_path).items()} == {k: v for k, v in rows(reference).items() if v["scheme"] == "plain"}
     assert check_folder(tmp_path / "smoke") == [] and left_over(tmp_path) == []
 

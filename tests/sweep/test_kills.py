@@ -7,10 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import forked
 import psutil
 import pytest
 from sweeps import WORDS, check_half_way, left_over, plan, rows, steps_trained, tables, work
@@ -24,26 +27,38 @@ from suite.sweep.sweep import Sweep
 
 
 class Parent:
-    """`python -m suite run …` as a process of its own."""
+    """`python -m suite run …` in a process forked from this one: it shares the fork server, whose start is most of a program's."""
 
     def __init__(self, results, *words):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "suite", *WORDS, "--retry-failed", "--results", results, *words], cwd=ROOT, text=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # it may be ignored here
-        )
-        self.results, self.begun = Path(results), time.monotonic()
+        self.results, self.begun, self.code, self.said = Path(results), time.monotonic(), None, tempfile.TemporaryFile("w+")
+        self.process = psutil.Process(self.start([*WORDS, "--retry-failed", "--results", str(results), *words]))
+
+    def start(self, words) -> int:
+        with open(os.devnull, "w") as nowhere:
+            return forked.suite(*words, streams={1: nowhere.fileno(), 2: self.said.fileno()})
 
     def workers(self) -> list[psutil.Process]:
-        try:
-            logs = [self.results / ".work" / f"worker-{self.process.pid}-"]
-            return [p for p in psutil.Process(self.process.pid).children(recursive=True)
-                    if any(file.path.startswith(str(logs[0])) for file in p.open_files())]  # no other process has a worker's log
-        except psutil.NoSuchProcess:
-            return []
+        log = str(self.results / ".work" / f"worker-{self.process.pid}-")
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if any(file.path.startswith(log) for file in process.open_files()):  # no other process has a worker's log
+                    found.append(process)
+        return found
 
     def ended(self) -> bool:
-        return self.process.poll() is not None
+        return self.wait(0) is not None
+
+    def wait(self, seconds) -> int | None:
+        """The exit status, None while there is none."""
+        if self.code is None:
+            with suppress(psutil.TimeoutExpired):
+                self.code = self.process.wait(seconds)
+        return self.code
+
+    def err(self) -> str:
+        self.said.seek(0)
+        return self.said.read()
 
     def wait_for(self, what, seconds=240) -> bool:
         """Until a pattern is in the results folder, or a function says so; False if the process ended or time is up."""
@@ -62,7 +77,7 @@ class Parent:
         """kill -9 of the parent alone: its workers must notice by themselves, at once."""
         workers = self.workers()
         self.process.kill()
-        self.process.communicate()
+        self.wait(30)
         psutil.wait_procs(workers, timeout=2)
         alive = [p for p in workers if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
         for p in alive:
@@ -82,8 +97,7 @@ class Parent:
         workers = self.workers()
         started = time.monotonic()
         self.process.send_signal(signal.SIGINT)
-        _, err = self.process.communicate(timeout=30)
-        took, status = time.monotonic() - started, self.process.returncode
+        status, took, err = self.wait(30), time.monotonic() - started, self.err()
         assert "Traceback" not in err
         if status in (0, 1) and "stopped" not in err:
             return False
@@ -94,9 +108,20 @@ class Parent:
         return True
 
     def finish(self) -> str:
-        _, err = self.process.communicate(timeout=200)
-        assert self.process.returncode in (0, 1) and "Traceback" not in err, err
+        status, err = self.wait(200), self.err()
+        assert status in (0, 1) and "Traceback" not in err, err
         return err
+
+
+class Program(Parent):
+    """A program of its own."""
+
+    def start(self, words) -> int:
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "suite", *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=self.said,
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+        return self.child.pid
 
 
 def test_killed_and_continued(reference, tmp_path):
@@ -139,7 +164,7 @@ def test_thirty_kills(reference, tmp_path, seed):
         rounds += 1
         results = tmp_path / str(rounds)
         while kills < 30:
-            parent = Parent(results, "--workers", dice.choice("12"))
+            parent = Program(results, "--workers", dice.choice("12"))
             deaths = 0
             while not parent.ended():
                 aim = dice.choice(list(aims))
@@ -156,21 +181,21 @@ def test_thirty_kills(reference, tmp_path, seed):
                     deaths += 1
                 else:
                     parent.kill() if how == "parent" else parent.interrupt()
-                    if parent.process.returncode in (0, 1):
+                    if parent.code in (0, 1):
                         break  # it ended by itself in between: nothing was killed
                 kills += 1
                 counts[how, aim] = counts.get((how, aim), 0) + 1
                 check_half_way(results, reference)
                 if kills >= 30:
                     break
-            if parent.ended() and parent.process.returncode == 0:
+            if parent.ended() and parent.code == 0:
                 break
             if not parent.ended():
                 parent.finish()
         for _ in range(3):
-            last = Parent(results)
+            last = Program(results)
             last.finish()
-            if last.process.returncode == 0:
+            if last.code == 0:
                 break
         assert tables(results) == tables(reference) and left_over(results) == []
     print(f"\n{kills} kills in {rounds} sweeps: " + ", ".join(f"{n} x {how} ({aim})" for (how, aim), n in sorted(counts.items())))
@@ -180,7 +205,7 @@ def test_two_sweeps_at_once_share_the_work(reference, tmp_path):
     """Each run is trained once, both end well, and the tables are as ever."""
     both = [Parent(tmp_path, "--workers", "1") for _ in range(2)]
     said = [parent.finish() for parent in both]
-    assert [parent.process.returncode for parent in both] == [0, 0]
+    assert [parent.code for parent in both] == [0, 0]
     trained = [line for err in said for line in err.splitlines() if re.search(r"\[\d/\d,.*too_short", line)]
     assert len(trained) == 6, said
     assert tables(tmp_path) == tables(reference) and left_over(tmp_path) == []

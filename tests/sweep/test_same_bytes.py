@@ -79,16 +79,16 @@ def drop_rows(results, gone) -> None:
                 path.write_bytes(b"".join(kept))
 
 
-def test_deleted_rows_come_back_byte_for_byte(reference, copy, inline):
+def test_deleted_rows_come_back_byte_for_byte(reference, copy, replayed):
     gone = {run.run_id for run in plan(("rezero",))}
     drop_rows(copy, gone)
     assert tables(copy).keys() < tables(reference).keys() and set(rows(copy)) == set(rows(reference)) - gone
     work(plan(), copy)
-    assert set(inline) == gone and tables(copy) == tables(reference)
+    assert set(replayed) == gone and tables(copy) == tables(reference)
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed", "cut"])
-def test_a_lost_or_changed_curve_is_trained_again(reference, copy, inline, damage):
+def test_a_lost_or_changed_curve_is_trained_again(reference, copy, replayed, damage):
     (run,) = plan(("plain",), depths=(3,))
     path = copy / "smoke" / curve_of(run)
     if damage == "gone":
@@ -98,7 +98,7 @@ def test_a_lost_or_changed_curve_is_trained_again(reference, copy, inline, damag
     else:
         path.write_bytes(gzip.compress(re.sub(rb",7,[0-9.]+,", b",7,1.5,", content(path), count=1)))
     work(plan(), copy)
-    assert inline == [run.run_id] and tables(copy) == tables(reference)
+    assert replayed == [run.run_id] and tables(copy) == tables(reference)
 
 
 @pytest.mark.parametrize(("file", "lost"), [
@@ -189,23 +189,23 @@ def test_a_half_drawn_picture_does_not_stay(tmp_path, inline):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"run": 3}', '{"run": {"run_id": "other"}}', '{"run": {'])
-def test_a_record_that_is_none_is_passed_over(tmp_path, inline, text):
+def test_a_record_that_is_none_is_passed_over(tmp_path, replayed, text):
     run = plan()[0]
     folder = work_folder(tmp_path, run.run_id)
     folder.mkdir(parents=True)
     (folder / "record.json").write_text(text)
     work([run], tmp_path)
-    assert inline == [run.run_id] and rows(tmp_path)[run.run_id]["status"] == "done"
+    assert replayed == [run.run_id] and rows(tmp_path)[run.run_id]["status"] == "done"
 
 
-def test_a_record_of_another_version_is_passed_over(reference, tmp_path, inline, capsys):
+def test_a_record_of_another_version_is_passed_over(reference, tmp_path, replayed, capsys):
     """Left by a call before an update of the suite: it must not stop this sweep and every later one."""
     run = plan()[0]
     record = execute(run, tmp_path, "digits")
     record["run"]["old_column"] = 1
     save_record(record, tmp_path)
     work([run], tmp_path)
-    assert inline == [run.run_id] and rows(tmp_path)[run.run_id] == rows(reference)[run.run_id]
+    assert replayed == [run.run_id] and rows(tmp_path)[run.run_id] == rows(reference)[run.run_id]
     assert "does not fit (unknown columns ['old_column']); it is trained again" in capsys.readouterr().err
 
 

@@ -3,20 +3,20 @@
 import ast
 import errno
 import hashlib
+import itertools
 import json
 import os
 import pickle
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from forked import forked
 
 from suite import files
 from suite.environment import ROOT
@@ -244,32 +244,28 @@ def test_killed_while_dropping_old_ones(tmp_path, monkeypatch):
     assert whole(tmp_path) == 99
 
 
-WRITER = """
-import sys, torch
-from pathlib import Path
-from suite.training.checkpoint import save
-step = 0
-while True:
-    step += 1
-    save(Path(sys.argv[1]), step, sys.argv[2], {"values": torch.full((5000,), float(step)), "pad": torch.zeros(200_000)}, {"rows": [step]})
-    print(step, flush=True)
-"""
+def write_on_and_on(folder, told):
+    """Checkpoints, each step said when it is written."""
+    for step in itertools.count(1):
+        save(folder, step, RUN, {"values": torch.full((5000,), float(step)), "pad": torch.zeros(200_000)}, {"rows": [step]})
+        os.write(told, b"%d\n" % step)
 
 
 def test_killed_for_real_at_random_moments(tmp_path):
     dice = random.Random(0)
     for _ in range(3):
-        folder = tmp_path / "run"
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, folder, RUN], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        told = int(writer.stdout.readline())
-        time.sleep(dice.uniform(0, 0.1))
-        writer.send_signal(signal.SIGKILL)
-        told = max([told, *(int(line) for line in writer.stdout.read().splitlines())])
-        writer.wait()
-        writer.stdout.close()
+        folder, (heard, told) = tmp_path / "run", os.pipe()
+        writer = forked(lambda folder=folder, told=told: write_on_and_on(folder, told))
+        os.close(told)
+        with open(heard) as said:
+            step = int(said.readline())
+            time.sleep(dice.uniform(0, 0.1))
+            os.kill(writer, signal.SIGKILL)
+            step = max([step, *(int(line) for line in said)])
+        os.waitpid(writer, 0)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert whole(folder) in (told, told + 1)
+            assert whole(folder) in (step, step + 1)
         shutil.rmtree(folder)
 
 

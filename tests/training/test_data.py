@@ -12,7 +12,7 @@ from PIL import Image
 from suite.data import load as load_module
 from suite.data.dataset import NAMED
 from suite.data.in_memory import Data, standardise
-from suite.data.load import load
+from suite.data.load import cached, load
 from suite.presets import PROTOCOLS
 from suite.sweep.plan import Selection, _digest, _read_digest, make_plan
 
@@ -92,7 +92,7 @@ def test_constant_loss_of_the_digits_is_below_two(digits):
 
 @pytest.fixture(scope="module")
 def mnist():
-    return load("mnist")
+    return cached("mnist")
 
 
 def test_mnist_digest_is_the_one_the_plan_uses(mnist, monkeypatch):

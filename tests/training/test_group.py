@@ -3,10 +3,12 @@
 import json
 import math
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from entries import slow_but
 
 from suite.data.load import cached
 from suite.protocol import Run
@@ -80,6 +82,17 @@ def widths(monkeypatch):
     return seen
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The results of all five runs, of which "some end" or "all live", if nobody kills them."""
+
+    @cache
+    def made(lives):
+        return train(tmp_path_factory.mktemp("undisturbed"), runs_of(), POISON if lives == "some end" else {})
+
+    return made
+
+
 def test_every_run_is_trained_as_alone(tmp_path):
     runs = runs_of(range(3))
     together = train(tmp_path / "a", runs)
@@ -100,8 +113,7 @@ def test_an_end_is_nothing_to_the_others_and_half_of_them_shrink_the_model(tmp_p
     whole = train(tmp_path / "a", runs)
     assert widths == [5]
     widths.clear()
-    poisoned = {1: 3, 4: 5, 0: 6}
-    some = train(tmp_path / "b", runs, poison=poisoned)
+    some = train(tmp_path / "b", runs, poison=POISON)
     assert widths == ([5] if audit else [5, 2])
     assert {seed: end for seed, (_, end) in some.items()} == {1: 4, 4: 6, 0: 7, 2: 14, 3: 14}
     if CUDA and not audit:
@@ -113,15 +125,16 @@ def test_an_end_is_nothing_to_the_others_and_half_of_them_shrink_the_model(tmp_p
     assert last[3] == whole[3] and last[2][1] == 4 and widths == ([5] if audit else [5, 2])
 
 
-@pytest.mark.parametrize(("kill", "poison"), [(kill, POISON) for kill in (1, 3, 5, 8, 14, ("end", 1), ("end", 0), ("end", 3))]
-                         + [(kill, {}) for kill in (6, ("end", 2))])  # fmt: skip
-def test_killed_anywhere_and_resumed_it_gives_the_same_bytes(tmp_path, kill, poison):
-    runs = runs_of()
-    whole = train(tmp_path / "a", runs, poison)
-    done = {}
+KILLS = [*((kill, "some end") for kill in (1, 3, 5, 8, 14, ("end", 1), ("end", 0), ("end", 3))), (6, "all live"), (("end", 2), "all live")]
+TELLING = [(1, "some end"), (5, "some end"), (("end", 0), "some end"), (("end", 2), "all live")]
+
+
+@pytest.mark.parametrize(("kill", "lives"), slow_but(TELLING, KILLS))
+def test_killed_anywhere_and_resumed_it_gives_the_same_bytes(undisturbed, tmp_path, kill, lives):
+    runs, poison, done = runs_of(), POISON if lives == "some end" else {}, {}
     with pytest.raises(Killed):
-        train(tmp_path / "b", runs, poison, kill, done)
-    assert train(tmp_path / "b", runs, poison, None, done) == whole
+        train(tmp_path, runs, poison, kill, done)
+    assert train(tmp_path, runs, poison, None, done) == undisturbed(lives)
 
 
 def test_a_group_goes_back_to_what_all_have(tmp_path):

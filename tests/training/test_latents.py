@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +18,11 @@ from suite.data.captions import caption_table
 from suite.data.dataset import DataError
 from suite.data.in_memory import Data
 from suite.data.load import load
+from suite.isolation.forks import Fork
+from suite.presets import PROTOCOLS
 from suite.records.tables import Store
 from suite.sweep.execute import execute
-from suite.sweep.plan import Selection, SelectionError, make_plan
+from suite.sweep.plan import Selection, SelectionError, _digest, make_plan
 
 
 @pytest.fixture(autouse=True)
@@ -240,10 +240,13 @@ def test_a_file_that_changes_while_it_is_read_has_no_digest(tmp_path, monkeypatc
 
 def test_several_processes_make_it_at_once(tmp_path):
     source = write(tmp_path / "d", arrays(400))
-    words = [sys.executable, "-c", f"from suite.data.load import load; print(load({source!r}).digest)"]
-    several = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = [process.communicate(timeout=120) for process in several]
-    assert len({out for out, _ in answers}) == 1 and all(len(out) == 17 for out, _ in answers), answers
+    several = [Fork() for _ in range(2)]
+    for process in several:
+        process.ask(_digest, source, PROTOCOLS["smoke"], False)
+    answers = [process.answer() for process in several]
+    for process in several:
+        process.close()
+    assert len(set(answers)) == 1 and all(len(digest) == 16 for digest in answers), answers
     assert not list((tmp_path / "d").glob(".*.part"))
 
 

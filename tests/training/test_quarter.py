@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from suite.data.load import load
+from suite.data.load import cached
 from suite.presets import PROTOCOLS
 from suite.sweep.execute import execute
 from suite.sweep.plan import Selection, make_plan
@@ -47,16 +47,16 @@ def test_its_model_has_196_image_tokens_and_a_sixteenth_of_the_papers_block():
     assert blocks == 400 * (4 * 256**2 + 3 * 256 * 768) == 400 * (4 * 1024**2 + 3 * 1024 * 3072) // 16
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def few_held_out(monkeypatch):
     """Sixteen of the 826 held-out images, and forwards of eight: they are most of the time here."""
-    data = load("mnist")
+    data = cached("mnist")
     monkeypatch.setattr("suite.sweep.execute.cached", lambda source: replace(data, heldout=data.heldout[::52]))
     monkeypatch.setattr("suite.training.evaluation.EVAL_ROWS", 8)
 
 
 @pytest.mark.parametrize("scheme", ["plain", "mvsplit", "layerscale"])
-def test_a_small_one_trains_in_bf16_and_is_scored_by_the_mnist_features(scheme, tmp_path):
+def test_a_small_one_trains_in_bf16_and_is_scored_by_the_mnist_features(few_held_out, scheme, tmp_path):
     record = execute(small(scheme), tmp_path, "digits")
     row = record["run"]
     assert (row["status"], row["dtype"], row["image_tokens"], row["caption_tokens"], row["last_step"]) == ("done", "bf16", 196, 4, 7)
@@ -65,7 +65,7 @@ def test_a_small_one_trains_in_bf16_and_is_scored_by_the_mnist_features(scheme, 
     assert scored == {"mnist16"} and all(line["fid_status"] == "ok" for line in record["quality"])
 
 
-def test_a_small_one_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+def test_a_small_one_that_was_stopped_goes_on_to_the_same_bytes(few_held_out, tmp_path, monkeypatch):
     whole = execute(small("mvsplit", fid_samples=0), tmp_path / "whole", "digits")
     from suite.training.trainer import Trainer
 

@@ -1,6 +1,6 @@
 """Do outcomes depend on rounding? The same runs under other instruction sets, eager, and from weights moved by one unit in the last place.
 
-    PYTHONPATH=. python tests/rounding/measure.py --schemes plain,mvsplit --depth 100 --lr 0.0107 --results results
+    PYTHONPATH=. python results/rounding/measure.py --schemes plain,mvsplit --depth 100 --lr 0.0107 --results results
 
 writes RESULTS/rounding/rounding.csv and goes on from what is there. Every variant trains in a process of its own, two at a time: the
 instruction set is read when torch starts. A variant whose first 50 losses are those of an earlier one is no other rounding, and does

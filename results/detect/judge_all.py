@@ -1,6 +1,6 @@
 """How good is `detect` without a constant loss? Our own curves whole, thinned and cut, and synthetic logs that are healthy by construction.
 
-    PYTHONPATH=. python tests/detect/judge_all.py --results results
+    PYTHONPATH=. python results/detect/judge_all.py --results results
 
 writes RESULTS/detect/detect.csv, a few minutes on one core. Of our own runs the truth is the outcome in runs.csv, which knows the constant
 loss; a run that survived, and whose curve has no event behind its horizon either, is alive. The rule's thresholds were fixed on seeds from

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from suite import environment
 from suite.cli import leave, main
-from suite.scale.launcher import launched
+from suite.environment import launched
 
 
 class _Forgiving(io.TextIOWrapper):

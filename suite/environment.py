@@ -22,6 +22,7 @@ OF_TORCH = (
     "TORCH_BLAS_", "TORCH_LINALG_", "TORCH_CUDNN_", "TORCH_MKLDNN_", "TORCH_LINEAR_", "TORCH_ROCM_", "NVIDIA_TF32_OVERRIDE",
     "CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_", "ONEDNN_", "DNNL_", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "TRITON_F32_DEFAULT",
 )  # fmt: skip
+MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # what Accelerate reads under `accelerate launch --cpu`
 HARMLESS = (  # of both, what changes no number, or says where to train
     "ACCELERATE_USE_CPU", "ACCELERATE_CPU_AFFINITY", "ACCELERATE_DEBUG_MODE", "ACCELERATE_LOG_LEVEL", "ACCELERATE_ENABLE_RICH",
     "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS",
@@ -140,6 +141,22 @@ def cpu_wanted() -> bool:
 def sharding_wanted() -> bool:
     """Whether this process was launched to shard, by Accelerate's settings."""
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
+
+
+def processes() -> int:
+    """How many processes a launcher started together, this one included."""
+    names = ("WORLD_SIZE", *MPI) if cpu_wanted() else ("WORLD_SIZE",)  # without it a sweep on each rank is meant
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 1)
+
+
+def launched() -> bool:
+    """Whether this process is one of a run's: of several, or one that was launched to shard."""
+    return processes() > 1 or (sharding_wanted() and "RANK" in os.environ)
+
+
+def launched_alone() -> bool:
+    """Whether `accelerate launch --cpu` was asked for several processes and started one: without MPI it does so, silently."""
+    return not launched() and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 def cards() -> int:

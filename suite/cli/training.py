@@ -8,6 +8,9 @@ from pathlib import Path
 from suite.cli.interrupt import interruptible
 from suite.cli.parser import COMMITTED
 
+ALONE = ("accelerate started one process, not several (--cpu needs MPI): this is an ordinary run; for data parallelism say "
+         "--multi_gpu instead of --cpu, which needs no GPU")  # fmt: skip
+
 
 def _selection(args):
     from suite.sweep.plan import Selection
@@ -83,8 +86,8 @@ def encode(args) -> int:
 
 def run(args) -> int:
     """Train what the selection asks for and is not done: as one process of a launcher, round by round of a search, or at once."""
+    from suite.environment import launched, launched_alone
     from suite.isolation.catalogue import read
-    from suite.scale.launcher import ALONE, launched, launched_alone
     from suite.sweep.plan import say_quality
     from suite.sweep.search import core_hours, planned
 

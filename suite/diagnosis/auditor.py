@@ -8,7 +8,8 @@ from suite.diagnosis.audit_pass import audit_step
 from suite.protocol import evenly
 from suite.training.trainer import REPLAY_BEFORE, Trainer
 from suite.verdict.crash import Verdict
-from suite.verdict.signature import SIGNATURE_EARLY, SIGNATURE_LATE
+from suite.verdict.outcomes import DEAD
+from suite.verdict.signature import SIGNATURE_EARLY, SIGNATURE_LATE, of_audit
 
 REPLAY_AFTER = SIGNATURE_LATE  # steps; the transition takes about ten in the paper's published trace
 FULL_BEFORE = 30  # steps before a crash from which a run audited at full depth looks at all layers, the paper's figures' span
@@ -62,6 +63,18 @@ class Auditor:
              "family_grad_norm": raw * square**0.5}
             for rank, (family, square) in enumerate(largest, 1)
         ]  # fmt: skip
+
+    def spikes(self, verdict: Verdict) -> list[dict]:
+        """The rows of spikes.csv."""
+        return recovered(self.trainer.state.log.get("spikes", []), verdict, self.trainer.run.protocol.window)
+
+    def around(self, verdict: Verdict) -> dict[str, object]:
+        """The cells of a dead run that its replay gives; none of a living one's."""
+        if verdict.outcome not in DEAD:
+            return {}
+        reason = self.replay(verdict)
+        log, depth = self.trainer.state.log, self.trainer.run.depth
+        return {"reason": reason, "mms_signature": of_audit(log["audit"], verdict.crash_step, deep_from=depth // 2)}
 
     def replay(self, verdict: Verdict) -> str:
         """Audit every step of a window around the crash, from the last checkpoint before it; returns "" or why not.

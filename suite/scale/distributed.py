@@ -17,12 +17,12 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 
 from suite import environment
+from suite.environment import processes
 from suite.isolation.catalogue import Catalogue
 from suite.protocol import Run
 from suite.records.tables import Store
 from suite.scale import sharded
 from suite.scale.cost import CARD, SPARE, shapes_of
-from suite.scale.launcher import processes
 from suite.scale.memory import micro_rows, sharded_state, size_of
 from suite.sweep.claim import Claim
 from suite.sweep.execute import execute, load_alone

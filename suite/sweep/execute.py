@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,8 +16,6 @@ from suite import environment, registry
 from suite.data.dataset import DataError, Dataset
 from suite.data.load import cached
 from suite.diagnosis.audit_pass import final_state
-from suite.diagnosis.auditor import Auditor, recovered
-from suite.diagnosis.probe import probe
 from suite.isolation.arithmetic import Altered, unchanged
 from suite.protocol import Run
 from suite.records.tables import REAL
@@ -24,13 +23,13 @@ from suite.rng import random_state, seeded
 from suite.sweep.groups import group_id
 from suite.sweep.record import failure, identity, read_record, save_record, save_trace, work_folder
 from suite.sweep.scoring import checkpoint_quality, final_quality, unscored
-from suite.training.group import Member
-from suite.training.group import train as train_group
 from suite.training.state import Placement
-from suite.training.trainer import Report, Trainer
+from suite.training.trainer import Member, Report, Trainer
 from suite.verdict.crash import Verdict
-from suite.verdict.outcomes import DEAD, GONE
-from suite.verdict.signature import of_audit
+from suite.verdict.outcomes import GONE
+
+if TYPE_CHECKING:
+    from suite.diagnosis.auditor import Auditor
 
 
 def _data_of(run: Run) -> Dataset:
@@ -107,11 +106,13 @@ def execute_all(runs: Sequence[Run], results: Path, features: str, report: Repor
             save_trace(traceback.format_exc(), results, member.run_id)
         save_record(record, results)
 
+    from suite.training import group  # most runs are trained alone, and many protocols neither audit nor probe
+
     records = {run.run_id: read_record(results, run.run_id) for run in runs}
     ends = {run_id: record["run"]["last_step"] for run_id, record in records.items() if record}
     environment.reset_peak_memory()
     with _alike(runs[0]), _nothing_drawn(runs[0]):
-        train_group(runs, ends, partial(_member, runs, results, features), finish, report)
+        group.train(runs, ends, partial(_member, runs, results, features), finish, report)
 
 
 @seeded("make")
@@ -122,8 +123,17 @@ def _member(group: Sequence[Run], results: Path, features: str, run: Run, placem
     if entry.code_digest(registry.parse_params(entry, run.params)) != run.code_digest:
         raise registry.RegistryError(f"scheme {run.scheme}: its code has changed since the plan was made; plan again")
     trainer = Trainer(run, data, work_folder(results, run.run_id), group_id(group), placement)
-    before_update = Auditor(trainer).before_update if run.protocol.audit_every else None
-    return Member(trainer, before_update, partial(checkpoint_quality, trainer, features))
+    auditor = _auditor(trainer)
+    return Member(trainer, auditor and auditor.before_update, partial(checkpoint_quality, trainer, features))
+
+
+def _auditor(trainer: Trainer) -> Auditor | None:
+    """Who observes a run, where its protocol audits."""
+    if not trainer.run.protocol.audit_every:
+        return None
+    from suite.diagnosis.auditor import Auditor
+
+    return Auditor(trainer)
 
 
 @seeded("record")
@@ -142,12 +152,15 @@ def _record(trainer: Trainer, group: Sequence[Run], results: Path, features: str
         quality.append({"run_id": REAL, **real})
     probe_rows = []
     if p.probe and verdict.outcome not in GONE:
+        from suite.diagnosis.probe import probe
+
         with trainer.clock.timed("probe"):
             probe_rows = probe(trainer)
     row = _run_row(trainer, verdict, group)  # before the replay, which leaves the trainer inside its window
-    if p.audit_every and verdict.outcome in DEAD:
-        row["reason"] = Auditor(trainer).replay(verdict)
-        row["mms_signature"] = of_audit(trainer.state.log["audit"], verdict.crash_step, deep_from=run.depth // 2)
+    spikes = []
+    if auditor := _auditor(trainer):
+        spikes = auditor.spikes(verdict)
+        row |= auditor.around(verdict)
     hardware = torch.cuda.get_device_name() if trainer.device.type == "cuda" else environment.cpu_model()
     peak = environment.peak_memory_mib()
     return {
@@ -156,7 +169,7 @@ def _record(trainer: Trainer, group: Sequence[Run], results: Path, features: str
         "evals": [{"step": s, "heldout_loss": loss} for s, loss in trainer.state.evals],
         "quality": quality,
         "audit": trainer.state.log.get("audit", []),
-        "spikes": recovered(trainer.state.log.get("spikes", []), verdict, p.window),
+        "spikes": spikes,
         "probe": probe_rows,
         "gates": trainer.state.log.get("gates", []),
         "throughput": [

@@ -11,27 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from suite.protocol import Run
 from suite.training.clock import together
 from suite.training.evaluation import Evaluation
 from suite.training.group_step import GroupStep
-from suite.training.trainer import Observer, Report, Trainer
-
-
-@dataclass
-class Member:
-    """A run in memory with its observers. The trainer is that of a group."""
-
-    trainer: Trainer
-    before_update: Observer | None = None
-    after_update: Observer | None = None
-
-    @property
-    def run_id(self) -> str:
-        return self.trainer.run.run_id
-
+from suite.training.trainer import Member, Report
 
 Make = Callable[[Run], Member]
 Finish = Callable[[Member], None]  # called as a run ends, its weights as they were then, before the others go on

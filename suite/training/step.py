@@ -11,7 +11,6 @@ from torch import Tensor
 from suite.data.dataset import Dataset
 from suite.model import flow
 from suite.protocol import Run
-from suite.training.cuda_graph import StepGraphs
 from suite.training.state import RunState
 
 
@@ -35,11 +34,13 @@ class TrainStep:
         )  # fmt: skip
         self.row = None  # of a group, which then takes the steps
         self._ahead: tuple[int, flow.Batch] | None = None
-        self.graphs: StepGraphs | None = None
+        self.graphs = None  # on a GPU what replays them: `cuda_graph.StepGraphs`
         if run.compiled and alone:
             state.dit.compile()
             one = accelerator.num_processes == 1 and not state.dit.sharded
             if self.device.type == "cuda" and one:  # an all-reduce in a graph is not tried
+                from suite.training.cuda_graph import StepGraphs
+
                 self.graphs = StepGraphs(self.gradients, [state.optimizer], self.device)
 
     def batch(self, step: int) -> flow.Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from suite import environment
 from suite.data.dataset import Dataset
 from suite.protocol import Run
 from suite.training.clock import Clock
-from suite.training.cuda_graph import Graphed
 from suite.training.evaluation import Evaluation
 from suite.training.gates import gate_rows
 from suite.training.state import Placement, RunState
@@ -44,7 +44,11 @@ class Trainer:
         )  # fmt: skip
         self.state = RunState(run, data.shape, data.caption_shape, self.device, self.accelerator.prepare, group, placement)
         self.train_step = TrainStep(run, data, self.state, self.accelerator, alone=not group, micro=placement.micro if placement else None)
-        velocity = Graphed(self.train_step.velocity) if self.train_step.graphs else self.train_step.velocity
+        velocity = self.train_step.velocity
+        if self.train_step.graphs:
+            from suite.training.cuda_graph import Graphed
+
+            velocity = Graphed(velocity)
         shared = self.accelerator if self.state.dit.sharded else None
         self.evaluation = Evaluation(velocity, self.train_step.captions, data, p, together=shared)
         self.clock = Clock()
@@ -156,3 +160,16 @@ class Trainer:
             if after_update is not None:
                 after_update(state.step)
             self.checkpoint()
+
+
+@dataclass
+class Member:
+    """A run in memory with its observers."""
+
+    trainer: Trainer
+    before_update: Observer | None = None
+    after_update: Observer | None = None
+
+    @property
+    def run_id(self) -> str:
+        return self.trainer.run.run_id

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from suite import cli
+from suite import cli, environment
 from suite.environment import ROOT
 from suite.records.tables import Store, read
-from suite.scale import distributed, launcher
+from suite.scale import distributed
 from suite.sweep.claim import Claim
 from suite.sweep.plan import Selection, make_plan
 
@@ -147,8 +147,8 @@ def test_what_accelerate_sets_for_one_process_is_recognised(tmp_path, capsys, mo
     ({"PMI_SIZE": "3"}, 1),  # srun without Accelerate: a sweep on each rank, which share the work
 ])
 def test_how_many_processes_a_launcher_started(monkeypatch, env, expected):
-    for name in ("WORLD_SIZE", "ACCELERATE_USE_CPU", *launcher.MPI):
+    for name in ("WORLD_SIZE", "ACCELERATE_USE_CPU", *environment.MPI):
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert launcher.processes() == expected
+    assert environment.processes() == expected

@@ -207,8 +207,7 @@ def test_mvsplit_over_plain(tmp_path):
 @pytest.fixture
 def page(tmp_path):
     table_of(tmp_path, whole())
-    with style.context():
-        return cost.draw(tmp_path / "bench", "bench")
+    return cost.cost.draw(tmp_path / "bench")
 
 
 def test_figure_shows_every_scheme_and_what_mvsplit_costs(page):

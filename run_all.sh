@@ -83,8 +83,8 @@ case "${1:-}" in
         .venv/bin/python -m ruff check --quiet --no-cache . || fail "ruff has found what is named above; mend it, or try: .venv/bin/ruff check --fix"
         imports=$(.venv/bin/lint-imports --no-cache --no-logo 2>&1) || fail "the order of the rooms (pyproject.toml) does not hold:
 $imports"
-        # one thread in each of two processes; a file stays in one of them, with its fixtures
-        OMP_NUM_THREADS=1 exec .venv/bin/python -m pytest -n 2 --dist loadfile ${slow[@]+"${slow[@]}"} "$@"
+        # one thread in each of two processes; a file stays in one of them, with its fixtures; in this order, which ends with light ones
+        OMP_NUM_THREADS=1 exec .venv/bin/python -m pytest -n 2 --no-loadscope-reorder --dist loadfile ${slow[@]+"${slow[@]}"} "$@"
         ;;
     figures)
         shift

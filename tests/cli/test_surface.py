@@ -14,12 +14,14 @@ from pathlib import Path
 import forked
 import pytest
 from commands import GOOD, call, refused
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from suite import cli, registry
 from suite.data.dataset import NAMED
 from suite.environment import ROOT
+from suite.isolation import forks
+from suite.isolation.catalogue import Catalogue
 from suite.presets import PROTOCOLS
 from suite.protocol import Run
 from suite.sweep.plan import Selection, make_plan
@@ -115,19 +117,33 @@ def test_plan_says_what_is_to_do(capsys):
     assert not list(Path().iterdir())
 
 
+@pytest.fixture
+def asked_once(monkeypatch):
+    """What a plan asks other processes of the same schemes and data it asks once: of many plans most of the time."""
+    answers, call, once = {}, Catalogue.call, forks.once
+
+    def kept(ask, *key):
+        if key not in answers:
+            answers[key] = ask()
+        return answers[key]
+
+    monkeypatch.setattr(Catalogue, "call", lambda self, entry, *asked: kept(lambda: call(self, entry, *asked), entry.file, *asked))
+    monkeypatch.setattr(forks, "once", lambda *asked: kept(lambda: once(*asked), *asked))
+
+
 def ids(**selection):
     return [run.run_id for run in make_plan(Selection("smoke", **selection))]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 10, 13])
-def test_shards_partition_the_plan(n):
+def test_shards_partition_the_plan(asked_once, n):
     whole, parts = ids(), [ids(shard=(i, n)) for i in range(1, n + 1)]
     assert len(whole) == len(set(whole)) == 10
     assert sorted(sum(parts, [])) == sorted(whole) and max(map(len, parts)) - min(map(len, parts)) <= 1
     assert parts == [whole[i::n] for i in range(n)]  # every n-th, so that deep and shallow runs are shared out evenly
 
 
-def test_a_selection_narrows_or_extends_the_plan():
+def test_a_selection_narrows_or_extends_the_plan(asked_once):
     whole = make_plan(Selection("smoke"))
     schemes = ("plain", "layerscale", "rezero", "deepnorm", "mvsplit")
     assert [(r.scheme, r.depth) for r in whole] == [(s, d) for s in schemes for d in (2, 3)]
@@ -141,7 +157,7 @@ def test_a_selection_narrows_or_extends_the_plan():
     assert [(r.scheme, r.params, r.writers) for r in params] == [("mvsplit", "alpha=0,beta=0.03,sites=both", "zero"), ("plain", "-", "std")]
 
 
-def test_the_same_parameters_in_other_words_are_the_same_run():
+def test_the_same_parameters_in_other_words_are_the_same_run(asked_once):
     (base,) = ids(schemes=("mvsplit",), depths=(2,))
     for text in ("beta=1", "beta=1.0,alpha=0", " alpha = 0 ".replace(" ", ""), "sites=both,beta=1e0", "writers=zero,beta=1"):
         assert ids(schemes=("mvsplit",), depths=(2,), params=(text,)) == [base]
@@ -275,13 +291,13 @@ def test_the_parser_gives_values_or_one_line(words):
     assert args.features in ("digits", "inception") and (args.data is None or args.data.strip())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schemes=st.none() | st.lists(st.sampled_from(["plain", "mvsplit", "rezero", "nosuch"]), min_size=1, max_size=3),
        arms=st.none() | st.lists(st.sampled_from(["controlled", "native", "x"]), min_size=1, max_size=2),
        params=st.none() | st.lists(st.one_of(st.text(max_size=10), st.sampled_from(
            ["beta=1", "mvsplit:alpha=.5", "plain:writers=std", "writers=zero", "init=3", "sites=ffn,beta=2"])), min_size=1, max_size=2),
        shard=st.sampled_from([(1, 1), (2, 3)]))
-def test_the_plan_is_runs_or_one_line(schemes, arms, params, shard):
+def test_the_plan_is_runs_or_one_line(asked_once, schemes, arms, params, shard):
     """A selection gives distinct runs whose parameters are canonical, or a ValueError of one line."""
     try:
         runs = make_plan(Selection("smoke", schemes and tuple(schemes), params and tuple(params), arms and tuple(arms), shard=shard))

@@ -1,4 +1,7 @@
-"""The contract carries what comes: a toy of each kind, eager, compiled, as replicas, killed and resumed, sharded, and dead."""
+"""The contract carries what comes: a toy of each kind, eager, compiled, as replicas, killed and resumed, sharded, and dead.
+
+Without the slow tests each toy is trained as replicas in double precision, and a few in every other way.
+"""
 
 import json
 import math
@@ -32,9 +35,9 @@ SMALL = {"width": 16, "ffn": 24, "batch": 4, "fid_samples": 0, "init": "fan_in",
 every_toy = pytest.mark.parametrize("name", TOYS)
 
 
-def at_least(*names):
+def at_least(*names, of=TOYS):
     """Every toy, those that are not named among the slow tests."""
-    return pytest.mark.parametrize("name", slow_but(names, list(TOYS)))
+    return pytest.mark.parametrize("name", slow_but(names, list(of)))
 
 
 SHAPED = ("streams", "outputs", "lambdas", "adaln_shared")  # trunks of another shape than (B, T, D)
@@ -162,7 +165,7 @@ def close(a, b, rtol=1e-5):
     return (a - b).norm() <= rtol * b.norm() and b.norm() > 0
 
 
-@at_least("streams", "adaln_shared")
+@at_least("adaln_shared", "keel")
 def test_compiled_it_is_the_same(name, traced):
     (out, grads), (want, want_grads) = (result(model(name), compiled) for compiled in (True, False))
     assert close(out, want) and close(grads, want_grads)
@@ -179,8 +182,8 @@ def test_as_machine_code_too(name):
     assert close(out, want) and close(grads, want_grads, 1e-4)
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-@every_toy
+@pytest.mark.parametrize(("name", "compiled"), slow_but([*((name, False) for name in TOYS), ("streams", True)],
+                                                       [(name, how) for name in TOYS for how in (False, True)]))  # fmt: skip
 def test_each_replica_is_its_model_alone(name, compiled, traced):
     dits, given = [model(name, seed, torch.float64) for seed in (0, 1)], batch(2, 2, dtype=torch.float64)
     flats = [FlatParameters(dit) for dit in dits]
@@ -196,7 +199,7 @@ def test_each_replica_is_its_model_alone(name, compiled, traced):
             assert (p.grad - want_grad).norm() <= 1e-10 * want_grad.norm() + 1e-14
 
 
-@every_toy
+@at_least("streams", "adaln_shared", "values")
 def test_killed_and_resumed_it_gives_the_same_bytes(name, tmp_path):
     (run,) = run_of(name)
     whole, killed = (Trainer(run, cached("digits"), tmp_path / folder) for folder in "ab")
@@ -228,7 +231,7 @@ def dying(monkeypatch, step):
     monkeypatch.setattr(TrainStep, "loss", lambda self, *args: loss(self, *args) * (math.nan if self.state.dit.step == step else 1))
 
 
-@at_least("streams", "outputs", "adaln_shared")
+@at_least("streams")
 def test_a_death_is_recorded_as_dead_with_a_state(name, tmp_path, monkeypatch):
     dying(monkeypatch, 6)
     (run,) = run_of(name, audit_every=4, compiled=False)
@@ -253,7 +256,7 @@ def test_equal_tokens_are_seen_through_fold(name, tmp_path):
     assert final_state(trainer) == "mean_dominated"
 
 
-@pytest.mark.parametrize("name", SHAPED)
+@at_least("streams", "adaln_shared", of=SHAPED)
 def test_a_life_is_probed_and_its_tables_are_whole(name, tmp_path):
     (run,) = run_of(name, probe=True, horizon=4, window=5)
     record = execute(run, tmp_path / "work", "digits")

@@ -14,6 +14,7 @@ import forked
 import pytest
 from sweeps import WORDS, left_over, plan, rows, tables, work
 
+from paper_figures import draw, samples
 from suite import cli, environment
 from suite.environment import ROOT
 from suite.numerals import decimal, whole
@@ -191,7 +192,8 @@ def test_a_file_where_a_checkpoint_should_be_is_passed_over(reference, tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", None])
-def test_a_picture_that_is_none_is_made_again_and_stops_no_figure(copy, replayed, content):
+def test_a_picture_that_is_none_is_made_again_and_stops_no_figure(copy, replayed, content, monkeypatch):
+    monkeypatch.setattr(draw, "figures", lambda: [samples])  # the figure of such pictures
     (run,) = plan(("plain",), depths=(2,))
     path = picture_path(copy / "smoke", run.scheme, run.depth, run.run_id)
     whole_picture = path.read_bytes()

@@ -23,7 +23,7 @@ from suite.sweep.worker_process import WorkerProcess
 from suite.training.checkpoint import CheckpointWarning
 
 
-def runs(schemes=("plain", "mvsplit"), seeds=(0, 1, 2), **more):
+def runs(schemes=("plain", "mvsplit"), seeds=(0, 1), **more):
     return plan(schemes, depths=(2,), lrs=(1e-3, 1e-2), seeds=seeds, **more)
 
 
@@ -37,7 +37,7 @@ def alone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def grouped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grouped")
-    work(runs(), folder, replicas=4)
+    work(runs(), folder, replicas=3)
     return folder
 
 
@@ -53,7 +53,7 @@ def test_groups_are_even_and_stay_what_they_were_as_others_are_done():
             assert max(sizes) - min(sizes) <= 1 and len(sizes) == -(-26 // size)
         rest, order = list(groups), random.Random(size)
         while rest:
-            rest.remove(order.choice(rest))
+            rest = order.sample(rest, len(rest) // 2)
             left = [run for run in many if any(run in group for group in rest)]
             assert Counter(map(group_id, in_groups(left, size))) == Counter(map(group_id, rest))
 
@@ -62,7 +62,7 @@ def test_a_grouped_sweep_changes_no_row_but_within_rounding(alone, grouped):
     a, b = rows(alone), rows(grouped)
     assert a.keys() == b.keys() and not check_folder(grouped / "smoke") and not check_parts(grouped / "smoke")
     sizes = Counter(row["group"] for row in b.values())
-    assert sorted(sizes.values()) == [3, 3, 3, 3] and {row["replicas"] for row in b.values()} == {"3"}
+    assert sorted(sizes.values()) == [2, 2, 2, 2] and {row["replicas"] for row in b.values()} == {"2"}
     assert {(row["replicas"], row["group"]) for row in a.values()} == {("1", "")}
     numbers = {c.name for c in TABLES["runs"].columns if c.type == "number"}
     for run_id, row in a.items():
@@ -101,7 +101,7 @@ def test_a_compiled_grouped_sweep_gives_the_bytes_of_runs_alone(tmp_path):
 def test_an_interrupted_group_keeps_its_members_apart_from_the_tables_until_it_is_whole(grouped, tmp_path, inline, monkeypatch):
     """Killed between the ends of two runs: nothing in the tables, nothing trained twice, and the same tables at the end."""
     saved = execute_module.save_record
-    left = [5]
+    left = [3]
 
     def dies(record, results):
         if not left[0]:
@@ -111,10 +111,10 @@ def test_an_interrupted_group_keeps_its_members_apart_from_the_tables_until_it_i
 
     monkeypatch.setattr(execute_module, "save_record", dies)
     with pytest.raises(KeyboardInterrupt):
-        work(runs(), tmp_path, replicas=4)
-    assert len(rows(tmp_path)) == 3 and len(left_over(tmp_path)) >= 3
+        work(runs(), tmp_path, replicas=3)
+    assert len(rows(tmp_path)) == 2 and len(left_over(tmp_path)) >= 2
     monkeypatch.setattr(execute_module, "save_record", saved)
-    work(runs(), tmp_path, replicas=4)
+    work(runs(), tmp_path, replicas=3)
     assert tables(tmp_path) == tables(grouped)
     assert left_over(tmp_path) == []
     assert sum(n < 14 for n in steps_trained(tmp_path)) == 1  # the one that had trained to its end but was not measured
@@ -130,36 +130,36 @@ def test_a_run_that_breaks_after_training_leaves_the_others(grouped, tmp_path, i
         return score(trainer, *rest)
 
     monkeypatch.setattr(execute_module, "final_quality", breaks)
-    work(runs(), tmp_path, replicas=4)
+    work(runs(), tmp_path, replicas=3)
     found, truth = rows(tmp_path), rows(grouped)
     assert found[victim]["status"] == "error" and found[victim]["reason"] == "RuntimeError: no paint"
-    assert found[victim]["replicas"] == "3" and found[victim]["group"] == truth[victim]["group"]
+    assert found[victim]["replicas"] == "2" and found[victim]["group"] == truth[victim]["group"]
     assert {k: v for k, v in found.items() if k != victim} == {k: v for k, v in truth.items() if k != victim}
     assert "no paint" in (work_folder(tmp_path, victim) / "error.txt").read_text() and not record_path(tmp_path, victim).exists()
     monkeypatch.setattr(execute_module, "final_quality", score)
-    work(runs(), tmp_path, replicas=4, retry=True)
+    work(runs(), tmp_path, replicas=3, retry=True)
     assert rows(tmp_path)[victim]["status"] == "done" and rows(tmp_path)[victim]["replicas"] == "1"
 
 
 def test_a_group_too_large_for_the_memory_says_so(tmp_path, monkeypatch):
     answer = {"event": "failed", "status": "oom", "reason": "CUDA out of memory"}
     monkeypatch.setattr(WorkerProcess, "run", lambda self, group, progress: answer)
-    work(runs(("plain",)), tmp_path, replicas=6)
+    work(runs(("plain",)), tmp_path, replicas=4)
     found = rows(tmp_path).values()
-    assert len(found) == 6 and {row["status"] for row in found} == {"oom"}
-    assert {row["reason"] for row in found} == {"CUDA out of memory; 6 runs were trained as one: call with a smaller --replicas"}
+    assert len(found) == 4 and {row["status"] for row in found} == {"oom"}
+    assert {row["reason"] for row in found} == {"CUDA out of memory; 4 runs were trained as one: call with a smaller --replicas"}
 
 
 def test_a_checkpoint_of_another_group_is_not_gone_on_from(tmp_path, inline, monkeypatch):
     """On a GPU another width rounds otherwise, and a run must have one width for all its steps."""
     monkeypatch.setattr(execute_module, "_record", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        work(runs(("plain",)), tmp_path, replicas=6)
+        work(runs(("plain",)), tmp_path, replicas=4)
     monkeypatch.undo()
     monkeypatch.setattr(WorkerProcess, "run", lambda self, group, _: save_record(execute(group[0], tmp_path, "digits"), tmp_path) or {})
     with pytest.warns(CheckpointWarning, match=f"belongs to run .* of group {group_id(sorted(runs(('plain',)), key=group_order))}"):
         work(runs(("plain",)), tmp_path, replicas=1)
-    assert steps_trained(tmp_path) == [14] * 6
+    assert steps_trained(tmp_path) == [14] * 4
 
 
 def test_rerun_repeats_the_group(grouped, tmp_path, monkeypatch):
@@ -174,12 +174,12 @@ def test_rerun_repeats_the_group(grouped, tmp_path, monkeypatch):
     results = tmp_path / "results"
     shutil.copytree(grouped, results)
     again = rerun.rerun(results, 1, 0, 1)
-    assert again[0]["compared"] == "bytes" and again[0]["agrees"] and sweeps == [(0, 1), (3, 3)]
+    assert again[0]["compared"] == "bytes" and again[0]["agrees"] and sweeps == [(0, 1), (2, 2)]
     # with one member gone the group cannot be repeated, and what is alone is compared as on another machine
     table = results / "smoke" / "runs.csv"
     lines = table.read_text().splitlines(keepends=True)
     by_group = Counter(row["group"] for row in rows(results).values())
-    assert set(by_group.values()) == {3}
+    assert set(by_group.values()) == {2}
     table.write_text("".join([lines[0], *(lines[1:2])]))
     (alone,) = rerun.rerun(results, 1, 0, 1)
     assert alone["compared"] == "outcome and early loss" and alone["agrees"] and "replicas, group" in alone["why"]

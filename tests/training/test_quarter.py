@@ -1,9 +1,12 @@
 """Protocol `quarter`: Table 3 at a quarter of its width, and that a small one of it trains in bf16, is scored and goes on after a stop."""
 
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
+from entries import slow_but
 
 from suite.data.load import cached
 from suite.presets import PROTOCOLS
@@ -15,9 +18,9 @@ QUARTER, PAPER = PROTOCOLS["quarter"], PROTOCOLS["paper"]
 
 
 def small(scheme, **changes):
-    """A run of `quarter` of 3 blocks, with a horizon of two steps and 5 steps beyond it (the least window), eager."""
-    (run,) = make_plan(Selection("quarter", schemes=(scheme,), depths=(3,), lrs=QUARTER.lrs[:1]))
-    own = {"horizon": 2, "window": 5, "batch": 4, "heldout_every": 9, "checkpoint_every": 1, "fid_samples": 16, "nfe": 2}
+    """A run of `quarter` of one block and two images a step (bf16 is slow on a CPU), 2 steps to the horizon, 5 beyond it, eager."""
+    (run,) = make_plan(Selection("quarter", schemes=(scheme,), depths=(1,), lrs=QUARTER.lrs[:1]))
+    own = {"horizon": 2, "window": 5, "batch": 2, "heldout_every": 9, "checkpoint_every": 1, "fid_samples": 16, "nfe": 2}
     return replace(run, protocol=replace(run.protocol, **own | changes), compiled=False)
 
 
@@ -47,17 +50,31 @@ def test_its_model_has_196_image_tokens_and_a_sixteenth_of_the_papers_block():
     assert blocks == 400 * (4 * 256**2 + 3 * 256 * 768) == 400 * (4 * 1024**2 + 3 * 1024 * 3072) // 16
 
 
-@pytest.fixture
-def few_held_out(monkeypatch):
+@contextmanager
+def few_held_out():
     """Sixteen of the 826 held-out images, and forwards of eight: they are most of the time here."""
     data = cached("mnist")
-    monkeypatch.setattr("suite.sweep.execute.cached", lambda source: replace(data, heldout=data.heldout[::52]))
-    monkeypatch.setattr("suite.training.evaluation.EVAL_ROWS", 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("suite.sweep.execute.cached", lambda source: replace(data, heldout=data.heldout[::52]))
+        patch.setattr("suite.training.evaluation.EVAL_ROWS", 8)
+        yield
 
 
-@pytest.mark.parametrize("scheme", ["plain", "mvsplit", "layerscale"])
-def test_a_small_one_trains_in_bf16_and_is_scored_by_the_mnist_features(few_held_out, scheme, tmp_path):
-    record = execute(small(scheme), tmp_path, "digits")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """trained(scheme): the record of a small run, which was made once."""
+
+    @cache
+    def made(scheme):
+        with few_held_out():
+            return execute(small(scheme), tmp_path_factory.mktemp(scheme), "digits")
+
+    return made
+
+
+@pytest.mark.parametrize("scheme", slow_but(["mvsplit"], ["plain", "mvsplit", "layerscale"]))
+def test_a_small_one_trains_in_bf16_and_is_scored_by_the_mnist_features(trained, scheme):
+    record = trained(scheme)
     row = record["run"]
     assert (row["status"], row["dtype"], row["image_tokens"], row["caption_tokens"], row["last_step"]) == ("done", "bf16", 196, 4, 7)
     assert [line["step"] for line in record["curve"]] == list(range(1, 8)) and all(0.5 < line["loss"] < 4 for line in record["curve"])
@@ -65,19 +82,19 @@ def test_a_small_one_trains_in_bf16_and_is_scored_by_the_mnist_features(few_held
     assert scored == {"mnist16"} and all(line["fid_status"] == "ok" for line in record["quality"])
 
 
-def test_a_small_one_that_was_stopped_goes_on_to_the_same_bytes(few_held_out, tmp_path, monkeypatch):
-    whole = execute(small("mvsplit", fid_samples=0), tmp_path / "whole", "digits")
+def test_a_small_one_that_was_stopped_goes_on_to_the_same_bytes(trained, tmp_path, monkeypatch):
     from suite.training.trainer import Trainer
 
-    advance = Trainer.advance
+    whole, advance = trained("mvsplit"), Trainer.advance
 
     def killed(self, *words):
         if self.state.step == 2:
             raise KeyboardInterrupt
         return advance(self, *words)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "advance", killed)
-        execute(small("mvsplit", fid_samples=0), tmp_path / "cut", "digits")
-    again = execute(small("mvsplit", fid_samples=0), tmp_path / "cut", "digits")
+    with few_held_out():
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Trainer, "advance", killed)
+            execute(small("mvsplit", fid_samples=0), tmp_path / "cut", "digits")
+        again = execute(small("mvsplit", fid_samples=0), tmp_path / "cut", "digits")
     assert again["curve"] == whole["curve"] and again["evals"] == whole["evals"]

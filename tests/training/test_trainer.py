@@ -6,6 +6,7 @@ with `OMP_NUM_THREADS=1 PYTHONPATH=.:tests python tests/training/test_trainer.py
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -71,16 +72,28 @@ def test_the_same_run_twice_and_another_seed(trainer, scheme, arm):
     assert not {x for _, x, _ in first.state.curve} & {x for _, x, _ in other.state.curve}
 
 
-@pytest.mark.parametrize("stop", range(1, LAST))
-def test_interrupted_at_any_step(trainer, stop):
-    whole = trainer()
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """(the state at the end of a run that nobody stopped, a folder with the checkpoint of another after every step)."""
+    root = tmp_path_factory.mktemp("stopped")
+    whole, killed = (Trainer(run_of(), cached("digits"), root / name) for name in ("whole", "killed"))
     whole.train()
-    killed = trainer()
-    killed.train(after_update=lambda step: killed.save() if step == stop else None)
-    resumed = trainer(folder=killed.folder)
-    assert resumed.restore(at_most=stop) and resumed.state.step == stop
+
+    def keep(step):
+        killed.save()
+        shutil.copytree(killed.folder, root / str(step))
+
+    killed.train(after_update=keep)
+    return state(whole), root
+
+
+@pytest.mark.parametrize("stop", range(1, LAST))
+def test_interrupted_at_any_step(stopped, stop):
+    end, root = stopped
+    resumed = Trainer(run_of(), cached("digits"), root / str(stop))
+    assert resumed.restore() and resumed.state.step == stop
     resumed.train()
-    assert state(resumed) == state(whole)
+    assert state(resumed) == end
 
 
 @pytest.mark.parametrize(("scheme", "arm"), ENTRIES)

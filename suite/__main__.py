@@ -30,7 +30,8 @@ class _Forgiving(io.TextIOWrapper):
 def _open_streams() -> None:
     """Streams that can be written to, whatever the caller has closed (`2>&-`), is full or cannot encode.
 
-    A closed descriptor is filled first: the next file that is opened would take its number, and with it what libraries print.
+    A closed descriptor is filled first: the next file that is opened would take its number, and with it what
+    libraries print.
     """
     for number in (0, 1, 2):
         try:

@@ -82,9 +82,10 @@ def commit() -> str:
 def compile_cache() -> Path:
     """Where Inductor keeps compiled blocks: below TORCHINDUCTOR_CACHE_DIR, else in a folder of the user's own that nobody else can write.
 
-    One for each version, compiler and instruction set: Inductor's key of a graph leaves the instruction set out, and a graph made for
-    vectors of another width gives nan or, worse, other numbers. Never a results folder: the cache holds pickles and shared libraries,
-    which run code where they are loaded. A temporary folder where there is no such place.
+    One for each version, compiler and instruction set: Inductor's key of a graph leaves the instruction set out, and
+    a graph made for vectors of another width gives nan or, worse, other numbers. Never a results folder: the cache
+    holds pickles and shared libraries, which run code where they are loaded. A temporary folder where there is no
+    such place.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
     made_by = f"{platform.python_version()} {cpu_model()} {compiler()} {instruction_sets()}"

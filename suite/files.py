@@ -1,6 +1,7 @@
 """Files that are whole at any moment: written aside, synced, renamed, and their folder synced.
 
-A reader, a kill or a power cut finds what was there before or what was to be there, and a full disk leaves nothing behind.
+A reader, a kill or a power cut finds what was there before or what was to be there, and a full disk leaves nothing
+behind.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pathlib import Path
 def write_whole(path: Path, data: bytes, aside: str = "") -> None:
     """Put bytes in place, in a folder that is made where there is none; also where several machines do so at once.
 
-    aside: what the file is called until it is whole, for whoever tidies up behind a kill; by default .NAME.HOST.PROCESS.part.
+    aside: what the file is called until it is whole, for whoever tidies up behind a kill; by default
+    .NAME.HOST.PROCESS.part.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(aside or f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")

@@ -41,7 +41,8 @@ class RegistryError(ValueError):
 class Entry:
     """A scheme in one of its arms. cls is None in a process that has not loaded its file.
 
-    module: that registered it; file: that was loaded for it; fault: why nothing of it can be trained, half a line, or "".
+    module: that registered it; file: that was loaded for it; fault: why nothing of it can be trained, half a line, or
+    "".
     """
 
     name: str
@@ -58,8 +59,8 @@ class Entry:
     def code_digest(self, values: dict[str, object]) -> str:
         """Digest of what the class is made of at these values; to be asked first when its file has been run to the end.
 
-        A parameter that is not named, or has its default, is a constant of the code: one that is added to the class later, with the
-        old behaviour as its default, changes no digest.
+        A parameter that is not named, or has its default, is a constant of the code: one that is added to the class
+        later, with the old behaviour as its default, changes no digest.
         """
         words = _words(self.defaults | values)
         others = {key: words[key] for key, value in values.items() if value != self.defaults[key]}
@@ -152,7 +153,8 @@ def called(path: Path) -> str:
 def load(path: str | Path) -> list[Entry]:
     """Import one scheme's file into this process, with your rights, and say what it registers itself.
 
-    What another file of `baselines/` registers that it imports is not its own. Raises RegistryError, and then nothing of it stays.
+    What another file of `baselines/` registers that it imports is not its own. Raises RegistryError, and then nothing
+    of it stays.
     """
     global _discovered
     path, known, _discovered = Path(path).resolve(), dict(_entries), True

@@ -35,8 +35,9 @@ class Context(NamedTuple):
 class Site(NamedTuple):
     """Where a scheme instance lives, given to its constructor.
 
-    width: D. depth: number of blocks. block: counts from 0. site: "attn" or "ffn". inner: width of what the writer of this site
-    reads (attention: D, its heads side by side; FFN: F), as `Residual.inner` gets it. heads: attention heads.
+    width: D. depth: number of blocks. block: counts from 0. site: "attn" or "ffn". inner: width of what the writer of
+    this site reads (attention: D, its heads side by side; FFN: F), as `Residual.inner` gets it. heads: attention
+    heads.
     """
 
     width: int
@@ -57,7 +58,8 @@ class Factors(NamedTuple):
 class _RMSNorm(torch.autograd.Function):
     """y = r x with r = rsqrt(mean(x^2) + eps); dx = r (dy - y mean(dy y)), which needs y, kept by the next layer anyway, and no x.
 
-    Returns (y, r). Written so that torch.func.vmap can batch it: runs that are trained as one model have a leading axis.
+    Returns (y, r). Written so that torch.func.vmap can batch it: runs that are trained as one model have a leading
+    axis.
     """
 
     generate_vmap_rule = True
@@ -101,13 +103,15 @@ def centered(x_BTD: Tensor, segments: tuple[int, ...]) -> Tensor:
 class Residual(nn.Module):
     """Base of every scheme: post-norm, ``rms_norm(merge(x, branch(x), ctx))``.
 
-    Most schemes override `merge` alone; pre-norm ones override `forward`, those with several streams or a memory of earlier outputs
-    `open` and `fold` too. One class serves all blocks: a first block that differs asks `site.block` in its constructor.
-    Keyword arguments of the constructor are the scheme's parameters: they become the `params` column. Numbers that differ by block,
-    or depend on depth, must be buffers, not Python attributes (a Python number read in `forward` recompiles every block).
-    Every parameter a scheme owns is a gate: never decayed. No method may draw random numbers but the constructor and `init_weights`.
+    Most schemes override `merge` alone; pre-norm ones override `forward`, those with several streams or a memory of
+    earlier outputs `open` and `fold` too. One class serves all blocks: a first block that differs asks `site.block`
+    in its constructor. Keyword arguments of the constructor are the scheme's parameters: they become the `params`
+    column. Numbers that differ by block, or depend on depth, must be buffers, not Python attributes (a Python number
+    read in `forward` recompiles every block). Every parameter a scheme owns is a gate: never decayed. No method may
+    draw random numbers but the constructor and `init_weights`.
 
-    Shapes: B batch, T tokens, D width. The trunk x is (B, T, D), or whatever `open` made of it, from the first block to the last.
+    Shapes: B batch, T tokens, D width. The trunk x is (B, T, D), or whatever `open` made of it, from the first block
+    to the last.
     """
 
     shared = False  # True: one instance serves both merges of a block (ReZero)
@@ -127,15 +131,17 @@ class Residual(nn.Module):
     def open(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         """The trunk that the first block reads, from its tokens (B, T, D). Called once a forward, on the first block's first instance.
 
-        Streams, or slots for earlier outputs, are a further axis: (B, T, S, D). What all blocks share (an embedding of ctx.t_B that
-        modulates them) may be made here, of parameters of site.block 0 alone, and travel along as more tokens: (B, T + K, D).
+        Streams, or slots for earlier outputs, are a further axis: (B, T, S, D). What all blocks share (an embedding
+        of ctx.t_B that modulates them) may be made here, of parameters of site.block 0 alone, and travel along as
+        more tokens: (B, T + K, D).
         """
         return x_BTD
 
     def fold(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) from the trunk behind the last block: folds streams, or adds the final norm that pre-norm needs.
 
-        Called on the last block's last instance. Measurements see a trunk of another shape than (B, T, D) as this gives it, at any depth.
+        Called on the last block's last instance. Measurements see a trunk of another shape than (B, T, D) as this
+        gives it, at any depth.
         """
         return x_BTD
 

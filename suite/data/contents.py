@@ -1,7 +1,7 @@
 """Which content files have: SHA-256, of a file that was read before only where size, times or inode say that it may be another.
 
-What was read is noted in a file of its own beside the data. It decides nothing but whether to read again: where it is lost, copied along
-or cannot be written, the files are read once more.
+What was read is noted in a file of its own beside the data. It decides nothing but whether to read again: where it is
+lost, copied along or cannot be written, the files are read once more.
 """
 
 from __future__ import annotations

@@ -47,10 +47,11 @@ def load(source: str = "digits") -> Dataset:
     """`digits`, `mnist`, `latents:DIR`, `imagefolder:DIR`, `parquet:FILE` or a hub name, options as
     `SOURCE,size=32,colour=grey,label=NAME`.
 
-    size: images are cropped square and resized (default: the shorter side, which must then be the same for all). colour: grey or
-    rgb (default: as they are, all grey or all in colour). label, image: columns (default: `label` or the only ClassLabel; the
-    only image column). split: of a hub name (default train), or the folder in DIR that holds the class folders; no name chooses
-    one by itself. `latents:DIR` is a folder that `encode` made (suite/scale/latents.py). Raises DataError.
+    size: images are cropped square and resized (default: the shorter side, which must then be the same for all).
+    colour: grey or rgb (default: as they are, all grey or all in colour). label, image: columns (default: `label` or
+    the only ClassLabel; the only image column). split: of a hub name (default train), or the folder in DIR that holds
+    the class folders; no name chooses one by itself. `latents:DIR` is a folder that `encode` made
+    (suite/scale/latents.py). Raises DataError.
     """
     if source == "digits":
         pixels, labels = _digits()

@@ -1,9 +1,10 @@
 """A change of level in a loss curve of which nothing is known: no constant loss, no noise level, no start of training.
 
-Every point of the curve is tried as the first behind a change; a jump is judged by its size in scatters. The scatter is bounded from
-below by the last printed digit, by the heights over the running minimum just before, and by how far noise wanders that has the differences
-of this log: if neighbouring points correlate by r, differences of sd d come from an AR(1) noise of sd d / sqrt(2 (1 - r)). How well a log
-tells r depends on its length; a jump that is large with the smallest r that the log allows, but not with the largest, is not `sure`.
+Every point of the curve is tried as the first behind a change; a jump is judged by its size in scatters. The scatter
+is bounded from below by the last printed digit, by the heights over the running minimum just before, and by how far
+noise wanders that has the differences of this log: if neighbouring points correlate by r, differences of sd d come
+from an AR(1) noise of sd d / sqrt(2 (1 - r)). How well a log tells r depends on its length; a jump that is large with
+the smallest r that the log allows, but not with the largest, is not `sure`.
 
 Curves of more than POINTS points are searched in blocks of medians. Everything works on the short median of five.
 """
@@ -53,7 +54,8 @@ class Change:
 def find_change(loss) -> Change | None:
     """The rise of level in (N,) finite losses that stands out most, or None; one that is sure goes before all that are not.
 
-    Of more than POINTS losses the last POINTS are searched on their own too, where a block would be too coarse for what has just begun.
+    Of more than POINTS losses the last POINTS are searched on their own too, where a block would be too coarse for
+    what has just begun.
     """
     loss = np.asarray(loss, float)
     found = _find(loss)

@@ -1,7 +1,8 @@
 """What became of a run that somebody else trained: an outcome and a crash step from a log of any trainer.
 
-With `constant_loss` the rule is that of `suite.verdict.crash.judge`, save that a log is complete: what came back is a spike, however long
-it took. Without it, a change of level is sought by the log's own level and scatter (`suite.detect.change`).
+With `constant_loss` the rule is that of `suite.verdict.crash.judge`, save that a log is complete: what came back is a
+spike, however long it took. Without it, a change of level is sought by the log's own level and scatter
+(`suite.detect.change`).
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ SPIKE_SCATTERS, SPIKE_RELATIVE = 8.0, 0.5  # robust sds and share of the level a
 def judge_foreign(steps, loss, *, constant_loss: float | None = None, grad_norm=None) -> tuple[Verdict, list[str]]:
     """Judge a log from elsewhere, thinned or not, from the start of training or not; returns the verdict and notes.
 
-    The confirmation window is 50 steps' worth of points, but at least ten. Without `constant_loss` the crash is the change of level that
-    stands out most: `collapsed` where the loss behind it is flat at once (its scatter, and the difference between its first window and
-    the rest, within a quarter of the jump) and a quarter of what was gained is lost; `degraded` otherwise, so also for a slow
-    rise and a recovery under way. `unknown`: a rise, but too few points before it, behind it, or in all to tell it from noise.
-    `nonfinite` is the first non-finite value, as in `judge`. Raises ValueError as `judge` does.
+    The confirmation window is 50 steps' worth of points, but at least ten. Without `constant_loss` the crash is the
+    change of level that stands out most: `collapsed` where the loss behind it is flat at once (its scatter, and the
+    difference between its first window and the rest, within a quarter of the jump) and a quarter of what was gained
+    is lost; `degraded` otherwise, so also for a slow rise and a recovery under way. `unknown`: a rise, but too few
+    points before it, behind it, or in all to tell it from noise. `nonfinite` is the first non-finite value, as in
+    `judge`. Raises ValueError as `judge` does.
     """
     steps = np.asarray(steps)
     spacing = float(np.median(np.diff(steps))) if len(steps) > 1 else 1.0
@@ -103,11 +105,11 @@ def _spikes(smooth) -> int:
 def detect_runs(path: str | Path, constant_loss: float | None = None, column: str | None = None) -> list[dict]:
     """Judge a log file ("-": standard input), run by run: dicts that go straight to JSON.
 
-    A step and a loss are needed; grad_norm, g_mean, g_ctr, tcs, q_grad, k_grad are used where the log has them, others ignored. column:
-    the name of the loss where it cannot be told. Keys: `run` (its name, where the file has several), those of `Verdict` (save
-    late_step), `mms_signature` (whether the crash carries the paper's gradient event: true, false, or null where the log cannot tell;
-    see `suite.verdict.signature`) and `notes` (a list of sentences). Raises LogError where the log cannot be read, ValueError where
-    `constant_loss` makes no sense.
+    A step and a loss are needed; grad_norm, g_mean, g_ctr, tcs, q_grad, k_grad are used where the log has them,
+    others ignored. column: the name of the loss where it cannot be told. Keys: `run` (its name, where the file has
+    several), those of `Verdict` (save late_step), `mms_signature` (whether the crash carries the paper's gradient
+    event: true, false, or null where the log cannot tell; see `suite.verdict.signature`) and `notes` (a list of
+    sentences). Raises LogError where the log cannot be read, ValueError where `constant_loss` makes no sense.
     """
     return [found for _, found in judge_logs(path, constant_loss, column)]
 

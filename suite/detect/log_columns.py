@@ -1,7 +1,7 @@
 """What the columns of somebody else's log mean: which is the loss, which rows are training's, and what a value in disguise says.
 
-The files themselves are read by `suite.detect.log_file`. What cannot be told raises `LogError`; what was taken for something else than
-it looks like is told in `Log.notes`, and nothing that may be a crash is ever left out.
+The files themselves are read by `suite.detect.log_file`. What cannot be told raises `LogError`; what was taken for
+something else than it looks like is told in `Log.notes`, and nothing that may be a crash is ever left out.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ FEW = 3  # steps back that any log may have
 class Log:
     """One curve. `steps` int64, strictly increasing, >= 0; `loss` and `grad_norm` float64, nan and inf kept as written.
 
-    `grad_norm` is None where the log has no such column, and 0 in rows where its cell is empty (not measured). `metrics`
-    holds the optional columns that the log has, grad_norm among them, with nan where a cell is empty.
-    `ends_with_newline` is False where the last line may have been cut inside a number. `run`: its name in a file of several.
+    `grad_norm` is None where the log has no such column, and 0 in rows where its cell is empty (not measured).
+    `metrics` holds the optional columns that the log has, grad_norm among them, with nan where a cell is empty.
+    `ends_with_newline` is False where the last line may have been cut inside a number. `run`: its name in a file of
+    several.
     """
 
     steps: np.ndarray

@@ -1,6 +1,7 @@
 """From the files that trainers and dashboards write to columns of text: delimited text, JSON, JSON lines, event files; packed or piped.
 
-What the columns mean is for `suite.detect.log_columns`. Every mistake a user can make raises `LogError`, one line: file, line, remedy.
+What the columns mean is for `suite.detect.log_columns`. Every mistake a user can make raises `LogError`, one line:
+file, line, remedy.
 """
 
 from __future__ import annotations

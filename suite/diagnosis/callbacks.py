@@ -10,8 +10,8 @@ from suite.diagnosis.monitor import Monitor
 def hugging_face_monitor(**kwargs):
     """A `transformers.TrainerCallback`: Trainer(callbacks=[hugging_face_monitor(csv="watch.csv")]). kwargs: of `Monitor`, without model.
 
-    The loss is what the model returned. The Trainer clips before a callback can look: the gradient norm is that behind its
-    `max_grad_norm`, and its own log has the one before.
+    The loss is what the model returned. The Trainer clips before a callback can look: the gradient norm is that
+    behind its `max_grad_norm`, and its own log has the one before.
     """
     from transformers import TrainerCallback
 
@@ -32,7 +32,8 @@ def hugging_face_monitor(**kwargs):
 
 def lightning_monitor(**kwargs):
     """A Lightning `Callback`: Trainer(callbacks=[lightning_monitor(csv="watch.csv")]). kwargs: of `Monitor`; `model` may be the name of
-    the submodule that training_step calls, where it does not call self(...); by default the largest one of a module without forward.
+    the submodule that training_step calls, where it does not call self(...); by default the largest one of a module
+    without forward.
     """
     try:
         from lightning.pytorch import Callback

@@ -1,7 +1,8 @@
 """Watch a network of any kind while it trains: `from suite.audit import Monitor`.
 
-Loss and gradient norm are read at every step. At every N-th step the residual writers are measured in the training's own forward and
-backward: hooks that only look, for that forward alone. No pass is added and no state is touched, so none has to be put back.
+Loss and gradient norm are read at every step. At every N-th step the residual writers are measured in the training's
+own forward and backward: hooks that only look, for that forward alone. No pass is added and no state is touched, so
+none has to be put back.
 
 Shapes: B samples, T tokens; as in `suite.diagnosis.metrics`.
 """
@@ -47,25 +48,28 @@ class Monitor:
             loss.backward()
             monitor.step(loss)          # before clipping and the optimiser's step
 
-    model: what the loop calls, wrapped or compiled as it is. writers: names of the nn.Linear modules that write to a residual stream, as
-    in `audit`; guessed from their names, and printed, where none are given. every: steps between two measurements (0: none). csv: a file
-    that `detect` reads, with the columns COLUMNS and medians over the writers; cells of what was not measured are empty. board: a
-    `SummaryWriter`. told: called with (step, kind, sentence) for each alarm, in place of a `DyingWarning`. start: steps done before.
-    batch_dim: 1 where inputs are (tokens, batch, width).
-    After each step `row` holds what was seen, and after a measurement `by_writer` one dictionary a writer. Of several forwards the
-    last in training mode into which a gradient came counts; under a gradient scaler gradients have its factor.
+    model: what the loop calls, wrapped or compiled as it is. writers: names of the nn.Linear modules that write to a
+    residual stream, as in `audit`; guessed from their names, and printed, where none are given. every: steps between
+    two measurements (0: none). csv: a file that `detect` reads, with the columns COLUMNS and medians over the
+    writers; cells of what was not measured are empty. board: a `SummaryWriter`. told: called with (step, kind,
+    sentence) for each alarm, in place of a `DyingWarning`. start: steps done before. batch_dim: 1 where inputs are
+    (tokens, batch, width). After each step `row` holds what was seen, and after a measurement `by_writer` one
+    dictionary a writer. Of several forwards the last in training mode into which a gradient came counts; under a
+    gradient scaler gradients have its factor.
 
-    Whatever goes wrong is said once, in a warning, and the training goes on: no exception leaves `step`, also none of `board` or `told`
-    (a loop that wants to stop at an alarm looks at `alarms`). A writer that cannot be measured (not called, called twice, of another
-    batch size, compiled, checkpointed) is left out alone. From a measured forward until `step` the writers' inputs and the gradients of
-    their outputs are kept. Raises AuditError, when it is made, where a writer is none or the csv cannot be opened.
+    Whatever goes wrong is said once, in a warning, and the training goes on: no exception leaves `step`, also none of
+    `board` or `told` (a loop that wants to stop at an alarm looks at `alarms`). A writer that cannot be measured (not
+    called, called twice, of another batch size, compiled, checkpointed) is left out alone. From a measured forward
+    until `step` the writers' inputs and the gradients of their outputs are kept. Raises AuditError, when it is made,
+    where a writer is none or the csv cannot be opened.
 
-    second_pass: for what is compiled or checkpointed, where hooks do not see. At a measured step `step` runs the model once more, on the
-    inputs, random numbers and autocast of the training's forward, with compiled parts eager, and sends back the gradient that the loss
-    sent into its outputs; that costs a forward and half a backward. Afterwards .grad, buffers and the random states of torch, numpy and
-    `random` are as they were. What else a forward of the model advances (a counter, a list, a generator of its own, a parameter or array
-    that it writes to, hooks of yours) advances twice at such a step, so such a model trains otherwise than without the Monitor; and a
-    model compiled in place (`model.compile()`) gets a break of its graph at its two ends.
+    second_pass: for what is compiled or checkpointed, where hooks do not see. At a measured step `step` runs the
+    model once more, on the inputs, random numbers and autocast of the training's forward, with compiled parts eager,
+    and sends back the gradient that the loss sent into its outputs; that costs a forward and half a backward.
+    Afterwards .grad, buffers and the random states of torch, numpy and `random` are as they were. What else a forward
+    of the model advances (a counter, a list, a generator of its own, a parameter or array that it writes to, hooks of
+    yours) advances twice at such a step, so such a model trains otherwise than without the Monitor; and a model
+    compiled in place (`model.compile()`) gets a break of its graph at its two ends.
     """
 
     def __init__(
@@ -121,8 +125,8 @@ class Monitor:
     def step(self, loss: Tensor | float | None = None, grad_norm: Tensor | float | None = None) -> None:
         """Call once a step, behind the backward pass and before gradients are clipped and used.
 
-        loss: of this step; None takes the mean of the scalars that the model returned. grad_norm: the norm of all gradients; None
-        computes it from them.
+        loss: of this step; None takes the mean of the scalars that the model returned. grad_norm: the norm of all
+        gradients; None computes it from them.
         """
         due, self.at = self._due(), self.at + 1
         self.row = {"step": self.at}

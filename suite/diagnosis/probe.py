@@ -1,7 +1,8 @@
 """The ridge probe of arXiv:2605.06169, App. H: where along depth can the timestep t be read from token statistics?
 
-Shapes: B samples, T tokens, D width. Features per layer: the image-token mean (D), the centered rms (1), the caption mean
-(D). Controls: statistics of the input image (mean, standard deviation, rms), and the image mean against shuffled t.
+Shapes: B samples, T tokens, D width. Features per layer: the image-token mean (D), the centered rms (1), the caption
+mean (D). Controls: statistics of the input image (mean, standard deviation, rms), and the image mean against shuffled
+t.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What the writers of a network read and write in one ordinary forward, and the gradients that come back to them.
 
-Nothing is run again and nothing is put back: the hooks are there for one forward, and the gradients come by hooks on tensors.
-Shapes: B samples, T tokens, D a writer's output width, F its input's; y is its input, d the gradient of its output.
+Nothing is run again and nothing is put back: the hooks are there for one forward, and the gradients come by hooks on
+tensors. Shapes: B samples, T tokens, D a writer's output width, F its input's; y is its input, d the gradient of its
+output.
 """
 
 from __future__ import annotations
@@ -130,8 +131,9 @@ class _OutProjection:
 class Recording:
     """The named writers in one forward, from its making to `ended`; the gradients until `forget`.
 
-    batch: samples in that forward, along batch_dim of its inputs. of_output: what is kept of a writer's output (B, T, D). live: the
-    forward is a training's own, as is the backward; else the backward is `gradients`. around: the wrappers of the model.
+    batch: samples in that forward, along batch_dim of its inputs. of_output: what is kept of a writer's output (B, T,
+    D). live: the forward is a training's own, as is the backward; else the backward is `gradients`. around: the
+    wrappers of the model.
     """
 
     def __init__(

@@ -116,7 +116,8 @@ class SecondPass:
     def _matched(self, found: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The outputs of the second pass and what the loss sent into each directly.
 
-        What came back into an output that feeds others holds their share as well; it is taken off, the last outputs first.
+        What came back into an output that feeds others holds their share as well; it is taken off, the last outputs
+        first.
         """
         if max(self.grads) >= len(found) or any(found[i].shape != grad.shape for i, grad in self.grads.items()):
             raise AuditError("the model returned something else when it was run again")

@@ -1,7 +1,8 @@
 """Has the loss just jumped, and stayed? Judged at every step of a run under way, from its own level and scatter.
 
-`suite.verdict` judges curves when they are complete; this one cannot wait. It speaks where the median of the last RECENT losses lies
-JUMP robust sds above the median of the losses before, and NEEDED of them lie half as far: a spike of a few steps stays below that.
+`suite.verdict` judges curves when they are complete; this one cannot wait. It speaks where the median of the last
+RECENT losses lies JUMP robust sds above the median of the losses before, and NEEDED of them lie half as far: a spike
+of a few steps stays below that.
 """
 
 from __future__ import annotations

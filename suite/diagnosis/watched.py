@@ -26,7 +26,8 @@ Forward = Recording | SecondPass  # what is kept of a forward until the step
 class Watched:
     """Forwards with gradients on: `begin` makes what is kept of one (or None), `last` is the one that counts, `loss` what they returned.
 
-    traced: a compiler that compiles the module in place breaks its graph at the hooks; else it traces them as nothing, and nothing is seen.
+    traced: a compiler that compiles the module in place breaks its graph at the hooks; else it traces them as
+    nothing, and nothing is seen.
     """
 
     def __init__(self, model: nn.Module, begin: Callable[[tuple, dict], Forward | None], guard: Guard, traced: bool) -> None:

@@ -39,7 +39,8 @@ def is_writer(module: object) -> bool:
 def query_key_gradients(model: nn.Module) -> dict[str, float]:
     """q_grad and k_grad: the median over layers of the gradient norms of query and key weights; nan where no name is known.
 
-    A matrix of queries, keys and values in one is cut in three along the longer side, where that is three times the other.
+    A matrix of queries, keys and values in one is cut in three along the longer side, where that is three times the
+    other.
     """
     queries, keys = [], []
     for name, weight in model.named_parameters():

@@ -1,8 +1,8 @@
 """What a scheme's class is made of, as a digest: its file, those of its bases, and those of what they import, transitively.
 
-Files of installed packages and of Python itself do not count (their versions stand in runs.csv), nor does the suite, the base of
-every scheme included, which the protocol's version covers. Names and places of files on a disk do not count. What a scheme reads
-otherwise (a file of numbers, an environment variable) is not seen.
+Files of installed packages and of Python itself do not count (their versions stand in runs.csv), nor does the suite,
+the base of every scheme included, which the protocol's version covers. Names and places of files on a disk do not
+count. What a scheme reads otherwise (a file of numbers, an environment variable) is not seen.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ HOUSE = ("baselines",)  # counts, installed or not
 def class_digest(cls: type, at_default: dict[str, object], others: dict[str, str]) -> str:
     """d and 15 hex digits over the code that a class is made of. Raises ValueError where a part of it cannot be read.
 
-    at_default: parameters at their default values, which the code then holds (`suite.identity.specialise`); others: the rest, as text.
+    at_default: parameters at their default values, which the code then holds (`suite.identity.specialise`); others:
+    the rest, as text.
     """
     files = _sources(cls)
     parts = {name: _text(path, name) for name, path in files.items()}

@@ -1,7 +1,7 @@
 """The code of a scheme as it is when some of its parameters have their default values: those are put in and folded away.
 
-So a parameter that is added to a class later changes nothing of the code that its old behaviour had. What cannot be folded safely is
-left as it stands, which makes two codes look different that are not, and never the other way round.
+So a parameter that is added to a class later changes nothing of the code that its old behaviour had. What cannot be
+folded safely is left as it stands, which makes two codes look different that are not, and never the other way round.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ COMPARE: dict[type, Callable[[object, object], bool]] = {
 def specialised(tree: ast.Module, name: str, values: dict[str, object], around: Sequence[ast.Module] = ()) -> ast.Module:
     """The tree with what class `name` does not need left out, and these parameters of its constructor replaced by constants.
 
-    around: the trees of other files that may hold bases of the class. The tree is changed. A parameter is left alone where the
-    constructor does more with it than read it, or keep it under its own name in `self` for its own class to read.
+    around: the trees of other files that may hold bases of the class. The tree is changed. A parameter is left alone
+    where the constructor does more with it than read it, or keep it under its own name in `self` for its own class to
+    read.
     """
     tree.body = _needed(tree, name)
     cls = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)

@@ -1,7 +1,7 @@
 """Which schemes there are, as processes say that never train: one for each file of `baselines/` and each plugin, which imports it alone.
 
-So a file that breaks, or changes torch, or uses another's name is found out, and the others are what they are without it.
-Nothing here imports torch; what is asked of a scheme's own code is asked in its file's process.
+So a file that breaks, or changes torch, or uses another's name is found out, and the others are what they are without
+it. Nothing here imports torch; what is asked of a scheme's own code is asked in its file's process.
 """
 
 from __future__ import annotations

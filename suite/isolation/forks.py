@@ -1,8 +1,9 @@
 """Processes that are forked from one in which torch and the suite are imported and no scheme's file is.
 
-So a process may import one scheme's file, do what it likes, and no other's numbers can change; and it starts at once. The first one
-(`multiprocessing`'s fork server) imports while its parent goes on, which itself needs no torch. It runs no operation, starts no thread
-and opens no GPU. Who is forked from it ends when its pipe does, which is when its parent dies at the latest.
+So a process may import one scheme's file, do what it likes, and no other's numbers can change; and it starts at once.
+The first one (`multiprocessing`'s fork server) imports while its parent goes on, which itself needs no torch. It runs
+no operation, starts no thread and opens no GPU. Who is forked from it ends when its pipe does, which is when its
+parent dies at the latest.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def start() -> None:
 def fork(main: Callable, *args: object, log: Path | None = None, **variables: str) -> tuple[BaseProcess, Connection]:
     """Run `main(connection, *args)` in a process of its own; returns it and the other end of its pipe.
 
-    It has this process's environment and folder of now and further `variables`, one thread, and Ctrl-C does not reach it. What it prints
-    goes to `log`, or to standard error.
+    It has this process's environment and folder of now and further `variables`, one thread, and Ctrl-C does not reach
+    it. What it prints goes to `log`, or to standard error.
     """
     start()
     ours, theirs = _context.Pipe()

@@ -100,10 +100,12 @@ def tensors(block: nn.Module) -> dict[str, Tensor]:
 class CompiledBlock:
     """The functions of one kind of block for one shape of trunk.
 
-    forward(x, rope, step, t_B, *weights) -> [x, *saved]; backward(*saved, d_x) -> [d_x, None, None, None, *d_weights]; `weights` are
-    the block's parameters and then its buffers. `infer` is forward without the saved part. All lists of tensors are consumed.
-    x and d_x are contiguous, going in and coming out: the next block runs the same code.
-    replicas: R, where x, t and the weights have a leading axis of R models, which see nothing of each other; 0 = no such axis.
+    forward(x, rope, step, t_B, *weights) -> [x, *saved]; backward(*saved, d_x) -> [d_x, None, None, None,
+    *d_weights]; `weights` are the block's parameters and then its buffers. `infer` is forward without the saved part.
+    All lists of tensors are consumed. x and d_x are contiguous, going in and coming out: the next block runs the same
+    code.
+    replicas: R, where x, t and the weights have a leading axis of R models, which see nothing of each other; 0 = no
+    such axis.
     """
 
     def __init__(

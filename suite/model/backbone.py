@@ -1,7 +1,7 @@
 """The single-stream Post-Norm diffusion transformer of arXiv:2605.06169, section 2 and Table 3.
 
-No AdaLN, and of the timestep only what a scheme makes of it; image and caption tokens in one sequence; 2-D RoPE on image tokens,
-then QK-Norm, then attention; SwiGLU; non-affine RMSNorm; no biases in blocks; two merges a block.
+No AdaLN, and of the timestep only what a scheme makes of it; image and caption tokens in one sequence; 2-D RoPE on
+image tokens, then QK-Norm, then attention; SwiGLU; non-affine RMSNorm; no biases in blocks; two merges a block.
 
 Shapes: B batch, C channels, H, W pixels, I image tokens, T all tokens, D width, N heads, K head dimension, F FFN width,
 E = C * patch * patch values of an image token, G width of given captions.
@@ -44,8 +44,8 @@ def init_std(init: str, fan_in: int) -> float:
 def rope_2d(grid: int, tokens: int, head_dim: int, theta: float = 1e4) -> Tensor:
     """(2, tokens, head_dim/2) cosines and sines: half the angles for the row, half for the column, identity on captions.
 
-    inv_freq = theta^(-arange(0, head_dim/2, 2)/(head_dim/2)), half-split pairs, as in the official code, which turns the other way:
-    equivalent, with the sign of half of each head's query and key rows changed.
+    inv_freq = theta^(-arange(0, head_dim/2, 2)/(head_dim/2)), half-split pairs, as in the official code, which turns
+    the other way: equivalent, with the sign of half of each head's query and key rows changed.
     """
     inv_freq = theta ** -(torch.arange(0, head_dim // 2, 2, dtype=torch.float64) / (head_dim // 2))
     position = torch.arange(grid, dtype=torch.float64)
@@ -198,10 +198,11 @@ class DiT(nn.Module):
         """Draw every weight from a generator keyed by (seed, parameter name), so schemes share what they share.
 
         init: standard deviation of every weight as a number (N(0, 0.02^2), Table 3), or "fan_in": 0.64/sqrt(fan_in).
-        writers, final: "zero" or "std" for W_O and W_2, and for the output projection. Biases: zero where init is a number, as in
-        the usual code for such an init (the paper says "standard init" only): PyTorch's own U(-1, 1)/sqrt(fan_in) would be 25
-        times the embedding's weights and make all tokens nearly equal at the start. With "fan_in" they are PyTorch's.
-        Schemes then rescale their block's weights. drawn: told of each block when its weights are ready, before the next is begun.
+        writers, final: "zero" or "std" for W_O and W_2, and for the output projection. Biases: zero where init is a
+        number, as in the usual code for such an init (the paper says "standard init" only): PyTorch's own U(-1,
+        1)/sqrt(fan_in) would be 25 times the embedding's weights and make all tokens nearly equal at the start. With
+        "fan_in" they are PyTorch's. Schemes then rescale their block's weights. drawn: told of each block when its
+        weights are ready, before the next is begun.
         """
         ends = [(name, weight) for name, weight in self.named_parameters() if not name.startswith("blocks.")]
         self._draw(ends, seed, init, writers, final)

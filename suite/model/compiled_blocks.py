@@ -19,9 +19,10 @@ Kept = tuple[aot.CompiledBlock, list[Tensor]]
 class CompiledBlocks:
     """Runs `blocks` of one model; `rope` and `step` are its buffers, read at every call; t_B is the time of each sample.
 
-    segment: blocks per checkpointed segment, whose activations are recomputed in the backward by the same function, so
-    with the same bits; 0 = keep all activations. learnt, weights: per block the parameters, whose `.grad` a backward adds to, and
-    parameters and buffers; of R models stacked along a leading axis, where `replicas` is R. The trunk and t have that axis too then.
+    segment: blocks per checkpointed segment, whose activations are recomputed in the backward by the same function,
+    so with the same bits; 0 = keep all activations. learnt, weights: per block the parameters, whose `.grad` a
+    backward adds to, and parameters and buffers; of R models stacked along a leading axis, where `replicas` is R. The
+    trunk and t have that axis too then.
     """
 
     def __init__(

@@ -28,8 +28,8 @@ def make_batch(
 ) -> Batch:
     """Draw noise, t ~ U(0, 1) and dropped captions from `noise`, in this order.
 
-    caption_B, empty: as in `Batch`, and one of the same kind. share: (i, n) where the rows given are every n-th from the i-th of a
-    batch n times as long, of which each process makes its own; they are what the whole would hold.
+    caption_B, empty: as in `Batch`, and one of the same kind. share: (i, n) where the rows given are every n-th from
+    the i-th of a batch n times as long, of which each process makes its own; they are what the whole would hold.
     """
     (first, every), rows = share, len(x0_BCHW) * share[1]
     x1_BCHW = torch.randn((rows, *x0_BCHW.shape[1:]), generator=noise)[first::every]
@@ -94,10 +94,11 @@ def sample(
 ) -> Tensor:
     """Euler from t = 1 (noise) to 0 with classifier-free guidance: v = v_empty + w (v_caption - v_empty).
 
-    captions_BSD: a tensor, or what gives one when it is sliced. velocity(z, captions, t) is called with 2 * chunk rows, guided
-    and unguided halves in one forward, behind the axis of `runs`, if it is that of several. Returns (*runs, B, C, H, W). Noise is drawn
-    for all samples at once, and is the same for every run, so results do not depend on `chunk`. rows: (numbers of the captions given
-    among all, how many all are) where they are a part of them. Steps are uniform in t (no time shift).
+    captions_BSD: a tensor, or what gives one when it is sliced. velocity(z, captions, t) is called with 2 * chunk
+    rows, guided and unguided halves in one forward, behind the axis of `runs`, if it is that of several. Returns
+    (*runs, B, C, H, W). Noise is drawn for all samples at once, and is the same for every run, so results do not
+    depend on `chunk`. rows: (numbers of the captions given among all, how many all are) where they are a part of
+    them. Steps are uniform in t (no time shift).
     """
     mine, n = rows or (slice(None), len(captions_BSD))
     z_all = torch.randn(n, *shape, generator=noise)[mine].to(empty_SD.device)

@@ -1,8 +1,8 @@
 """Models of one shape, trained as one: every parameter stacked along a leading axis R, the blocks batched over it by vmap.
 
-Each model keeps its own modules; their parameters and gradients are rows of two (R, P) buffers, so what holds one run (its
-checkpoint, clipping, optimiser) need not know of the others. A replica is computed from its own row alone: a neighbour's nan,
-learning rate or end is nothing to it.
+Each model keeps its own modules; their parameters and gradients are rows of two (R, P) buffers, so what holds one run
+(its checkpoint, clipping, optimiser) need not know of the others. A replica is computed from its own row alone: a
+neighbour's nan, learning rate or end is nothing to it.
 
 Shapes: R replicas, P parameters of a model; B batch, C channels, H, W pixels, S caption tokens, D width.
 """
@@ -34,9 +34,9 @@ class _Part(nn.Module):
 class Replicas:
     """R models (same scheme, depth and sizes) as one function; a backward adds to each model's own `.grad`.
 
-    values, grads: (R, P), of which row r holds the parameters and gradients of dits[r], each at the place that `slices` has under
-    its name. compiled: the blocks run as compiled code, as `DiT.compile` has it on a CPU. Raises ValueError for models that
-    differ in shape.
+    values, grads: (R, P), of which row r holds the parameters and gradients of dits[r], each at the place that
+    `slices` has under its name. compiled: the blocks run as compiled code, as `DiT.compile` has it on a CPU. Raises
+    ValueError for models that differ in shape.
     """
 
     def __init__(self, dits: Sequence[DiT], values_RP: Tensor, grads_RP: Tensor, slices: dict[str, slice], compiled: bool) -> None:

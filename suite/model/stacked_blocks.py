@@ -1,7 +1,7 @@
 """The blocks of R models of one shape by `torch.compile`, on a torch where `suite.model.aot` is not to be had.
 
-One compiled function a kind of block, which the stacked weights of each block are handed to: what there is to compile does not depend
-on depth.
+One compiled function a kind of block, which the stacked weights of each block are handed to: what there is to compile
+does not depend on depth.
 Shapes: R replicas; x is the trunk (R, B, T, D).
 """
 
@@ -28,8 +28,8 @@ class _Forward(nn.Module):
 class StackedBlocks:
     """Called as `CompiledBlocks` is; autograd adds to the `.grad` of the weights.
 
-    segment: blocks per checkpointed segment; 0 = keep all activations. weights: per block the parameters and buffers of R models, in
-    the order of the block's own, with a leading axis R.
+    segment: blocks per checkpointed segment; 0 = keep all activations. weights: per block the parameters and buffers
+    of R models, in the order of the block's own, with a leading axis R.
     """
 
     def __init__(

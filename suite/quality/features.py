@@ -142,8 +142,9 @@ class InceptionFeatures(FeatureNet):
 def extractor(kind: str = "digits", weights: str | Path | None = None) -> FeatureNet:
     """The frozen feature network of this kind, in eval mode on the CPU. Takes no random numbers.
 
-    kind: "digits" (the default) or "mnist", both shipped, or "inception"; weights: Inception v3 weights file, else $INCEPTION_WEIGHTS.
-    Raises QualityError for an unknown kind, a missing or changed weights file, or a missing torch-fidelity.
+    kind: "digits" (the default) or "mnist", both shipped, or "inception"; weights: Inception v3 weights file, else
+    $INCEPTION_WEIGHTS. Raises QualityError for an unknown kind, a missing or changed weights file, or a missing
+    torch-fidelity.
     """
     if kind in ("digits", "mnist"):
         digits, mnist = (DigitFeatures, DIGITS_WEIGHTS, DIGITS_SHA256), (MnistFeatures, MNIST_WEIGHTS, MNIST_SHA256)

@@ -14,8 +14,9 @@ CELL = ("protocol_version", "data", "scheme", "arm", "params", "writers", "gate_
 def compare(mine_folder, committed_folder) -> list[dict]:
     """Your cells beside the committed ones, one row per cell that you ran, over whatever seeds each side has.
 
-    Per side: `runs`, `seeds`, `outcome` (with counts where seeds differ), `crash_step` and `final_loss` (medians; exact steps are
-    chaotic at rounding level). `agree`: one side saw no fate (dead, unusable, live) that the other did not; None where a side is missing.
+    Per side: `runs`, `seeds`, `outcome` (with counts where seeds differ), `crash_step` and `final_loss` (medians;
+    exact steps are chaotic at rounding level). `agree`: one side saw no fate (dead, unusable, live) that the other
+    did not; None where a side is missing.
     """
     mine, committed = (_cells(Store(folder).runs()) for folder in (mine_folder, committed_folder))
     out = []

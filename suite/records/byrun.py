@@ -1,7 +1,7 @@
 """What a folder's tables hold of each run, and a digest of it, for what cannot be computed again: any change of a cell or picture shows.
 
-Every file is read once, and only when it is asked for. The digest finds changes and accidents, not a forger, who can write a new digest
-beside a new number: against that only training again helps.
+Every file is read once, and only when it is asked for. The digest finds changes and accidents, not a forger, who can
+write a new digest beside a new number: against that only training again helps.
 """
 
 from __future__ import annotations

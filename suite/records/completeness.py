@@ -1,6 +1,7 @@
 """What a finished run must have left in the tables, by its protocol.
 
-Not judged: `spikes.csv` and `gates.csv`, since a run may have had none, and `throughput.csv`, which says nothing of the run itself.
+Not judged: `spikes.csv` and `gates.csv`, since a run may have had none, and `throughput.csv`, which says nothing of
+the run itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Table files: strict reading, atomic writing, and replacing the rows of a run in the tables that all runs share.
 
-Cells are text here, so none is reformatted that is not replaced. Every table is sorted and has one serialisation, so the same runs give
-the same bytes in whatever order they were added. A table without rows has no file. A table of one file a run has nothing to merge: a file
-is written whole. `suite.records.schema` holds the columns; `suite.records.tables` puts runs together and is what other modules import.
+Cells are text here, so none is reformatted that is not replaced. Every table is sorted and has one serialisation, so
+the same runs give the same bytes in whatever order they were added. A table without rows has no file. A table of one
+file a run has nothing to merge: a file is written whole. `suite.records.schema` holds the columns;
+`suite.records.tables` puts runs together and is what other modules import.
 """
 
 from __future__ import annotations

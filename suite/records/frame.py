@@ -19,9 +19,9 @@ KEPT = 4096  # files of one run whose frames are kept: all of the committed ones
 def read(folder, name: str, scheme: str | None = None, depth: int | None = None):
     """A table as a typed pandas DataFrame; for curves and audit that of all runs, or of those of one scheme or depth.
 
-    Required integers and booleans are plain, optional ones nullable; numbers are float64, where both nan and an empty cell
-    are NaN (`read_rows` tells them apart); empty text stays "", so that grouping keeps it. No file, no rows, except that a
-    folder without runs.csv is an error.
+    Required integers and booleans are plain, optional ones nullable; numbers are float64, where both nan and an empty
+    cell are NaN (`read_rows` tells them apart); empty text stays "", so that grouping keeps it. No file, no rows,
+    except that a folder without runs.csv is an error.
     """
     import pandas as pd
 

@@ -44,9 +44,9 @@ Runs = dict[str, Found]  # by run id
 def gather(sources: list[Path], results: Path, protocol: str | None = None) -> int:
     """Add the runs of `sources` (of one protocol, or of all) to `results`; returns how many of them were not there yet.
 
-    A finished run stays before one that broke, or that has lost something in `results`; of two that broke, the later source's stays.
-    Raises ValueError where there is nothing to gather, and TableError for tables of another version, a run of a source that has lost
-    something, or two finished runs of one id whose tables differ.
+    A finished run stays before one that broke, or that has lost something in `results`; of two that broke, the later
+    source's stays. Raises ValueError where there is nothing to gather, and TableError for tables of another version,
+    a run of a source that has lost something, or two finished runs of one id whose tables differ.
     """
     gathered: dict[str, Runs] = defaultdict(dict)
     for source in sources:

@@ -1,12 +1,12 @@
 """The column dictionary: every table of `results/`, every column, its type, unit and meaning.
 
-Pure data. `suite.records.tables` writes it out as `datapackage.json` beside the tables and checks every file against it. A change of
-names, types, order or keys is a new SCHEMA_VERSION; a better sentence in a meaning is not.
+Pure data. `suite.records.tables` writes it out as `datapackage.json` beside the tables and checks every file against
+it. A change of names, types, order or keys is a new SCHEMA_VERSION; a better sentence in a meaning is not.
 
-Symbols: X is the trunk entering a merge, U the branch output that joins it, T the number of tokens, J X the token mean mu(X),
-P X = X - J X the centered part c(X), A the attention matrix. At a writer W (attention W_O, FFN W_2), y_t is its input and
-delta_t the gradient of the loss with respect to its output at token t; ybar and dbar are their token means. Norms are
-Frobenius norms. Equation and table numbers are those of arXiv:2605.06169.
+Symbols: X is the trunk entering a merge, U the branch output that joins it, T the number of tokens, J X the token
+mean mu(X), P X = X - J X the centered part c(X), A the attention matrix. At a writer W (attention W_O, FFN W_2), y_t
+is its input and delta_t the gradient of the loss with respect to its output at token t; ybar and dbar are their token
+means. Norms are Frobenius norms. Equation and table numbers are those of arXiv:2605.06169.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
 """The results of one protocol: runs added from several processes, and which of them are done.
 
-A run is committed by its row in runs.csv, written last. This is what other rooms import of the tables; files and their format are in
-`suite.records.csvfile`, columns in `suite.records.schema`. Nothing here imports torch, and pandas only inside `read`.
+A run is committed by its row in runs.csv, written last. This is what other rooms import of the tables; files and
+their format are in `suite.records.csvfile`, columns in `suite.records.schema`. Nothing here imports torch, and pandas
+only inside `read`.
 """
 
 from __future__ import annotations
@@ -99,8 +100,9 @@ class Store:
     def add(self, record: dict) -> None:
         """Add or replace one run: `run` is its row, `curve`, `evals`, `quality`, … lists of rows without run_id.
 
-        All is checked before anything is written, and runs.csv is written last of the tables: a run whose add was killed is
-        not done, and adding it again replaces what was left. The real row of quality.csv may come with any run.
+        All is checked before anything is written, and runs.csv is written last of the tables: a run whose add was
+        killed is not done, and adding it again replaces what was left. The real row of quality.csv may come with any
+        run.
         """
         run_id, row, sides = self.laid_out(record)
         with self.lock():

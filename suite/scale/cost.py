@@ -1,7 +1,8 @@
 """What a plan will cost before anything is trained: parameters, steps, tokens, memory a GPU and hours.
 
-Parameters, steps and tokens are exact, memory is arithmetic (suite/scale/memory.py), and hours are, in this order: of a step
-that `bench` measured on CUDA at the same width, tokens and batch; or an estimate from the paper's own step time. Nothing else is said.
+Parameters, steps and tokens are exact, memory is arithmetic (suite/scale/memory.py), and hours are, in this order: of
+a step that `bench` measured on CUDA at the same width, tokens and batch; or an estimate from the paper's own step
+time. Nothing else is said.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def size(run: Run) -> Size:
 def flops(of: Size, batch: int, again: float) -> float:
     """Floating-point operations of a step. again: the share of the blocks whose forward runs a second time.
 
-    A weight takes 2 a token (a product and a sum), attention 2 T D for its scores and 2 T D for what they weigh, a token and block;
-    backward takes twice the forward: 6 a parameter and token, 8 with all replayed.
+    A weight takes 2 a token (a product and a sum), attention 2 T D for its scores and 2 T D for what they weigh, a
+    token and block; backward takes twice the forward: 6 a parameter and token, 8 with all replayed.
     """
     forward = 2 * of.parameters + 4 * of.tokens * of.width * of.depth
     return batch * of.tokens * forward * (3 + again)
@@ -121,8 +122,9 @@ def _captions(run: Run) -> int:
 def _estimated(run: Run, gpus: int) -> Seconds | None:
     """At the utilisation of the paper's step, between the two lengths that its captions may have had.
 
-    Below the paper's width memory, not arithmetic, may bound a step, which its own time does not show: what backward needs is written and
-    read once in each of forward, replay and, twice as much, backward. Least: the larger of the two times; most: their sum.
+    Below the paper's width memory, not arithmetic, may bound a step, which its own time does not show: what backward
+    needs is written and read once in each of forward, replay and, twice as much, backward. Least: the larger of the
+    two times; most: their sum.
     """
     of, p = size(run), run.protocol
     if p.width < LEAST_WIDTH or p.dtype != "bf16":

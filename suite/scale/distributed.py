@@ -1,7 +1,7 @@
 """One run in several processes, under `accelerate launch`: every process trains, the first one writes.
 
-Each holds the whole model (data parallel), or under Accelerate's settings for FSDP2 a part of it (sharded), then also where the
-launcher starts one process alone, so that a run can go on with another number of them.
+Each holds the whole model (data parallel), or under Accelerate's settings for FSDP2 a part of it (sharded), then also
+where the launcher starts one process alone, so that a run can go on with another number of them.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def run_distributed(runs: list[Run], results: Path, features: str, catalogue: Ca
     """Train the one run of the selection with the same global batch as a single process; returns the exit status.
 
     Gradients are averages of the processes' shares, so curves agree with a single process within rounding, not to the
-    byte; `processes` in runs.csv tells them apart. The run is held as a sweep holds it: a second launcher, or a launcher beside
-    a sweep, says so and gives up. Raises ValueError unless the selection is exactly one run, and under
-    what shards a model. This process imports the file of the run's scheme, and no other.
+    byte; `processes` in runs.csv tells them apart. The run is held as a sweep holds it: a second launcher, or a
+    launcher beside a sweep, says so and gives up. Raises ValueError unless the selection is exactly one run, and
+    under what shards a model. This process imports the file of the run's scheme, and no other.
     """
     for name, word in SHARDERS.items():
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):

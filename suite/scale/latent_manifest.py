@@ -1,9 +1,9 @@
 """What is known of a folder of latents without reading it again: `latents.json` and `latents.safetensors` beside the shards.
 
-latents.json: version, rows, shape (C, H, W), caption_shape (S, D) or null, classes or null, shards (name, rows, bytes, sha256), encoder:
-how they were made, or null; empty: "given", or "zeros" where nobody said how the empty caption is embedded, or null for labels;
-tensors: sha256 of latents.safetensors. That holds, in float64, the mean and the mean square over all rows at every position of a
-latent, and the embedding of the empty caption.
+latents.json: version, rows, shape (C, H, W), caption_shape (S, D) or null, classes or null, shards (name, rows,
+bytes, sha256), encoder: how they were made, or null; empty: "given", or "zeros" where nobody said how the empty
+caption is embedded, or null for labels; tensors: sha256 of latents.safetensors. That holds, in float64, the mean and
+the mean square over all rows at every position of a latent, and the embedding of the empty caption.
 Shapes: N rows, C channels, H = W positions, S caption tokens, D their width.
 """
 
@@ -88,8 +88,8 @@ def make(
 ) -> Manifest:  # fmt: skip
     """Read all rows once, write both files, return what they hold. Raises DataError for what cannot be trained on.
 
-    encoder: how the latents were made. empty_SD: embedding of the empty caption; else that of a latents.safetensors which lies
-    there, else zeros. digests: what the shards' sha256 must be, by name.
+    encoder: how the latents were made. empty_SD: embedding of the empty caption; else that of a latents.safetensors
+    which lies there, else zeros. digests: what the shards' sha256 must be, by name.
     """
     from safetensors.torch import save
 

@@ -1,7 +1,8 @@
 """Memory of a training step by arithmetic: parameters with their optimiser, and the activations that backward needs.
 
-Counted is what eager code keeps on a GPU. Not counted: the workspaces of kernels, CUDA's own (about a GiB), what an allocator loses,
-and that compiled blocks keep less. All sizes are bytes; a row is one image of the batch with its caption.
+Counted is what eager code keeps on a GPU. Not counted: the workspaces of kernels, CUDA's own (about a GiB), what an
+allocator loses, and that compiled blocks keep less. All sizes are bytes; a row is one image of the batch with its
+caption.
 
 Shapes: B batch, T tokens, D width, N heads, F FFN width.
 """
@@ -69,10 +70,11 @@ def _size(
 def _branches(tokens: int, p: Protocol, half: bool) -> int:
     """Bytes of a row that the two branches of a block keep beside what their linear maps read of the trunk.
 
-    Attention: the product of W_qkv (3D values a token, held whole by its part v); of queries and keys the normalised ones (2D), in fp32
-    with the reciprocal norms of each head (2N), and under bf16 their copies (2D) for the attention operator, which keeps its
-    output (D; W_O reads the same) and a fp32 logarithm a head (N). FFN: the product of W_13 (2F, gate and value), SiLU of the gate (F),
-    their product (F), which W_2 reads. No T x T matrix: the fused attention of a GPU works it out again.
+    Attention: the product of W_qkv (3D values a token, held whole by its part v); of queries and keys the normalised
+    ones (2D), in fp32 with the reciprocal norms of each head (2N), and under bf16 their copies (2D) for the attention
+    operator, which keeps its output (D; W_O reads the same) and a fp32 logarithm a head (N). FFN: the product of W_13
+    (2F, gate and value), SiLU of the gate (F), their product (F), which W_2 reads. No T x T matrix: the fused
+    attention of a GPU works it out again.
     """
     value = HALF if half else FLOAT
     attention = value * (3 + 1) * p.width + (FLOAT + HALF * half) * 2 * p.width + FLOAT * 3 * p.heads
@@ -82,7 +84,8 @@ def _branches(tokens: int, p: Protocol, half: bool) -> int:
 def _merges(dit: DiT, blocks: int, half: bool) -> tuple[int, int]:
     """(bytes that a row's trunk, the merges and the linear maps that read it keep over some blocks, bytes of the trunk behind them).
 
-    Asked of autograd on the meta device, with one linear map in the place of each branch, so that it holds for any scheme.
+    Asked of autograd on the meta device, with one linear map in the place of each branch, so that it holds for any
+    scheme.
     """
     residuals, value = dit.blocks[0].residuals, torch.bfloat16 if half else torch.float32
     with torch.device("meta"):
@@ -145,8 +148,8 @@ def micro_rows(
 ) -> int:
     """Rows of the micro-batches of a sharded step: the largest divisor of batch / gpus whose activations fit into free_bytes.
 
-    free_bytes: of one GPU, beside `sharded_state`. shape, caption_shape: as in `size_of`. Raises ValueError where the batch does not
-    divide among the GPUs, or one row does not fit.
+    free_bytes: of one GPU, beside `sharded_state`. shape, caption_shape: as in `size_of`. Raises ValueError where the
+    batch does not divide among the GPUs, or one row does not fit.
     """
     batch = run.protocol.batch
     if batch % gpus:

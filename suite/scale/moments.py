@@ -87,8 +87,8 @@ def gather(images: Iterable[Tensor], extractor: FeatureNet) -> Moments:
 def scores(samples: Iterable[Tensor], real: Moments, extractor: FeatureNet, *, seed: int = 0) -> dict:
     """FID and Inception score of samples (B, C, H, W) that come batch by batch, as `suite.quality.fid.scores` lays them out.
 
-    No KID: it needs the features of every real image. Raises QualityError where the moments are of another network, and for
-    fewer than 4 samples.
+    No KID: it needs the features of every real image. Raises QualityError where the moments are of another network,
+    and for fewer than 4 samples.
     """
     from torchmetrics.image.inception import InceptionScore
 

@@ -1,9 +1,9 @@
 """The second placement of a model's parameters: every block's weights in equal shards over the processes (FSDP2), the rest on all.
 
-Accelerate starts the processes and reads its own settings file; the sharding is torch's `fully_shard`, a block a unit. What is
-small lies whole on every process, in one flat buffer: the embedding, the output projection and the schemes' gates. A gate
-that is sharded would be rounded with its block to bf16, and of one number nothing is left to shard.
-Under bf16 a block's weights are gathered in bf16; masters, gates, gradient sums and AdamW stay fp32.
+Accelerate starts the processes and reads its own settings file; the sharding is torch's `fully_shard`, a block a
+unit. What is small lies whole on every process, in one flat buffer: the embedding, the output projection and the
+schemes' gates. A gate that is sharded would be rounded with its block to bf16, and of one number nothing is left to
+shard. Under bf16 a block's weights are gathered in bf16; masters, gates, gradient sums and AdamW stay fp32.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Checkpoints of a sharded model: every process writes its part, any number of processes reads them (torch.distributed.checkpoint).
 
-A checkpoint is a folder `step-<n>`, as in suite.training.checkpoint: torch's `.metadata` and `*.distcp`, `history.safetensors`
-and `log.json`, and a `manifest.json` with the digest of each, last. It is written aside by all, and renamed when all have
-synced. Every function here is called by all processes together, which must see one file system.
+A checkpoint is a folder `step-<n>`, as in suite.training.checkpoint: torch's `.metadata` and `*.distcp`,
+`history.safetensors` and `log.json`, and a `manifest.json` with the digest of each, last. It is written aside by all,
+and renamed when all have synced. Every function here is called by all processes together, which must see one file
+system.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ def _together(work: Callable[[], None] | None) -> None:
 def load(folder: Path, owner: str, shards: dict[str, Tensor]) -> tuple[int, dict[str, Tensor], dict] | None:
     """Fill `shards`, of this number of processes, from the newest whole checkpoint: (step, history, log), or None if there is none.
 
-    A damaged one, one of another run or of another torch version is passed over with a warning, and the older one is tried.
-    Raises PlacementError (ValueError) at one that a model made which lay whole in one process.
+    A damaged one, one of another run or of another torch version is passed over with a warning, and the older one is
+    tried. Raises PlacementError (ValueError) at one that a model made which lay whole in one process.
     """
     from safetensors.torch import load as from_bytes
 

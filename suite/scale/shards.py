@@ -1,7 +1,7 @@
 """Shards of encoded images on disk: their columns as memory-mapped arrays, of which rows are read one by one.
 
-A shard is an Arrow stream as `datasets` writes it, or a Parquet file, which `datasets` converts once into its cache. It has a column
-`latent` (C, H, W) and either `caption` (S, D), both of 16 or 32 bits, or `label`, whole numbers.
+A shard is an Arrow stream as `datasets` writes it, or a Parquet file, which `datasets` converts once into its cache.
+It has a column `latent` (C, H, W) and either `caption` (S, D), both of 16 or 32 bits, or `label`, whole numbers.
 Shapes: N rows, B of a batch, C channels, H = W positions, S caption tokens, D their width.
 """
 
@@ -130,8 +130,8 @@ def open_shards(source: Source, files: list[Path]) -> Shards:
 def _converted(files: list[Path]):
     """Parquet files as one Arrow table of `datasets`, from its cache where they were converted before.
 
-    It knows files by path and time of change, and would give the old rows of one that was rewritten in between: so each content has
-    a cache of its own.
+    It knows files by path and time of change, and would give the old rows of one that was rewritten in between: so
+    each content has a cache of its own.
     """
     import datasets
 

@@ -1,9 +1,9 @@
 """Which learning rates a frontier needs: the search for the edge between rates at which all runs of a cell live and at which all die.
 
-A cell is a scheme at a depth. All rates lie on one lattice, so that cells share them. The search looks at every second point with a
-few seeds until the edge is between two of them, with one more point on each side to notice a cell that is not monotone, and then at every
-point of the edge with more seeds, unless it is so wide that half of the runs is no edge. It is a pure function of what is known, so a
-search that was stopped goes on where it was.
+A cell is a scheme at a depth. All rates lie on one lattice, so that cells share them. The search looks at every
+second point with a few seeds until the edge is between two of them, with one more point on each side to notice a cell
+that is not monotone, and then at every point of the edge with more seeds, unless it is so wide that half of the runs
+is no edge. It is a pure function of what is known, so a search that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def edge(known: Mapping[int, Point]) -> tuple[int | None, int | None]:
 def wanted(known: Mapping[int, Point], start: int = START) -> list[tuple[int, int]]:
     """The (point, seed) pairs to train next; empty where the cell's edge is known. start: an even point to begin at.
 
-    Every step rests on whole points alone, so that what is asked for in all does not depend on where a search was stopped. A pair
-    that broke (out of memory, an error) is asked for again as long as it is not known; whoever trains must stop there.
+    Every step rests on whole points alone, so that what is asked for in all does not depend on where a search was
+    stopped. A pair that broke (out of memory, an error) is asked for again as long as it is not known; whoever trains
+    must stop there.
     """
 
     def lacking(k: int, seeds: Iterable[int] = range(FIRST_SEEDS)) -> list[tuple[int, int]]:

@@ -13,7 +13,8 @@ from suite.protocol import Protocol, Run, short_hash
 def default_size(protocol: Protocol, depth: int) -> int:
     """Runs of a group where nobody says: the protocol's on a GPU.
 
-    On a CPU 1: groups of 2 to 16 do 1.05 to 1.21 times the runs per hour there (plain and MV-Split at 100 blocks), too little.
+    On a CPU 1: groups of 2 to 16 do 1.05 to 1.21 times the runs per hour there (plain and MV-Split at 100 blocks),
+    too little.
     """
     return max(1, protocol.group_blocks // depth) if forks.cards() else 1
 
@@ -21,7 +22,8 @@ def default_size(protocol: Protocol, depth: int) -> int:
 def in_groups(runs: Sequence[Run], size: int | None) -> list[list[Run]]:
     """The runs in groups of at most `size` (None: `default_size`) that differ in rate and seed only, as even as can be.
 
-    Those of a group stand in the tables together or not at all, and what is left then falls into the same groups as before.
+    Those of a group stand in the tables together or not at all, and what is left then falls into the same groups as
+    before.
     """
     alike: dict[Run, list[Run]] = defaultdict(list)
     for run in runs:

@@ -58,8 +58,8 @@ def make_plan(selection: Selection, for_costs: bool = False, catalogue: Catalogu
     """The runs of a selection, in a fixed order; shard i/n takes every n-th from the i-th. Raises one-line errors.
 
     catalogue: that of the selection's plugins, where it has been read.
-    for_costs: where the protocol's own data cannot be read and their shape is known, the runs are planned without them; such runs
-    cannot be trained, and their ids mean nothing (suite/scale/cost.py).
+    for_costs: where the protocol's own data cannot be read and their shape is known, the runs are planned without
+    them; such runs cannot be trained, and their ids mean nothing (suite/scale/cost.py).
     """
     protocol = protocol_named(selection.protocol)
     catalogue = catalogue or read(selection.plugins)

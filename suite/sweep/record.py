@@ -1,6 +1,7 @@
 """What a run leaves before its rows are in the tables: a folder of its own with checkpoints, and then the finished record.
 
-A record is what `tables.Store.add` takes. It goes through a file, so that it outlives the worker that made it, and the worker's parent.
+A record is what `tables.Store.add` takes. It goes through a file, so that it outlives the worker that made it, and
+the worker's parent.
 """
 
 from __future__ import annotations

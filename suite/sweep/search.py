@@ -1,7 +1,7 @@
 """A search protocol made a plan, round by round: the runs that the edges of its cells need next, from what the tables hold.
 
-A cell is a run without its rate and seed. `frontier.wanted` says which rates and seeds a cell lacks, first for the edge of the dead
-(LR50), then for that of the dead and the stuck (LR50u).
+A cell is a run without its rate and seed. `frontier.wanted` says which rates and seeds a cell lacks, first for the
+edge of the dead (LR50), then for that of the dead and the stuck (LR50u).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A sweep on a Slurm cluster: one array job through submitit, whose tasks each train a share of the runs.
 
-Every task has a results folder of its own, since not every cluster's file system keeps the locks that a shared one needs; the
-tables are gathered when the tasks have ended. As a program (`python -m suite.sweep.slurm`) this is such a task.
+Every task has a results folder of its own, since not every cluster's file system keeps the locks that a shared one
+needs; the tables are gathered when the tasks have ended. As a program (`python -m suite.sweep.slurm`) this is such a
+task.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ ALIVE = ("PENDING", "RUNNING", "REQUEUED", "SUSPENDED", "COMPLETING", "CONFIGURI
 def parse_settings(texts: Sequence[str]) -> dict[str, int | str]:
     """Settings from `key=value,...` texts; a value may hold commas (`exclude=n1,n2`), and whole numbers become integers.
 
-    Raises ValueError for what is no such list, and unless jobs and time (which submitit would take as 5 minutes) are positive numbers.
+    Raises ValueError for what is no such list, and unless jobs and time (which submitit would take as 5 minutes) are
+    positive numbers.
     """
     found: dict[str, int | str] = {}
     for item in [item for text in texts for item in re.split(r",(?=\w+=)", text)]:
@@ -52,8 +54,8 @@ def parse_settings(texts: Sequence[str]) -> dict[str, int | str]:
 def run_on_slurm(runs: list[Run], results: Path, settings: Sequence[str], plugins: Sequence[str], how: Mapping[str, object]) -> int:
     """Train what is not done yet, wait, gather; returns the exit status: 1 where a run broke or did not end, 130 after Ctrl-C.
 
-    how: workers, features, replicas and retry, as `Sweep` has them.
-    Raises ValueError for wrong settings, a machine without submitit or Slurm, and while tasks of an earlier call are alive.
+    how: workers, features, replicas and retry, as `Sweep` has them. Raises ValueError for wrong settings, a machine
+    without submitit or Slurm, and while tasks of an earlier call are alive.
     """
     options = parse_settings(settings)
     count = options.pop("jobs")

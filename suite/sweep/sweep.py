@@ -34,7 +34,8 @@ class Sweep:
     ) -> None:  # fmt: skip
         """workers: processes; None: one per card, or per usable core where there is no card, never more than cores.
 
-        replicas: how many runs are trained as one model at most, as `in_groups` has it. catalogue: that the runs were planned with.
+        replicas: how many runs are trained as one model at most, as `in_groups` has it. catalogue: that the runs were
+        planned with.
         """
         self.catalogue = catalogue or read()
         self.results = results

@@ -1,8 +1,9 @@
 """A worker process: takes groups of runs of one scheme's file from its pipe, and answers with one dictionary per event.
 
-Events: {"event": "step", "step", "loss"}, {"event": "note", "text", "once"}, {"event": "done"}, {"event": "failed", "status",
-"reason", "trace"}; status "disk" says that the disk is full, which is not the run's own fault. Records go through files
-(suite.sweep.record). The worker ends when its pipe closes, which means that its parent is gone, and it takes no run after one that broke.
+Events: {"event": "step", "step", "loss"}, {"event": "note", "text", "once"}, {"event": "done"}, {"event": "failed",
+"status", "reason", "trace"}; status "disk" says that the disk is full, which is not the run's own fault. Records go
+through files (suite.sweep.record). The worker ends when its pipe closes, which means that its parent is gone, and it
+takes no run after one that broke.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ def save(
 ) -> None:
     """Write `folder/step-<step>` atomically and drop all but the newest KEEP, and the last one up to step `keep_from`.
 
-    run_id names whose it is. log is any JSON value and comes back from `load` beside the tensors. One process at a time may hold a folder.
+    run_id names whose it is. log is any JSON value and comes back from `load` beside the tensors. One process at a
+    time may hold a folder.
     """
     from safetensors.torch import save as to_bytes
 
@@ -92,8 +93,8 @@ def complete(folder: Path) -> list[Path]:
 def load(folder: Path, run_id: str, at_most: int | None = None) -> tuple[int, dict[str, Tensor], dict] | None:
     """The newest whole checkpoint of this run (of step `at_most` or earlier), or None.
 
-    A damaged one, one of another run or of another torch version (which would go on with other bits) is passed over with a
-    warning, and the next older one is tried.
+    A damaged one, one of another run or of another torch version (which would go on with other bits) is passed over
+    with a warning, and the next older one is tried.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes

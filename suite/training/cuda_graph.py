@@ -2,10 +2,10 @@
 
 Two, not one: between the gradients and the update lie the audit's look at both and the rule that a step whose loss or
 gradient is not finite is not applied. Each replay reads and writes the addresses it was captured at, so the batch and
-the learning rate live in tensors of our own, and what the device has to know may not pass through Python: no `.item()`,
-no copy from the host. Replayed kernels are those of the step without a graph, so no bit changes.
-A run whose update is withheld is told apart on the device too, by the optimiser's `found_inf`, so that one graph serves a group.
-Not run on a GPU yet. On a CPU a test compares what two steps would bake in, with the capture left out.
+the learning rate live in tensors of our own, and what the device has to know may not pass through Python: no
+`.item()`, no copy from the host. Replayed kernels are those of the step without a graph, so no bit changes. A run
+whose update is withheld is told apart on the device too, by the optimiser's `found_inf`, so that one graph serves a
+group. Not run on a GPU yet. On a CPU a test compares what two steps would bake in, with the capture left out.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def capture(function: Callable[[], object], warm_up: int) -> tuple[Replay, objec
 class Graphed:
     """A pure function of tensors, captured at first use for each set of shapes and replayed from then on.
 
-    What else it reads must stay at its address: whoever holds this object holds that too. A result is valid until the next call.
+    What else it reads must stay at its address: whoever holds this object holds that too. A result is valid until the
+    next call.
     """
 
     def __init__(self, function: Callable[..., object], capture=capture) -> None:
@@ -60,8 +61,8 @@ class Graphed:
 class StepGraphs:
     """Gradients and update of one model and its optimisers, one a run, captured at first use and replayed from then on.
 
-    gradients: from a batch's tensors to (loss, raw norm), leaving clipped gradients where the optimisers find them; a pure
-    function of its inputs and the weights. optimizers: fused AdamW, maybe in Accelerate's wrapper.
+    gradients: from a batch's tensors to (loss, raw norm), leaving clipped gradients where the optimisers find them; a
+    pure function of its inputs and the weights. optimizers: fused AdamW, maybe in Accelerate's wrapper.
     """
 
     def __init__(

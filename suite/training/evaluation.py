@@ -1,7 +1,7 @@
 """Held-out loss and samples: no training random numbers, one fixed shape of forward, the same draws for every run.
 
-Shapes: B batch, C channels, H, W pixels, S caption tokens, D width; * is the axis of runs where a group of them is evaluated as
-one, and nothing where it is one run.
+Shapes: B batch, C channels, H, W pixels, S caption tokens, D width; * is the axis of runs where a group of them is
+evaluated as one, and nothing where it is one run.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ DEVICE_ELEMENTS = 1 << 24  # of the trunk of one run in such a forward on a GPU,
 class Evaluation:
     """velocity(z_*BCHW, captions_*BSD, t_*B) is the model as it is when called; captions: on the model's device.
 
-    runs: (R,) where velocity is that of a group of R runs. together: set where all processes of it evaluate one model, each a part;
-    every method must then be called by all; samples are the first one's alone.
+    runs: (R,) where velocity is that of a group of R runs. together: set where all processes of it evaluate one
+    model, each a part; every method must then be called by all; samples are the first one's alone.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """The fixed training loop of a group: runs that share everything but learning rate and seed, trained as one model in step with each other.
 
-Each has the curve, held-out losses, checkpoints and end that it has alone. A run that has ended stays in the model as a row that
-nothing reads, until half of the rows are such; then the model is made anew from the others, of two rows at least, since products
-of one matrix round otherwise than those of several. So the width of the model at a step is a function of where the runs end, and
-a group that was stopped and goes on takes the same steps at the same widths.
+Each has the curve, held-out losses, checkpoints and end that it has alone. A run that has ended stays in the model as
+a row that nothing reads, until half of the rows are such; then the model is made anew from the others, of two rows at
+least, since products of one matrix round otherwise than those of several. So the width of the model at a step is a
+function of where the runs end, and a group that was stopped and goes on takes the same steps at the same widths.
 Under an audit the width stays, since a replay takes steps again and must find the same kernels.
 """
 

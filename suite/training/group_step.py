@@ -20,9 +20,9 @@ from suite.training.step import TrainStep
 class GroupStep:
     """The joint forward, backward and update of runs that share everything but learning rate and seed.
 
-    steps: one a run, their models not compiled; their buffers become rows of this group's, and what they are asked to do from
-    now on goes through the group, so that a replay has the kernels of the run. The captured graphs of a GPU read this object's
-    memory.
+    steps: one a run, their models not compiled; their buffers become rows of this group's, and what they are asked to
+    do from now on goes through the group, so that a replay has the kernels of the run. The captured graphs of a GPU
+    read this object's memory.
     """
 
     def __init__(self, steps: Sequence[TrainStep], compiled: bool) -> None:

@@ -2,8 +2,9 @@
 
 At depth 1000 the default per-tensor AdamW costs as much as several blocks; over one buffer it is a few kernels, and
 bitwise equal to per-tensor fused AdamW (but for the last elements of a tensor that fills no whole number of vector
-registers, such as ReZero's scalar: one rounding). Groups lie one after the other in the buffer, so each is a slice; what has
-factors of a scheme's own lies behind the rest of its group, and the parts of one parameter that differ are slices by themselves.
+registers, such as ReZero's scalar: one rounding). Groups lie one after the other in the buffer, so each is a slice;
+what has factors of a scheme's own lies behind the rest of its group, and the parts of one parameter that differ are
+slices by themselves.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ class RunState:
     ) -> None:  # fmt: skip
         """Draw the weights on a CPU, move them to `device`. prepare: what Accelerate does to an optimiser.
 
-        group: name of the group that the run is trained in, which rounds otherwise: a checkpoint is for one group's members alone.
-        placement: set where all processes hold a part of the model each.
+        group: name of the group that the run is trained in, which rounds otherwise: a checkpoint is for one group's
+        members alone. placement: set where all processes hold a part of the model each.
         """
         p, self.owner = run.protocol, run.run_id + (f" of group {group}" if group else "")
         self.dit = build_model(run, shape, caption_shape)

@@ -22,7 +22,8 @@ class TrainStep:
     ) -> None:
         """alone: False for a run that a `GroupStep` will make a row of its model.
 
-        micro: rows of this process's share that are in memory at a time, None for all. Rounds otherwise, and changes nothing else.
+        micro: rows of this process's share that are in memory at a time, None for all. Rounds otherwise, and changes
+        nothing else.
         """
         p = run.protocol
         self.run, self.state, self.accelerator, self.device = run, state, accelerator, accelerator.device

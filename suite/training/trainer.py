@@ -34,7 +34,8 @@ class Trainer:
     def __init__(self, run: Run, data: Dataset, folder: Path, group: str = "", placement: Placement | None = None) -> None:
         """group: name of the group that the run is trained in (suite.training.group); "" for one alone.
 
-        placement: set where the processes of a launcher hold a part of the model each; all of them then call every method.
+        placement: set where the processes of a launcher hold a part of the model each; all of them then call every
+        method.
         """
         self.run, self.data, self.folder, p = run, data, folder, run.protocol
         environment.forget(*environment.OF_ACCELERATE)  # for good: it reads more of them when it prepares
@@ -107,7 +108,8 @@ class Trainer:
     def finished(self) -> bool:
         """Whether the run ends here: its length, a step that was not finite, or `after_crash` steps beyond a confirmed crash.
 
-        One that has not trained by the time when it should have never will; it goes on `after_crash` steps all the same.
+        One that has not trained by the time when it should have never will; it goes on `after_crash` steps all the
+        same.
         """
         step, curve = self.state.step, self.state.curve
         if step >= self.run.protocol.length or (curve and curve[-1][0] > step):

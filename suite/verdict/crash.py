@@ -1,9 +1,10 @@
 """From a loss curve to an outcome and a crash step: the one place where a crash is defined.
 
-`judge` is for our own runs, where the loss c of the best token-constant output is known. It works on the short median s (centred, five
-points); m_k is the running minimum of s before point k. An excursion is a run of points with s above m_k + (c - m_k)/2. One that lasts
-the confirmation window is the crash, one that comes back is a spike, and one that meets the end of the curve sooner is an unconfirmed
-crash (if five points or more lie behind it). Logs from elsewhere: `suite.detect.judge`.
+`judge` is for our own runs, where the loss c of the best token-constant output is known. It works on the short median
+s (centred, five points); m_k is the running minimum of s before point k. An excursion is a run of points with s above
+m_k + (c - m_k)/2. One that lasts the confirmation window is the crash, one that comes back is a spike, and one that
+meets the end of the curve sooner is an unconfirmed crash (if five points or more lie behind it). Logs from elsewhere:
+`suite.detect.judge`.
 """
 from __future__ import annotations
 
@@ -44,12 +45,12 @@ def judge(
 ) -> Verdict:
     """Judge one of our own runs on its curve so far: one point a step, `steps` strictly increasing.
 
-    `constant_loss` is c; `window` is the confirmation window in points; events that start after the step `horizon` do not
-    count, but the first is told as `late_step`; `warmup` is the number of steps in which the learning rate rises: before twice that
-    many (and 200) nothing can be said of a run that has not crashed. `heldout_loss` is that at the horizon: a run is `stuck` where
-    both losses end the horizon above 0.6 c (the curve's alone where it is None). A verdict of collapsed or degraded that is confirmed
-    rests on the points up to the end of its window alone, so later points cannot change it. Raises ValueError on arguments that make
-    no sense.
+    `constant_loss` is c; `window` is the confirmation window in points; events that start after the step `horizon` do
+    not count, but the first is told as `late_step`; `warmup` is the number of steps in which the learning rate rises:
+    before twice that many (and 200) nothing can be said of a run that has not crashed. `heldout_loss` is that at the
+    horizon: a run is `stuck` where both losses end the horizon above 0.6 c (the curve's alone where it is None). A
+    verdict of collapsed or degraded that is confirmed rests on the points up to the end of its window alone, so later
+    points cannot change it. Raises ValueError on arguments that make no sense.
     """
     return judge_known(steps, loss, constant_loss, window, horizon, grad_norm, max(MIN_STEPS, 2 * warmup), heldout_loss)
 

@@ -1,7 +1,7 @@
 """The MMS signature: are the gradients around a crash those of Mean Mode Screaming (arXiv:2605.06169, section 4)?
 
-A spike of g_mean together with extinction of the Q and K gradients. One definition for our own audits (`suite.diagnosis.auditor`)
-and for logs from elsewhere (`suite.detect.judge`); NumPy only.
+A spike of g_mean together with extinction of the Q and K gradients. One definition for our own audits
+(`suite.diagnosis.auditor`) and for logs from elsewhere (`suite.detect.judge`); NumPy only.
 """
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def foreign_signature(
 ) -> tuple[bool | None, list[str]]:
     """The signature of a crash in a log from elsewhere, and why; None = cannot tell.
 
-    columns: those of COLUMNS and grad_norm that the log has, nan where not measured. A log too coarse to show a spike of
-    ten steps, or that ends before the Q and K gradients had the time to die, decides nothing by not showing them.
+    columns: those of COLUMNS and grad_norm that the log has, nan where not measured. A log too coarse to show a spike
+    of ten steps, or that ends before the Q and K gradients had the time to die, decides nothing by not showing them.
     """
     if crash is None:
         return None, ["MMS signature: no crash to look at"]

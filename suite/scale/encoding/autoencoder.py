@@ -1,8 +1,9 @@
 """Images to latents and back by an autoencoder of `diffusers`, in the units that its own pipelines give to their models.
 
-AutoencoderKLFlux2, the paper's: the posterior's mean, 2 x 2 positions made channels, then the statistics of its BatchNorm
-(`Flux2Pipeline._encode_vae_image`). AutoencoderKL: the posterior's mean, shifted and scaled (`FluxImg2ImgPipeline`).
-Shapes: B images, C channels of a latent, K of an image, H = W positions of a latent, S = S pixels.
+AutoencoderKLFlux2, the paper's: the posterior's mean, 2 x 2 positions made channels, then the statistics of its
+BatchNorm (`Flux2Pipeline._encode_vae_image`). AutoencoderKL: the posterior's mean, shifted and scaled
+(`FluxImg2ImgPipeline`). Shapes: B images, C channels of a latent, K of an image, H = W positions of a latent, S = S
+pixels.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Images and their captions, or classes, as a folder for `--data latents:DIR`; goes on where an earlier call was stopped.
 
-The folder: shards `latents-00000.arrow`, ..., written whole or not at all; `encoding.json`, the settings and what is done; at the end the
-manifest (suite/scale/latent_manifest.py), and `reference.safetensors` where FID can be measured (suite/scale/encoding/reference.py).
+The folder: shards `latents-00000.arrow`, ..., written whole or not at all; `encoding.json`, the settings and what is
+done; at the end the manifest (suite/scale/latent_manifest.py), and `reference.safetensors` where FID can be measured
+(suite/scale/encoding/reference.py).
 
-A call that goes on makes the bytes that an uninterrupted one makes, on one machine with one batch size. Another batch size changes at most
-how sums are rounded: nothing in a row is computed from another row, and captions are padded to one length for the folder.
-Shapes: S caption tokens, D their width.
+A call that goes on makes the bytes that an uninterrupted one makes, on one machine with one batch size. Another batch
+size changes at most how sums are rounded: nothing in a row is computed from another row, and captions are padded to
+one length for the folder. Shapes: S caption tokens, D their width.
 """
 
 from __future__ import annotations
@@ -46,10 +47,11 @@ def encode(
 ) -> Path:  # fmt: skip
     """Encode all images below a folder; returns `out`. A folder that is finished is left as it is.
 
-    captions: a table (.csv, .jsonl, .parquet) of file_name, relative to the folder, and caption; None: class folders give labels.
-    vae, text: names of the hub, or folders; text is not loaded without captions. size: pixels; images are cropped square.
-    batch: images at once (default: what fits). tokens: of every caption (default: of the longest, at most 256). say: takes lines.
-    Raises DataError, one line, for whatever cannot be encoded; out of memory at one image too.
+    captions: a table (.csv, .jsonl, .parquet) of file_name, relative to the folder, and caption; None: class folders
+    give labels. vae, text: names of the hub, or folders; text is not loaded without captions. size: pixels; images
+    are cropped square. batch: images at once (default: what fits). tokens: of every caption (default: of the longest,
+    at most 256). say: takes lines. Raises DataError, one line, for whatever cannot be encoded; out of memory at one
+    image too.
     """
     found, device = listing(images, captions), frozen.device()
     target = Source(str(out), "latents", str(out), {}, "encode")

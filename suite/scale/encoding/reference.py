@@ -29,7 +29,8 @@ BATCH, THREADS = 256, 8
 def write(found: Listing, files: str, size: int, channels: int, out: Path, say: Callable[[str], object]) -> None:
     """Features of all images, cropped and resized as they were encoded; one line where there is no network to make them.
 
-    Goes over the images by itself: it takes one pass, and is made again from the start if it is killed. files: their digest.
+    Goes over the images by itself: it takes one pass, and is made again from the start if it is killed. files: their
+    digest.
     """
     of = frozen.digest_of(files, size, channels)
     try:

@@ -1,7 +1,7 @@
 """Captions to embeddings by a frozen text encoder of `transformers`: the last hidden state, at one length for all.
 
-The paper: Qwen3-0.6B in bf16, at most 256 tokens. What pads a caption stays a token: the paper's model attends to it too.
-Shapes: B captions, S tokens, D width.
+The paper: Qwen3-0.6B in bf16, at most 256 tokens. What pads a caption stays a token: the paper's model attends to it
+too. Shapes: B captions, S tokens, D width.
 """
 
 from __future__ import annotations

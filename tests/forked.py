@@ -8,7 +8,7 @@ from collections.abc import Callable
 from multiprocessing import forkserver
 
 from suite.__main__ import program
-from suite.isolation import forks
+from suite.isolation import catalogue, forks
 
 STREAMS = {0: "stdin", 1: "stdout", 2: "stderr"}
 
@@ -19,6 +19,7 @@ def forked(function: Callable[[], object]) -> int:
         return pid
     status = 70
     try:
+        catalogue._built_in.cache_clear()  # its processes answer the one that this was forked from
         if forks._begun:
             forkserver._forkserver.ensure_running = lambda: None  # it does, though it is no child of this process
         function()

@@ -27,6 +27,9 @@ SHARED = (  # besides the suite: what its arithmetic calls by name
 CLASSES = (torch.Tensor, torch.nn.Module, torch.nn.Parameter, torch.nn.Linear, torch.optim.AdamW, torch.optim.Optimizer)
 
 
+_WRAPPERS = {torch._compile._disable_dynamo(lambda: None).__code__}  # in which torch hides a part of its own from its compiler
+
+
 class Altered(ValueError):
     """The arithmetic is another than before; the message is half a line, without a subject."""
 
@@ -85,11 +88,13 @@ def _names() -> dict[tuple[ModuleType | type, str], tuple[object, object]]:
 
 
 def _bare(value: object) -> object:
-    """Without what torch itself wraps a part of its own in: an optimiser's `step` as the first is made, more at the first compilation."""
+    """Without what torch itself wraps a part of its own in: an optimiser's `step` as the first is made, more when its
+    compiler is imported, and at the first compilation.
+    """
     while True:
         if getattr(value, "__module__", None) == "torch._dynamo.mutation_guard" and getattr(value, "__closure__", None):
             value = value.__closure__[0].cell_contents
-        elif getattr(value, "hooked", False):
+        elif getattr(value, "hooked", False) or getattr(value, "__code__", None) in _WRAPPERS:
             value = value.__wrapped__
         elif (inner := getattr(value, "_torchdynamo_orig_callable", value)) is not value:
             value = inner

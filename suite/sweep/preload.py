@@ -6,6 +6,7 @@ gc.disable()  # collecting over what is only being imported takes a seventh of t
 import sklearn.datasets  # noqa: E402, F401
 import sklearn.model_selection  # noqa: E402, F401
 
+import suite.model.compiled_blocks  # noqa: E402, F401
 import suite.sweep.execute  # noqa: E402, F401
 import suite.sweep.tryout  # noqa: E402, F401
 

@@ -14,7 +14,8 @@ import forked
 import pytest
 from sweeps import WORDS, left_over, plan, rows, tables, work
 
-from paper_figures import draw, samples
+from paper_figures import draw
+from paper_figures.samples import samples
 from suite import cli, environment
 from suite.environment import ROOT
 from suite.numerals import decimal, whole

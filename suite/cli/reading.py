@@ -97,19 +97,20 @@ def _pictures(results: Path) -> Path:
 
 
 def verify(args) -> int:
+    from suite.evidence.report import readme_differs
     from suite.evidence.verify import verify
     from suite.isolation.catalogue import read
     from suite.isolation.forks import Fork
 
-    catalogue = read(args.plugin)
+    catalogue, pictures, committed = read(args.plugin), _pictures(args.results), args.results.resolve() == COMMITTED
     warn(catalogue)
-    pictures = _pictures(args.results)
-    drawn = pictures.is_dir() or args.results.resolve() == COMMITTED  # a user may not have drawn any yet
-    drawing = Fork() if drawn else None
-    if drawing:
-        drawing.ask(stale, args.results, pictures)  # in a process of its own, meanwhile
+    drawn = pictures.is_dir() or committed  # a user may not have drawn any yet
+    asked = [(readme_differs, args.results)] * committed + [(stale, args.results, pictures)] * drawn
+    beside = [Fork() for _ in asked]  # meanwhile, each in a process of its own
+    for process, question in zip(beside, asked, strict=True):
+        process.ask(*question)
     checked, problems = verify(args.results, catalogue)
-    problems += drawing.answer() if drawing else []
+    problems += [line for process in beside for line in process.answer()]
     if not checked and not problems:
         raise ValueError(f"{args.results}: no results to verify; start with: python -m suite run")
     for problem in problems:

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from suite.environment import ROOT
 from suite.evidence.recompute import model_cells, real_row_problems
-from suite.evidence.report import readme_differs
 from suite.isolation.catalogue import Catalogue, read
 from suite.presets import PROTOCOLS
 from suite.protocol import Run
@@ -24,7 +22,6 @@ from suite.verdict.signature import of_audit
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-COMMITTED = ROOT / "results"
 NEEDED = ("window", "horizon", "constant_loss", "width", "batch", "depth", "lr", "max_grad_norm", "last_step")
 JUDGED = ("outcome", "crash_step", "confirmed", "late_step", "last_step", "best_loss", "final_loss", "max_grad_norm", "spikes")
 
@@ -76,8 +73,6 @@ def verify(results: Path, catalogue: Catalogue | None = None) -> tuple[int, list
                 problems += [f"{folder.name}/runs.csv: run {row['run_id']}: {what}" for what in _row_problems(row, parts, catalogue)]
             with suppress(TableError):  # said by check_folder
                 problems += real_row_problems(rows, parts)
-    if results.resolve() == COMMITTED:
-        problems += readme_differs(results)
     return checked, problems
 
 

@@ -110,7 +110,9 @@ def verify(args) -> int:
     for process, question in zip(beside, asked, strict=True):
         process.ask(*question)
     checked, problems = verify(args.results, catalogue)
-    problems += [line for process in beside for line in process.answer()]
+    for process in beside:
+        problems += process.answer()
+        process.close()  # its memory is for what is trained again
     if not checked and not problems:
         raise ValueError(f"{args.results}: no results to verify; start with: python -m suite run")
     for problem in problems:

@@ -19,8 +19,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
+from scipy.stats import binomtest
 
 from suite.evidence.cells import controlled
+from suite.evidence.jackknife import LEVEL
 from suite.protocol import KNOWN, rate
 from suite.sweep.frontier import FIRST_SEEDS
 
@@ -80,16 +82,21 @@ class Standing:
     def n(self) -> int:
         return sum(self.counts.values())
 
+    @property
+    def is_coin(self) -> bool:
+        """Whether another seed, or a rate beside it, is known to end otherwise."""
+        return self.decided == ""
+
     def __str__(self) -> str:
-        """"coin: 1 of 8 dead, 7 of 8 live"; counts alone where runs that the rule asks for are missing."""
-        coin, none, edge = UNSURE
+        """"1 of 8 dead [.003, .53], 7 of 8 live [.47, .997]": each fate with the exact 95 % interval of its share (Clopper, Pearson)."""
         named = [name for name in ("dead", "unusable", "live") if name in self.counts]
-        unsure = edge if len(named) == 1 else coin if "live" in named else none  # edge: the neighbour on the lattice has another fate
-        word = {"": f"{unsure}: ", None: ""}.get(self.decided, "decided: ")
-        return word + ", ".join(f"{self.counts[name]} of {self.n} {name}" for name in named)
+        return ", ".join(f"{self.counts[name]} of {self.n} {name} {share(self.counts[name], self.n)}" for name in named)
 
 
-UNSURE = "coin", "none lives", "at its edge"
+def share(k: int, n: int) -> str:
+    """The exact 95 % interval of a share, k of n, in words: "[.79, 1]"."""
+    found = binomtest(k, n).proportion_ci(LEVEL, method="exact")
+    return f"[{', '.join(f'{end:.2g}'.lstrip('0') or '0' for end in (found.low, found.high))}]"
 
 
 def _neighbour(here: Mapping[int, str], lr: float) -> float:

@@ -1,13 +1,12 @@
-"""The critical learning rates of a results folder: LR50@H and LR50u@H of each cell, and the comparisons between
-schemes.
+"""The edges of a results folder: at which rate half of a cell's runs (LR50@H), or a tenth (LR10@H), are not usable by step H.
 
-Runs of one horizon and one protocol version are compared, never others.
+Runs of one horizon and one protocol version are compared, never others. An edge moves with the scale of a scheme's
+branch, since a step of Adam does less through a smaller one: it compares schemes of one scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -15,92 +14,104 @@ import numpy as np
 import pandas as pd
 
 from suite.evidence.cells import Cell, cells, controlled, runs_of
-from suite.evidence.stats import Critical, critical, ratio, upward
+from suite.evidence.stats import Critical, critical, holm, ratio, upward
 from suite.protocol import NO_PARAMS
 from suite.records.cells import format_table
-from suite.verdict.crash import STUCK
+from suite.records.tables import read
+from suite.sweep.best import FRESH
 from suite.verdict.outcomes import DEAD, UNUSABLE
 
-ENOUGH = 5  # runs that each end of a bracket needs: fewer that agree may do so by chance
-PRIMARY = ("mvsplit", "plain")  # the one comparison that was fixed before the runs, per depth; all others are looked at
+TENTH = 0.1  # of the runs
+PRIMARY = "mvsplit", "plain"  # of one scale, the two that the paper compares
+REFERENCE = "plain"  # what an edge is compared with
 
 
 @dataclass(frozen=True)
 class Edge:
-    """A cell with its critical rates: `lr50` counts the dead by step `horizon`, `lr50u` the never trained too."""
+    """A cell with its critical rates by step `horizon`.
+
+    lr50, lr10: where half, a tenth, of the runs are not usable. dead: where half are dead, of the dead and the living
+    alone; the stuck and the untrained, who can no longer die, are set aside, so it is no edge where they are many.
+    """
 
     cell: Cell
     horizon: int
     lr50: Critical
-    lr50u: Critical
+    lr10: Critical
+    dead: Critical
+
+    @property
+    def has_dead_edge(self) -> bool:
+        """Whether the dead have an edge: some died, and never fewer at a hotter rate."""
+        return self.dead.kind != "above" and not self.dead.falls
+
+    @property
+    def first_dead(self) -> float | None:
+        """The rate at which half are dead; without an edge the coldest rate at which half or more are, None where there is none."""
+        return self.dead.middle if self.has_dead_edge else self.dead.crossed
 
 
-Judged = tuple[tuple[float, ...], tuple[int, ...], tuple[bool, ...]]  # rates, seeds, and whether each run is counted
+Judged = tuple[np.ndarray, np.ndarray, np.ndarray]  # rates, seeds, and whether each run is counted
 
 
-def judged(runs: pd.DataFrame, bad: Sequence[str] = DEAD, stuck: float = STUCK) -> Judged:
-    """(rates, seeds, counted) of a cell's runs. stuck: the share of c that both final losses of the stuck exceed."""
-    level = runs[["final_loss", "heldout_loss"]].fillna(np.inf).min(axis=1)
-    trained = np.where(level > stuck * runs["constant_loss"], "stuck", "survived")
-    outcome = runs["outcome"].mask(runs["outcome"].isin(["survived", "stuck"]), trained)
-    return tuple(runs["lr"]), tuple(runs["seed"]), tuple(outcome.isin(bad))
+def judged(runs: pd.DataFrame) -> Judged:
+    """The runs of a cell, the unusable counted, from the coldest rate on at which all live: colder ones were only too slow."""
+    return upward(runs["lr"].to_numpy(), runs["seed"].to_numpy(), runs["outcome"].isin(UNUSABLE).to_numpy())
 
 
-def edges(runs: pd.DataFrame, stuck: float = STUCK) -> list[Edge]:
-    """The critical rates of every cell. Raises ValueError where runs of a cell have different horizons."""
-    out = []
-    for cell, mine in cells(runs).items():
-        horizons = sorted(set(mine["horizon"]))
-        if len(horizons) > 1:
-            raise ValueError(f"runs of {cell.scheme} at {cell.depth} blocks have horizons {horizons}: critical rates are of one")
-        out.append(Edge(cell, horizons[0], critical(*judged(mine)), critical(*upward(*judged(mine, UNUSABLE, stuck)))))
-    return out
+def edge_of(cell: Cell, runs: pd.DataFrame) -> Edge:
+    """The edge of one cell, by the runs of its search. Raises ValueError where these have different horizons."""
+    horizons = sorted(set(runs["horizon"]))
+    if len(horizons) > 1:
+        raise ValueError(f"runs of {cell.scheme} at {cell.depth} blocks have horizons {horizons}: critical rates are of one")
+    search = runs[runs["seed"] < FRESH]
+    fair = search[search["outcome"].isin([*DEAD, "survived"])]
+    killed = fair["lr"].to_numpy(), fair["seed"].to_numpy(), fair["outcome"].isin(DEAD).to_numpy()
+    return Edge(cell, horizons[0], critical(*judged(search)), critical(*judged(search), TENTH), critical(*killed))
+
+
+def edges(runs: pd.DataFrame) -> list[Edge]:
+    """The edge of every cell, in order. Raises ValueError where runs of a cell have different horizons."""
+    return [edge_of(cell, mine) for cell, mine in cells(runs).items()]
 
 
 def edges_beside(mine: Path, committed: Path) -> str:
-    """The critical rates of one results folder as a text table, and below each depth those of the committed one."""
+    """The edges of one results folder as a text table, and below each depth those of the committed one."""
     shown = [(whose, edge) for whose, folder in (("yours", mine), ("committed", committed))
              if whose == "yours" or folder.resolve() != mine.resolve() for edge in edges(runs_of(folder))]  # fmt: skip
     depths = {edge.cell.depth for whose, edge in shown if whose == "yours"}
     shown = sorted(((whose, edge) for whose, edge in shown if edge.cell.depth in depths), key=lambda item: item[1].cell.depth)
     rows = [{"depth": edge.cell.depth, "whose": whose, "scheme": edge.cell.label,
              "params": "" if edge.cell.params == NO_PARAMS else edge.cell.params,
-             "LR50": describe(edge.lr50), "LR50u": describe(edge.lr50u)} for whose, edge in shown]  # fmt: skip
+             "LR50": describe(edge.lr50), "LR10": describe(edge.lr10)} for whose, edge in shown]  # fmt: skip
     horizons = ", ".join(map(str, sorted({edge.horizon for _, edge in shown})))
-    return f"{format_table(rows, ('depth', 'whose', 'scheme', 'params', 'LR50', 'LR50u'))}\nby step {horizons}; LR50u counts the stuck too"
+    return (f"{format_table(rows, ('depth', 'whose', 'scheme', 'params', 'LR50', 'LR10'))}\n"
+            f"the rates at which half, and a tenth, of the runs are not usable by step {horizons}")  # fmt: skip
 
 
 def describe(found: Critical) -> str:
     """A critical rate in words, with the runs behind it: "5.8e-03 [5.5e-03, 6.1e-03] (n = 40)"."""
-    ends = {
-        "fit": "", "bracket": f": {found.n_low} at the lower end, {found.n_high} at the upper",
-        "above": f": {found.died_there} of {found.n_low} dead at that rate",
-        "below": f": {found.died_there} of {found.n_high} dead at that rate",
-    }[found.kind]  # fmt: skip
-    thin = "; too few" if found.kind != "fit" and min(found.n_low or ENOUGH, found.n_high or ENOUGH) < ENOUGH else ""
     falls = f"; not monotone at {', '.join(f'{rate:.2e}' for rate in found.falls)}" if found.falls else ""
-    return f"{found} (n = {found.n}{ends}{thin}{falls})"
+    return f"{found} (n = {found.n}{falls})"
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """LR50 of a scheme over plain's at a depth: None where an end is open; n: runs of both sides.
+    """LR50 of a scheme over another's at a depth: None where an end is open; n: runs of both sides.
 
-    Of two fits the interval is a paired bootstrap over seeds; else low and high are what the brackets leave. The
-    primary comparison is the one fixed before the runs; the intervals of the others are unadjusted, each for itself
-    at 95 %.
+    The interval is paired by seed. p: of a ratio of 1; adjusted: the same after Holm, over the comparisons that were fixed
+    beforehand; None for all others, which were looked at (exploratory).
     """
 
     scheme: str
+    over: str
     depth: int
     ratio: float | None
     low: float
     high: float
+    p: float | None
     n: tuple[int, int]
-
-    @property
-    def primary(self) -> bool:
-        return self.scheme == PRIMARY[0]
+    adjusted: float | None = None
 
     def __str__(self) -> str:
         """The ratio with its interval, or that alone."""
@@ -108,13 +119,30 @@ class Ratio:
         return f"{middle}[{self.low:.2f}, {'∞' if self.high == np.inf else format(self.high, '.2f')}]"
 
 
-def ratios(runs: pd.DataFrame, bad: Sequence[str] = DEAD) -> list[Ratio]:
-    """The ratios of every scheme to plain, per depth."""
-    found = {(cell.scheme, cell.depth): judged(mine, bad) for cell, mine in cells(controlled(runs)).items()}
-    if bad != DEAD:
-        found = {key: tuple(map(tuple, upward(*mine))) for key, mine in found.items()}
-    return [Ratio(scheme, depth, *_ratio(mine, plain), (len(mine[0]), len(plain[0]))) for (scheme, depth), mine in found.items()
-            if scheme != PRIMARY[1] and (plain := found.get((PRIMARY[1], depth)))]  # fmt: skip
+def ratios(runs: pd.DataFrame, fixed: pd.DataFrame) -> list[Ratio]:
+    """LR50 of every scheme over plain's, per depth, of the controlled arm; fixed: the rows of `hypotheses` of its protocol."""
+    found = {(cell.scheme, cell.depth): search for cell, mine in cells(controlled(runs)).items()
+             if len(search := mine[mine["seed"] < FRESH])}  # fmt: skip
+    beforehand = {(row.scheme, row.over, row.depth) for row in fixed.itertuples() if row.quantity == "lr50"}
+    out = []
+    for (scheme, depth), mine in found.items():
+        if scheme != REFERENCE and (other := found.get((REFERENCE, depth))) is not None:
+            out.append(Ratio(scheme, REFERENCE, depth, *_ratio(*map(_hashable, (judged(mine), judged(other)))), (len(mine), len(other))))
+    asked = [one for one in out if (one.scheme, one.over, one.depth) in beforehand]
+    adjusted = dict(zip(asked, holm([1.0 if one.p is None else one.p for one in asked])))
+    return [replace(one, adjusted=adjusted.get(one)) for one in out]
 
 
-_ratio = cache(ratio)  # findings and tables ask for the same ones, and a bootstrap takes seconds
+def hypotheses(results: Path, protocol: str) -> pd.DataFrame:
+    """The comparisons of a protocol that were fixed before its runs were looked at."""
+    found = read(results, "hypotheses")
+    return found[found["protocol"] == protocol]
+
+
+def _hashable(cell: Judged) -> tuple[tuple, ...]:
+    return tuple(tuple(part.tolist()) for part in cell)
+
+
+@cache  # findings and tables ask for the same ones
+def _ratio(one, other):
+    return ratio(one, other)

@@ -3,7 +3,6 @@ their rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,25 +10,26 @@ import pandas as pd
 
 from suite.evidence.cells import controlled, runs_of
 from suite.evidence.decided import standing
-from suite.evidence.edges import PRIMARY, Edge, Ratio, edges, ratios
+from suite.evidence.edges import PRIMARY, REFERENCE, Ratio, edges, hypotheses, ratios
 from suite.evidence.hazard import PER, risks, with_health
+from suite.evidence.measures import Measures, measures
+from suite.evidence.ranking import ranked
 from suite.evidence.stats import Critical
 from suite.presets import PROTOCOLS
-from suite.protocol import SCHEMES
 from suite.records.tables import TABLES, read
 from suite.verdict.outcomes import DEAD, UNUSABLE
 
+Numbers = dict[tuple[str, int], Measures]  # by scheme and depth
+LEVEL_OF_TEST = 0.05  # of a p, after Holm
 WELL = 0.5  # of c: a run whose loss has been below it trained well (a quarter of the way from what the digits allow, .65, to c = 2)
-
-Edges = dict[tuple[str, int], Edge]
-
 
 def findings(results: Path) -> str:
     """Markdown bullets. Raises ValueError where the tables contradict the words of one."""
     runs = controlled(runs_of(results / "frontier"))
-    found = _by_scheme(runs)
-    cool, hot = PROTOCOLS["laptop"].lrs
-    parts = [*_below(results), _plain(found), _primary(runs, found), _how(runs), _others(found), _cool(runs, cool), _hot(runs, hot),
+    found = {(one.cell.scheme, one.cell.depth): one for one in measures(runs)}
+    compared = {one.depth: one for one in ratios(runs, hypotheses(results, "frontier")) if one.adjusted is not None}
+    hot = PROTOCOLS["laptop"].lrs[1]
+    parts = [*_below(results), _best(found), _windows(found), _plain(found), _primary(compared), _how(runs), _scale(found), _hot(runs, hot),
              _healthy(runs), *_more_tokens(results), *_roundings(results)]  # fmt: skip
     return "\n".join(f"- {sentence}" for sentence in parts)
 
@@ -37,10 +37,6 @@ def findings(results: Path) -> str:
 def _holds(true: bool, words: str) -> None:
     if not true:
         raise ValueError(f"the tables do not bear out {words!r}; mend suite/evidence/findings.py")
-
-
-def _by_scheme(runs: pd.DataFrame) -> Edges:
-    return {(edge.cell.scheme, edge.cell.depth): edge for edge in edges(runs)}
 
 
 def _rate(one: Critical) -> str:
@@ -51,43 +47,54 @@ def _counts(outcomes: pd.Series) -> str:
     return ", ".join(f"{n} {outcome}" for outcome, n in outcomes.value_counts().items())
 
 
-def _plain(found: Edges) -> str:
-    plain = {depth: edge for (scheme, depth), edge in sorted(found.items()) if scheme == PRIMARY[1]}
+def _deepest(found: Numbers) -> list[Measures]:
+    """The schemes at the greatest depth, from the best loss up."""
+    depth = max(depth for _, depth in found)
+    return sorted((one for (_, at), one in found.items() if at == depth), key=lambda one: one.best_loss.value)
+
+
+def _best(found: Numbers) -> str:
+    mine = _deepest(found)
+    parts = [f"{one.cell.scheme} {one.best_loss.value:.3f} [{one.best_loss.low:.3f}, {one.best_loss.high:.3f}] at {one.best_lr:.2e} "
+             f"(n = {len(one.best_values)})" for one in mine]  # fmt: skip
+    spread = mine[-1].best_loss.value / mine[0].best_loss.value - 1
+    tied = [one.cell.scheme for one, tie in ranked(mine) if tie]
+    alone = f"{tied[0]} learns best" if len(tied) == 1 else f"{' and '.join(tied)} are not told apart"
+    return (f"**At its own best rate each scheme learns nearly as well: within {100 * spread:.0f} % at {mine[0].cell.depth} blocks.** Best "
+            f"loss: {'; '.join(parts)}. By pairs of seeds {alone}.")  # fmt: skip
+
+
+def _windows(found: Numbers) -> str:
+    mine = sorted(_deepest(found), key=lambda one: -one.window.value)
+    parts = [f"{one.cell.scheme} {one.window}" for one in mine]
+    margins = [f"{one.cell.scheme} {one.margin}" for one in mine]
+    return (f"**How wide the range of good rates is** at {mine[0].cell.depth} blocks, in octaves with a loss within 5 % of the best: "
+            f"{'; '.join(parts)}. From the best rate to LR10, in octaves: {'; '.join(margins)}.")  # fmt: skip
+
+
+def _plain(found: Numbers) -> str:
+    plain = {depth: one.edge for (scheme, depth), one in sorted(found.items()) if scheme == REFERENCE}
     rates = "; ".join(f"{depth} blocks {_rate(edge.lr50)}" for depth, edge in plain.items())
     words = "The deeper a plain network, the colder it must be trained."
     _holds(all(deep.lr50.high <= less.lr50.low for less, deep in pairwise(plain.values())), words)
     return f"**{words}** LR50@{next(iter(plain.values())).horizon} of plain: {rates}."
 
 
-def _primary(runs: pd.DataFrame, found: Edges) -> str:
-    """MV-Split over plain, with a word for each depth: does the interval leave 1 out, is a side not monotone."""
-
-    def describe(bad: Sequence[str]) -> str:
-        parts = []
-        for ratio in _main(ratios(runs, bad)):
-            word = "above 1" if ratio.low > 1 else "below 1" if ratio.high < 1 else "not told apart from 1"
-            sides = [found[scheme, ratio.depth] for scheme in PRIMARY]
-            if any((side.lr50 if bad == DEAD else side.lr50u).falls for side in sides):
-                word += ", but fewer die at some hotter rate, so half is no edge"
-            parts.append(f"{ratio.depth} blocks {ratio} (n = {ratio.n[0]} and {ratio.n[1]}), {word}")
-        return "; ".join(parts)
-
-    return (f"**MV-Split against plain**, the comparison fixed beforehand. LR50 over LR50: {describe(DEAD)}. Counting runs that never "
-            f"trained as well, LR50u over LR50u: {describe(UNUSABLE)}.")  # fmt: skip
+def _primary(compared: dict[int, Ratio]) -> str:
+    """MV-Split over plain, with a word for each depth: is it told apart from 1."""
+    parts = []
+    for depth, ratio in sorted(compared.items()):
+        word = "not told apart from 1" if ratio.adjusted > LEVEL_OF_TEST else "above 1" if ratio.ratio > 1 else "below 1"
+        parts.append(f"{depth} blocks {ratio} (n = {ratio.n[0]} and {ratio.n[1]}), {word} (p = {ratio.adjusted:.2g})")
+    return (f"**MV-Split against plain**, of one scale, the comparison fixed beforehand: LR50 over LR50 at {'; '.join(parts)} (Holm over "
+            f"{len(compared)}). Fixed was the rate of the dead; that the untrained count as well was decided after looking.")  # fmt: skip
 
 
-def _main(found: list[Ratio]) -> list[Ratio]:
-    """The primary comparison, by depth."""
-    return sorted((ratio for ratio in found if ratio.primary), key=lambda ratio: ratio.depth)
-
-
-def _others(found: Edges) -> str:
-    deepest = max(depth for _, depth in found)
-    there = {scheme: found[scheme, deepest].lr50u for scheme in SCHEMES if (scheme, deepest) in found}
-    rates = "; ".join(f"{scheme} {_rate(one)}" for scheme, one in there.items())
-    words = "LayerScale, ReZero and DeepNorm can be trained hotter than both."
-    _holds(all(one.low >= max(there[name].high for name in PRIMARY) for scheme, one in there.items() if scheme not in PRIMARY), words)
-    return f"**{words}** LR50u at {deepest} blocks (intervals unadjusted): {rates}."
+def _scale(found: Numbers) -> str:
+    rates = "; ".join(f"{one.cell.scheme} {_rate(one.edge.lr50)}" for one in _deepest(found))
+    depth = _deepest(found)[0].cell.depth
+    return ("**LR50 ranks no schemes of unequal scale**: a step of Adam does less through a smaller branch, whose best rate and edge "
+            f"are both hotter. At {depth} blocks: {rates}.")  # fmt: skip
 
 
 def _how(runs: pd.DataFrame) -> str:
@@ -98,16 +105,6 @@ def _how(runs: pd.DataFrame) -> str:
         outcomes = pair.loc[pair["scheme"] == scheme, "outcome"]
         parts.append(f"{scheme} {_counts(outcomes[outcomes.isin(UNUSABLE)])} of {len(outcomes)} runs")
     return f"**They fail in different ways.** At the rates that both were run at: {'; '.join(parts)}."
-
-
-def _cool(runs: pd.DataFrame, cool: float) -> str:
-    depth = runs["depth"].max()
-    losses = runs[(runs["depth"] == depth) & (runs["lr"] == cool)].groupby("scheme", sort=False)["heldout_loss"]
-    known = losses.agg(["mean", "min", "max", "size"])
-    parts = [f"{one.Index} {one.mean:.3f} ({one.min:.3f} to {one.max:.3f}, n = {one.size})" for one in known.itertuples()]
-    words = f"Where all live at {depth} blocks, plain learns worst."
-    _holds(known.loc[PRIMARY[1], "min"] > known["max"].drop(PRIMARY[1]).max(), words)
-    return f"**{words}** Held-out loss at {cool:g}, mean and range: {'; '.join(parts)}."
 
 
 def _hot(runs: pd.DataFrame, hot: float) -> str:
@@ -129,14 +126,10 @@ def _healthy(runs: pd.DataFrame) -> str:
 def _more_tokens(results: Path) -> list[str]:
     """The primary comparison with 64 image tokens."""
     runs = runs_of(results / "frontier64")
-    found, parts = _by_scheme(runs), []
-    usable = {ratio.depth: ratio for ratio in _main(ratios(runs, UNUSABLE)) if ratio.ratio is not None}
-    for ratio in _main(ratios(runs)):
-        if ratio.ratio is not None:
-            more = f"; of LR50u {usable[ratio.depth]}" if ratio.depth in usable else ""
-            rates = ", ".join(f"{scheme} {_rate(found[scheme, ratio.depth].lr50)}" for scheme in reversed(PRIMARY))
-            horizon = found[PRIMARY[0], ratio.depth].horizon
-            parts.append(f"at {ratio.depth} blocks LR50@{horizon} of {rates}, a ratio of {ratio}{more}")
+    found, parts = {(edge.cell.scheme, edge.cell.depth): edge for edge in edges(runs)}, []
+    for ratio in ratios(runs, hypotheses(results, "frontier64")):
+        rates = ", ".join(f"{scheme} {_rate(found[scheme, ratio.depth].lr50)}" for scheme in (ratio.over, ratio.scheme))
+        parts.append(f"at {ratio.depth} blocks LR50@{found[ratio.scheme, ratio.depth].horizon} of {rates}, a ratio of {ratio}")
     return [f"**With {runs['image_tokens'].iloc[0]} image tokens** for 16: {'; '.join(parts)}."] if parts else []
 
 

@@ -9,19 +9,19 @@ import pandas as pd
 
 from suite.environment import ROOT
 from suite.evidence.cells import in_order, runs_of
-from suite.evidence.decided import UNSURE, standing
+from suite.evidence.decided import Standing, standing
 from suite.evidence.deep import deep
 from suite.evidence.detecting import detecting
 from suite.evidence.early_warning import early_warning
-from suite.evidence.edges import PRIMARY, Edge, describe, edges, edges_beside, ratios
+from suite.evidence.edges import REFERENCE, Edge, Ratio, describe, edges_beside, hypotheses, ratios
 from suite.evidence.findings import findings
 from suite.evidence.how_it_dies import how_it_dies
 from suite.evidence.markdown import grid, table
+from suite.evidence.measures import measures
+from suite.evidence.ranking import SAME, ranking
 from suite.presets import PROTOCOLS
 from suite.records.beside import compare
 from suite.records.tables import format_table, read
-from suite.verdict.crash import STUCK
-from suite.verdict.outcomes import DEAD, UNUSABLE
 
 END = "<!-- end -->"
 WORDS = {"survived": "survived", "stuck": "**stuck**", "collapsed": "**collapsed**", "degraded": "**degraded**", "nonfinite": "**nan**",
@@ -29,7 +29,6 @@ WORDS = {"survived": "survived", "stuck": "**stuck**", "collapsed": "**collapsed
 README = ROOT / "README.md"
 SEEN = ("data", "scheme", "arm", "params", "writers", "depth", "lr", "mine_seeds", "mine_outcome", "mine_crash_step", "mine_final_loss",
         "committed_seeds", "committed_outcome", "committed_crash_step", "committed_final_loss", "agree")  # fmt: skip
-SENSITIVITY = (0.5, 0.7)  # of c, beside the 0.6 that makes a run stuck: that the line is not what decides
 
 
 def beside(mine: Path, committed: Path) -> str:
@@ -46,8 +45,9 @@ def beside(mine: Path, committed: Path) -> str:
     rows = compare(mine, committed)
     seeds = _standings(committed.parent / "frontier", {float(row["lr"]) for row in rows}) if mine.name == "laptop" else {}
     for row in rows:
-        row["all_seeds"] = seeds.get((row["scheme"], (float(row["lr"]), int(row["depth"]))))
-        if row["agree"] is False and (row["all_seeds"] or "").startswith(UNSURE):
+        known = seeds.get((row["scheme"], (float(row["lr"]), int(row["depth"]))))
+        row["all_seeds"] = known and str(known)
+        if row["agree"] is False and known and known.is_coin:
             row["agree"] = "coin"
     return format_table(rows, (*SEEN, *["all_seeds"] * bool(seeds)))
 
@@ -67,10 +67,10 @@ def outcome_table(folder: Path, frontier: Path) -> str:
     return grid({(lr, depth): f"{depth} blocks, {lr:g}" for lr, depth in places}, cells)
 
 
-def _standings(frontier: Path, lrs: set[float]) -> dict[tuple[str, tuple[float, int]], str]:
-    """By (scheme, (rate, depth)) what the frontier's runs at that rate came to, in words; nothing where it has none."""
+def _standings(frontier: Path, lrs: set[float]) -> dict[tuple[str, tuple[float, int]], Standing]:
+    """By (scheme, (rate, depth)) what the frontier's runs at that rate came to; nothing where it has none."""
     runs = runs_of(frontier)
-    return {(scheme, (lr, depth)): str(found) for lr in lrs for (scheme, depth), found in standing(runs, lr).items() if found.n}
+    return {(scheme, (lr, depth)): found for lr in lrs for (scheme, depth), found in standing(runs, lr).items() if found.n}
 
 
 def _cell(run, scores: pd.Series) -> str:
@@ -86,19 +86,20 @@ def _cell(run, scores: pd.Series) -> str:
 
 
 def edge_tables(folder: Path) -> str:
-    """Markdown of a frontier: LR50 and LR50u by scheme and depth, the ratios to plain, and what another bound on
-    `stuck` changes."""
+    """Markdown of a frontier: the ranking of the schemes at each depth, the edges of one scale compared, the edges of the dead."""
     runs = runs_of(folder)
-    found = edges(runs)
-    horizon = found[0].horizon
+    found = measures(runs)
+    horizon = found[0].edge.horizon
     return "\n\n".join([
-        f"LR50@{horizon}: half are dead by step {horizon}.",
-        _by_depth(found, lambda edge: describe(edge.lr50)),
-        f"LR50u@{horizon}: the same, counting the stuck and the untrained as well.",
-        _by_depth(found, lambda edge: describe(edge.lr50u)),
-        f"Over plain's, per depth. {PRIMARY[0]} over {PRIMARY[1]} was fixed as the comparison before the runs; the other intervals are "
-        "unadjusted.", _ratio_table(runs),
-        f"A run is stuck where both its losses end above {STUCK:g} *c*. " + _sensitivity(runs, found),
+        ranking(found),
+        "Best loss: mean held-out loss at the best rate, *c* for a run that is not usable; the rate was chosen by other seeds. "
+        f"{SAME} beside it: not told apart from the depth's best (pairs of seeds, Holm). Window: octaves of rate with an expected loss "
+        f"within 5 % of the depth's best. Margin: octaves from the best rate to LR10. LR10, LR50: a tenth, half, of the runs are not "
+        f"usable by step {horizon}. LR sensitivity: Wortsman et al. 2023. Intervals are 95 %.",
+        f"LR50@{horizon} over {REFERENCE}'s. An edge moves with the scale of a scheme's branch, so only MV-Split, at beta 1, is compared "
+        "on equal terms; that comparison was fixed beforehand ([hypotheses.csv](results/hypotheses.csv)).", _ratio_table(folder, runs),
+        f"Where half are dead, of the dead and the living alone (by step {horizon}):",
+        _by_depth([one.edge for one in found], _dead),
     ])  # fmt: skip
 
 
@@ -107,22 +108,21 @@ def _by_depth(found: Sequence[Edge], text: Callable[[Edge], str]) -> str:
     return grid({depth: f"{depth} blocks" for depth in depths}, {(edge.cell.label, edge.cell.depth): text(edge) for edge in found})
 
 
-def _ratio_table(runs: pd.DataFrame) -> str:
-    both = sorted(zip(ratios(runs, DEAD), ratios(runs, UNUSABLE), strict=True), key=lambda pair: (not pair[0].primary, pair[0].depth))
-    return table(["scheme", "blocks", "LR50 over plain's", "LR50u over plain's", "comparison"],
-                 ([dead.scheme, dead.depth, *(f"{ratio} (n = {ratio.n[0]} and {ratio.n[1]})" for ratio in (dead, unusable)),
-                   "primary" if dead.primary else "unadjusted"] for dead, unusable in both))  # fmt: skip
+def _dead(edge: Edge) -> str:
+    if edge.has_dead_edge:
+        return describe(edge.dead)
+    first = f"half first at {edge.first_dead:.2e}" if edge.first_dead else "never half"
+    return f"no edge; {first} (n = {edge.dead.n})"
 
 
-def _sensitivity(runs: pd.DataFrame, found: Sequence[Edge]) -> str:
-    """In words: the cells whose LR50u another bound changes."""
-    out = []
-    for bound in SENSITIVITY:
-        changed = [f"{other.cell.label} at {other.cell.depth} blocks {other.lr50u}" for edge, other in zip(found, edges(runs, bound))
-                   if str(other.lr50u) != str(edge.lr50u)]  # fmt: skip
-        out.append(f"With {bound:g} *c* LR50u is " + (f"otherwise in {len(changed)} of {len(found)} cells: {'; '.join(changed)}"
-                                                     if changed else f"the same in all {len(found)} cells") + ".")  # fmt: skip
-    return " ".join(out)
+def _ratio_table(folder: Path, runs: pd.DataFrame) -> str:
+    found = sorted(ratios(runs, hypotheses(folder.parent, folder.name)), key=lambda one: (one.adjusted is None, one.depth))
+    return table(["scheme", "blocks", f"LR50 over {REFERENCE}'s", "comparison"],
+                 ([one.scheme, one.depth, f"{one} (n = {one.n[0]} and {one.n[1]})", _fixed(one)] for one in found))  # fmt: skip
+
+
+def _fixed(one: Ratio) -> str:
+    return "exploratory" if one.adjusted is None else f"fixed beforehand, p = {one.adjusted:.2g} (Holm)"
 
 
 BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # by the folder that must be there: marker, and what stands below it

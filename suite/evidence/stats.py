@@ -190,3 +190,12 @@ def upward(lr, seed, bad):
     alive = rates[died == 0]
     keep = lr >= (alive[0] if len(alive) else rates[0])
     return lr[keep], seed[keep], bad[keep]
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p values adjusted for their number (Holm, Scand. J. Stat. 6, 1979)."""
+    order, out, worst = np.argsort(p), [0.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        worst = max(worst, min(1.0, (len(p) - rank) * p[i]))
+        out[i] = worst
+    return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +13,13 @@ from suite.records.schema import SCHEMA_VERSION, TABLES, Table
 from suite.records.tableerror import TableError
 
 PACKAGE = "datapackage.json"
+LICENSE = {"name": "MIT", "path": "https://opensource.org/license/mit", "title": "MIT License"}
+SOURCES = [  # what the runs are made of
+    {"title": "Mean Mode Screaming: Mean-Variance Split Residuals for 1000-Layer Diffusion Transformers",
+     "path": "https://arxiv.org/abs/2605.06169"},
+    {"title": "digits: Optical Recognition of Handwritten Digits (test set), as scikit-learn has it", "path": "https://doi.org/10.24432/C50P49"},
+]
+NO_OWNER = ("quality",)  # its row of real images is of no run, so its run_id is no foreign key
 
 
 def package_text(folder) -> str:
@@ -33,18 +41,26 @@ def package_text(folder) -> str:
         # A primary key may not be empty; the step of quality.csv's real row is.
         required = {column.name for column in table.columns if column.required}
         key = {"primaryKey": list(table.key)} if required >= set(table.key) else {"uniqueKeys": [list(table.key)]}
+        if table.name not in NO_OWNER and fields[0]["name"] == "run_id" and table.name != "runs":
+            key |= {"foreignKeys": [{"fields": ["run_id"], "reference": {"resource": "runs", "fields": ["run_id"]}}]}
         resources.append({
             "name": table.name, "description": table.meaning, "path": pattern(table), "format": "csv", "mediatype": "text/csv",
             "encoding": "utf-8", **({"compression": "gz"} if table.by_run else {}),
             "schema": {"fields": fields, **key, "missingValues": [""]},
         })  # fmt: skip
     package = {
-        "$schema": "https://datapackage.org/profiles/2.0/datapackage.json", "name": "screambench-results",
+        "$schema": "https://datapackage.org/profiles/2.0/datapackage.json", "name": f"screambench-{_named(folder)}", "licenses": [LICENSE],
+        "sources": SOURCES,
         "description": "Empty cells were not measured; nan and inf are values. Numbers have six significant digits. A path with * stands "
                        "for all files that fit it: one a run, all with one header, curves/SCHEME-LDEPTH/RUN_ID.csv.gz.",
         "schema_version": SCHEMA_VERSION, "resources": resources,
     }  # fmt: skip
     return json.dumps(package, indent=1, ensure_ascii=False) + "\n"
+
+
+def _named(folder) -> str:
+    """A folder's name as a package may have it: lower case, digits and . _ - alone."""
+    return re.sub(r"[^a-z0-9._-]", "-", Path(folder).resolve().name.lower())
 
 
 def is_current(folder) -> bool:

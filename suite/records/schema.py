@@ -74,7 +74,10 @@ RUNS = (
     _text("scheme", "residual scheme: the file of baselines/ that joins branch to trunk", required=True),
     _text("arm", "controlled: the paper's Post-Norm backbone for all; native: the scheme as its own paper has it",
           required=True, enum=("controlled", "native")),
-    _text("params", "all of the scheme's parameters, as name=value joined by commas; - where it has none"),
+    _text("params", "all of the scheme's parameters, as name=value joined by commas; - where it has none. mvsplit: alpha and "
+                    "beta, the gates on the mean and the centered mode at the start, and sites, the merges that it splits "
+                    "(both, attn, ffn); layerscale: init, the gate at the start; other schemes: as their file in baselines/ "
+                    "says"),
     _text("writers", "initialisation of the last linear map of each branch: all zero, or the standard normal",
           enum=("zero", "std")),
     _number("gate_lr", "factor on the learning rate of the parameters that the scheme itself owns; 0: they stay as they start"),
@@ -94,7 +97,11 @@ RUNS = (
     _text("status", "how the attempt ended: done (collapse included), or stopped by memory, time or an exception",
           required=True, enum=("done", "oom", "timeout", "error")),
     _text("reason", "one line that says why, where status is not done or the outcome needs a word"),
-    _text("outcome", "what the loss curve did; empty unless status is done",
+    _text("outcome", "what the loss curve did; empty unless status is done. survived: none of the following by the horizon; "
+                     "stuck: no fall back, but both losses end the horizon above 0.6 c; collapsed: it rose and stayed within "
+                     "10 % of the way to c; degraded: it rose and stayed elsewhere; untrained: never clearly below c; "
+                     "nonfinite: a loss or gradient that is no number; too_short: under 200 steps or twice the warm-up. "
+                     "README has the whole rule. Dead: collapsed, degraded, nonfinite",
           enum=("survived", "stuck", "collapsed", "degraded", "untrained", "nonfinite", "too_short")),
     _integer("crash_step", "step", "step from which a run that died is unusable: its collapse or first non-finite value; else empty"),
     _flag("confirmed", "whether the whole confirmation window after crash_step was seen; empty where crash_step is"),
@@ -103,12 +110,17 @@ RUNS = (
     _number("constant_loss", "loss of the best token-constant output on this data (the level a collapse jumps to)"),
     _number("best_loss", "lowest running median of the training loss, up to the crash or the horizon"),
     _number("final_loss", "median of the training loss over the last window up to the horizon, or up to last_step where the run crashed"),
-    _number("heldout_loss", "held-out loss at the horizon, or the last before it where the run ended sooner"),
+    _number("heldout_loss", "held-out loss at the horizon, or the last before it where the run ended sooner; over 297 of the "
+                            "1,797 digits (as large a share of other data) that no run trains on, with fixed timesteps and "
+                            "noise"),
     _number("max_grad_norm", "largest global gradient norm, before clipping"),
     _integer("spikes", "1", "excursions of the loss above the crash threshold that came back"),
-    _text("state", "state of a dead or untrained run at its end: mean_dominated (TCS near 1), mean_free (TCS near -1/(T-1)) or other",
+    _text("state", "state of a dead or untrained run at its end, by the mean token cosine similarity (TCS) of its deeper "
+                   "half: mean_dominated: all tokens are nearly equal (above .9); mean_free: they have no common part "
+                   "(within .02 of -1/(T-1)); other: neither",
           enum=("mean_dominated", "mean_free", "other")),
-    _flag("mms_signature", "whether the paper's gradient event was seen: spike of g_mean, then extinction of Q/K gradients"),
+    _flag("mms_signature", "whether the paper's gradient event was seen around the crash: true: g_mean spiked and then the "
+                           "Q/K gradients died out; false: not both; empty: the run did not die, or was not audited"),
     _text("curve_digest", "d and the first 15 hex digits of the SHA-256 of the run's lines step,loss,grad_norm as they stand in its curve"),
     _text("rows_digest", "digest of this row, of the run's rows in every other table but throughput.csv, and of its picture"),
     _flag("compiled", "whether the blocks were compiled (changes rounding, so it is part of run_id)"),
@@ -306,7 +318,58 @@ DETECTED = (
     *(column for column in RUNS if column.name in PROVENANCE),
 )
 
-OF_NO_RUN = ("bench", "rounding", "detect")  # tables that are not of a protocol's runs
+_INTERVAL = "end of its 95 % interval"
+_KIND = ("fit: logistic, interval by leaving out one seed at a time; bracket: all live at the lower end and none at the upper; "
+         "above: hotter than the rates that were run; below: colder")
+_KINDS = ("fit", "bracket", "above", "below")
+
+CRITICAL_RATES = (
+    *(column for column in RUNS if column.name in ("protocol", "horizon", "scheme", "arm", "params", "writers", "gate_lr", "depth", "data",
+                                                  "image_tokens")),
+    _integer("runs", "1", "runs of the search, by which rates are chosen (seeds below 1000)", required=True),
+    _integer("seeds", "1", "different seeds of these", required=True),
+    _number("best_lr", "rate at which the best loss was measured: the lattice's nearest to valley_lr when it was chosen"),
+    _number("best_loss", "mean held-out loss there, c for a run that is not usable"),
+    _number("best_loss_low", f"lower {_INTERVAL}: Student's t over these runs"),
+    _number("best_loss_high", f"upper {_INTERVAL}"),
+    _integer("fresh", "1", "runs behind the best loss, of seeds that chose no rate; 0: the search's own stand in, and it is too low"),
+    _number("valley_lr", "rate at which the search's expected loss is lowest: vertex of a parabola over its logarithm"),
+    _number("valley_lr_low", f"lower {_INTERVAL}"),
+    _number("valley_lr_high", f"upper {_INTERVAL}"),
+    _number("window", "octaves of rate with an expected loss within 5 % of the best loss of any scheme at that depth", "octave"),
+    _number("window_low", f"lower {_INTERVAL}", "octave"),
+    _number("window_high", f"upper {_INTERVAL}", "octave"),
+    _text("window_open", "sides on which the rates that were run end inside the window, which is then wider; empty: none"),
+    _number("margin", "octaves from valley_lr to lr10", "octave"),
+    _number("margin_low", f"lower {_INTERVAL}", "octave"),
+    _number("margin_high", f"upper {_INTERVAL}", "octave"),
+    _number("sensitivity", "mean expected loss above the best over the logarithm of rates from 1.15e-3 to 6e-2 (Wortsman et al. 2023)"),
+    _number("lr10", "LR10@horizon: rate at which a tenth of the runs are not usable by that step; empty where there is no fit"),
+    _number("lr10_low", f"lower {_INTERVAL}, or of its bracket; 0: none"),
+    _number("lr10_high", f"upper {_INTERVAL}, or of its bracket; inf: none"),
+    _text("lr10_kind", _KIND, enum=_KINDS),
+    _number("lr50", "LR50@horizon: the same of half of the runs"),
+    _number("lr50_low", f"lower {_INTERVAL}, or of its bracket; 0: none"),
+    _number("lr50_high", f"upper {_INTERVAL}, or of its bracket; inf: none"),
+    _text("lr50_kind", _KIND, enum=_KINDS),
+    _number("dead_lr", "rate at which half are dead, of the dead and the living alone; where dead_edge is false the coldest rate at which "
+                       "half or more are"),
+    _number("dead_lr_low", f"lower {_INTERVAL}, or of its bracket; empty where dead_edge is false"),
+    _number("dead_lr_high", f"upper {_INTERVAL}, or of its bracket"),
+    _flag("dead_edge", "whether that is an edge: false where fewer die at some hotter rate, or none does"),
+    _integer("dead_runs", "1", "the dead and the living that it rests on"),
+)
+
+HYPOTHESES = (
+    _text("protocol", "protocol whose runs decide", required=True),
+    _text("quantity", "column of critical_rates.csv that is compared", required=True),
+    _text("scheme", "residual scheme, controlled arm", required=True),
+    _text("over", "the scheme it is compared with", required=True),
+    _integer("depth", "block", "number of blocks", required=True),
+    _text("fixed", "when the comparison was fixed, and what was changed after looking", required=True),
+)
+
+OF_NO_RUN = ("bench", "rounding", "detect", "critical_rates", "hypotheses")  # tables that are not of a protocol's runs
 
 TABLES: dict[str, Table] = {table.name: table for table in (
     Table("runs", "runs.csv", "one row per attempted run, failures included", ("run_id",), RUNS,
@@ -330,4 +393,9 @@ TABLES: dict[str, Table] = {table.name: table for table in (
           ("scheme", "depth", "lr", "seed", "isa", "compiled", "moved"), ROUNDING),
     Table("detect", "detect.csv", "how well `detect` judges logs whose truth is known (results/detect/judge_all.py)",
           ("truth", "family", "cut", "every"), DETECTED),
+    Table("critical_rates", "critical_rates.csv", "what each cell of the searches is ranked by: one row a cell",
+          ("protocol", "scheme", "arm", "params", "writers", "gate_lr", "depth", "data"), CRITICAL_RATES,
+          ("protocol", "depth", "data", "arm", "best_loss", "scheme", "params", "writers", "gate_lr")),
+    Table("hypotheses", "hypotheses.csv", "comparisons that were fixed before the runs; all others are exploratory",
+          ("protocol", "quantity", "scheme", "over", "depth"), HYPOTHESES),
 )}

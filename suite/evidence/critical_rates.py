@@ -1,0 +1,74 @@
+"""critical_rates.csv: what each cell of the searches is ranked by, worked out from their runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from suite.evidence.cells import runs_of
+from suite.evidence.measures import Estimate, Measures, measures
+from suite.evidence.stats import Critical
+from suite.presets import PROTOCOLS
+from suite.records.csvfile import as_text
+from suite.records.tables import TABLES, content, write_package, write_rows
+
+TABLE = TABLES["critical_rates"]
+
+
+def rows(results: Path) -> list[dict[str, object]]:
+    """A row for each cell of every search protocol that the folder has runs of."""
+    out = []
+    for protocol in (p for p in PROTOCOLS.values() if p.search):
+        runs = runs_of(results / protocol.name)
+        by_cell = {found.cell: found for found in measures(runs)} if len(runs) else {}
+        for cell, found in by_cell.items():
+            tokens = runs.loc[(runs["scheme"] == cell.scheme) & (runs["data"] == cell.data), "image_tokens"].iloc[0]
+            shared = {"protocol": protocol.name, "horizon": found.edge.horizon, "image_tokens": int(tokens)}
+            shared |= {column.name: getattr(cell, column.name) for column in TABLE.columns if column.name in cell._fields}
+            out.append(shared | row(found))
+    return out
+
+
+def row(found: Measures) -> dict[str, object]:
+    """The numbers of one cell as columns."""
+    edge = found.edge
+    out = {
+        "runs": found.runs, "seeds": found.seeds, "best_lr": found.best_lr, "fresh": found.fresh,
+        "sensitivity": found.sensitivity, "window_open": found.window.open,
+        "dead_lr": edge.first_dead, "dead_edge": edge.has_dead_edge, "dead_runs": edge.dead.n,
+    }  # fmt: skip
+    if edge.has_dead_edge:
+        out |= {"dead_lr_low": edge.dead.low, "dead_lr_high": edge.dead.high}
+    for name, one in (("best_loss", found.best_loss), ("valley_lr", found.valley), ("window", found.window), ("margin", found.margin)):
+        out |= _estimate(name, one)
+    for name, one in (("lr10", edge.lr10), ("lr50", edge.lr50)):
+        out |= _critical(name, one)
+    return out
+
+
+def _estimate(name: str, one: Estimate) -> dict[str, float | None]:
+    numbers = {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+    return {column: None if np.isnan(number) else number for column, number in numbers.items()}
+
+
+def _critical(name: str, one: Critical) -> dict[str, object]:
+    return {name: one.rate, f"{name}_low": one.low, f"{name}_high": one.high, f"{name}_kind": one.kind}
+
+
+def write(results: Path) -> None:
+    """Write the table of a results folder, none where it has no search."""
+    write_rows(results / TABLE.path, TABLE, rows(results))
+    write_package(results)
+
+
+def differs(results: Path) -> list[str]:
+    """A problem line where the table is not what the runs give."""
+    path = results / TABLE.path
+    if not path.exists():
+        return []
+    made = as_text(path, TABLE, rows(results))
+    from suite.records.csvfile import render
+
+    same = content(path) == render(TABLE, made)
+    return [] if same else [f"{path}: is not what the runs give; mend with: python -m suite report --write"]

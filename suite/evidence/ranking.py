@@ -1,0 +1,49 @@
+"""README's ranking of the schemes at each depth, by what does not change when a scheme rescales its learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from scipy.stats import ttest_rel
+
+from suite.evidence.edges import describe
+from suite.evidence.markdown import table
+from suite.evidence.measures import Measures
+from suite.evidence.stats import holm
+
+SAME = "="  # beside a best loss: a tie
+TIED = 0.05  # a scheme whose difference from the best has a larger p is not told apart from it
+
+
+def ranked(found: Sequence[Measures]) -> list[tuple[Measures, bool]]:
+    """The cells of one depth from the best loss up, each with whether it is not told apart from the first.
+
+    By seeds in pairs (Student), Holm over the schemes of the depth; a cell without fresh runs of the same seeds is no tie.
+    """
+    first, *others = sorted(found, key=lambda one: one.best_loss.value)
+    adjusted = holm([_p(first.best_values, other.best_values) for other in others])
+    return [(first, True), *((other, p > TIED) for other, p in zip(others, adjusted))]
+
+
+def _p(one: pd.Series, other: pd.Series) -> float:
+    seeds = one.index.intersection(other.index)
+    return float(ttest_rel(one[seeds], other[seeds]).pvalue) if len(seeds) > 2 else 0.0
+
+
+def ranking(found: Sequence[Measures]) -> str:
+    """Markdown: a table for each depth, deepest first."""
+    parts = []
+    for depth in sorted({one.cell.depth for one in found}, reverse=True):
+        rows = [_row(one, tied) for one, tied in ranked([one for one in found if one.cell.depth == depth])]
+        heads = [f"{depth} blocks", "best loss", "at rate", "window (octaves)", "margin (octaves)", "LR10", "LR50", "LR sensitivity"]
+        parts.append(table(heads, rows))
+    return "\n\n".join(parts)
+
+
+def _row(one: Measures, tied: bool) -> list[object]:
+    loss = one.best_loss
+    ends = "" if pd.isna(loss.low) else f" [{loss.low:.3f}, {loss.high:.3f}]"
+    n = f"n = {one.fresh}" if one.fresh else f"n = {len(one.best_values)}, of the search"
+    return [one.cell.label, f"{loss.value:.3f}{ends} ({n})" + f" {SAME}" * tied, f"{one.best_lr:.2e}", one.window, one.margin,
+            describe(one.edge.lr10), describe(one.edge.lr50), f"{one.sensitivity:.2f}"]  # fmt: skip

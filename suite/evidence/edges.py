@@ -17,9 +17,8 @@ import pandas as pd
 from suite.evidence.cells import Cell, cells, controlled, runs_of
 from suite.evidence.stats import Critical, critical, ratio, upward
 from suite.protocol import NO_PARAMS
-from suite.records.cells import format_table
-from suite.verdict.crash import STUCK
-from suite.verdict.outcomes import DEAD, UNUSABLE
+from suite.records.values import format_table
+from suite.verdict.outcome import DEAD, STUCK, UNUSABLE
 
 ENOUGH = 5  # runs that each end of a bracket needs: fewer that agree may do so by chance
 PRIMARY = ("mvsplit", "plain")  # the one comparison that was fixed before the runs, per depth; all others are looked at

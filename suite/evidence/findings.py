@@ -16,8 +16,8 @@ from suite.evidence.hazard import PER, risks, with_health
 from suite.evidence.stats import Critical
 from suite.presets import PROTOCOLS
 from suite.protocol import SCHEMES
-from suite.records.tables import TABLES, read
-from suite.verdict.outcomes import DEAD, UNUSABLE
+from suite.records.store import TABLES, read
+from suite.verdict.outcome import DEAD, UNUSABLE
 
 WELL = 0.5  # of c: a run whose loss has been below it trained well (a quarter of the way from what the digits allow, .65, to c = 2)
 

@@ -19,9 +19,8 @@ from suite.evidence.how_it_dies import how_it_dies
 from suite.evidence.markdown import grid, table
 from suite.presets import PROTOCOLS
 from suite.records.beside import compare
-from suite.records.tables import format_table, read
-from suite.verdict.crash import STUCK
-from suite.verdict.outcomes import DEAD, UNUSABLE
+from suite.records.store import format_table, read
+from suite.verdict.outcome import DEAD, STUCK, UNUSABLE
 
 END = "<!-- end -->"
 WORDS = {"survived": "survived", "stuck": "**stuck**", "collapsed": "**collapsed**", "degraded": "**degraded**", "nonfinite": "**nan**",

@@ -16,7 +16,7 @@ from paper_figures.figure import NotDrawn
 from paper_figures.runs import main_lr
 from paper_figures.style import NEUTRAL, handle
 from suite.evidence.hazard import died_healthy, evals_of
-from suite.records.tables import read
+from suite.records.store import read
 
 AROUND = 30  # steps on either side of the crash that figures show; the dense window begins 60 before (suite/training/trainer.py)
 EVENT = 10  # the event is looked for in this many steps around the crash; `before` is what the window holds before them

@@ -10,7 +10,7 @@ from paper_figures.figure import NotDrawn, figure, some
 from paper_figures.style import NEUTRAL, handle, legend, page, plain_log, scheme_look, scheme_order
 from suite.evidence.bench import over_plain
 from suite.records.schema import PROVENANCE
-from suite.records.tables import read
+from suite.records.store import read
 
 SAME = ("started", "hardware", *PROVENANCE)  # what rows must share before their timings may be compared
 LOOKS = {"suite": ("-", 1.6, 5), "reference": ("--", 1.1, 3.5)}  # dashes, line width, marker size

@@ -13,7 +13,7 @@ from paper_figures.style import NEUTRAL, bare, handle, legend, line_of, page, sc
 from suite.evidence import deaths
 from suite.evidence.deaths import CALM_UNTIL, LEAVES, STAYS
 from suite.evidence.hazard import HEALTHY, died_healthy, evals_of, healthy_spans
-from suite.verdict.outcomes import DEAD
+from suite.verdict.outcome import DEAD
 from suite.verdict.signature import SIGNATURE_EARLY
 
 ROW, GAP = 0.09, 1.6  # inches a run, rows between cells

@@ -14,7 +14,7 @@ from paper_figures.runs import caption, load_runs
 from paper_figures.style import NEUTRAL, PALETTE, page
 from suite.detect.judge import judge_foreign
 from suite.detect.log_columns import Log, LogError
-from suite.records.tables import read
+from suite.records.store import read
 from suite.verdict.smooth import short_median
 
 EVERY = 10  # steps between two points of a log, as trainers write by default

@@ -19,7 +19,7 @@ from paper_figures import style
 from paper_figures.figure import Recipe
 from suite.presets import PROTOCOLS
 from suite.records.schema import TABLES
-from suite.records.tables import format_table
+from suite.records.store import format_table
 
 
 def figures() -> list[Recipe]:

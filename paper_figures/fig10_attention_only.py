@@ -9,7 +9,7 @@ from paper_figures.losses import SMOOTH, draw_curves, loss_limits
 from paper_figures.runs import caption, curves_of, load_runs, main_setting, short_outcome
 from paper_figures.spikes import draw_bars, draw_events, draw_trace, families, fatal, notes_of
 from paper_figures.style import crash_handle, legend, line_of, page, scheme_handles
-from suite.records.tables import read
+from suite.records.store import read
 
 FINDING = ("In the paper (1000 layers) attention-only MV-Split crashes at step 7415, the loss rising from .81 to 2.12 in four steps, and "
            "the"

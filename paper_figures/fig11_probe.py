@@ -7,7 +7,7 @@ from pathlib import Path
 from paper_figures.figure import figure, some
 from paper_figures.runs import caption, load_runs, main_setting
 from paper_figures.style import CONSTANT, NEUTRAL, PALETTE, handle, legend, page, plain_log
-from suite.records.tables import read
+from suite.records.store import read
 
 FEATURES = {  # name in the table: words, colour, marker
     "image_mean": ("image-token mean", PALETTE[0], "o"),

@@ -8,7 +8,7 @@ from paper_figures.figure import NotDrawn, figure
 from paper_figures.quality import features_note, of_one_network
 from paper_figures.runs import caption, load_runs
 from paper_figures.style import CONSTANT, crash_handle, handle, legend, line_of, page, plain_log, scheme_handles, scheme_look
-from suite.records.tables import REAL, read
+from suite.records.store import REAL, read
 
 METRICS = {"heldout_loss": ("held-out loss", "held-out loss at the horizon"), "fid": ("FID of samples", "FID ({}, log scale)")}
 

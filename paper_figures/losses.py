@@ -10,7 +10,7 @@ from paper_figures.figure import figure, some
 from paper_figures.outcomes import draw_grid
 from paper_figures.runs import caption, crash_of, curves_of, load_runs, main_lr, main_setting, short_outcome
 from paper_figures.style import CONSTANT, crash_handle, handle, legend, line_of, page, plain_log, scheme_handles
-from suite.records.tables import read
+from suite.records.store import read
 
 MEDIAN = 11  # points of the running median
 SMOOTH = 51  # of that over a whole horizon; it cuts a transition of ten steps no shorter than it is wide

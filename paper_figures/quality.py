@@ -8,7 +8,7 @@ from paper_figures import style
 from paper_figures.figure import figure, some
 from paper_figures.runs import caption, crash_of, curves_of, load_runs, main_setting
 from suite.presets import PROTOCOLS
-from suite.records.tables import REAL, read
+from suite.records.store import REAL, read
 
 SMOOTH = 51  # steps in the running median of the gradient norm
 METRICS = {"fid": "FID (log scale)", "inception_score": "score (digit classifier)"}

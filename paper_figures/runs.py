@@ -10,8 +10,8 @@ import pandas as pd
 
 from paper_figures.style import OUTCOMES, scheme_order
 from suite.presets import PROTOCOLS
-from suite.records.tables import read
-from suite.verdict.outcomes import DEAD, GONE
+from suite.records.store import read
+from suite.verdict.outcome import DEAD, GONE
 
 VARIANT = ["arm", "params", "writers", "gate_lr", "data", "compiled"]  # what tells the variants of a scheme apart
 

@@ -11,7 +11,7 @@ from paper_figures.figure import figure, some
 from paper_figures.runs import caption, load_runs, main_lr, short_outcome
 from paper_figures.style import bare, page, scheme_look
 from suite.records.completeness import is_picture
-from suite.records.tables import picture_path
+from suite.records.store import picture_path
 
 TALL = 2.7  # inches, height of one grid
 NARROW = 1.45  # inches, room for the words above it

@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from paper_figures.figure import figure, some
 from paper_figures.runs import caption, crash_of, curves_of, load_runs, main_setting
 from paper_figures.style import NEUTRAL, PALETTE, handle, legend, page, plain_log
-from suite.records.tables import read
+from suite.records.store import read
 
 SHALLOW = 2  # the paper's families at the onset end at L2
 QKV, READ, OTHER = "Q, K, V", "FFN input W_13", "embedding, final, gates"

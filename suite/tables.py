@@ -1,5 +1,5 @@
 """The public door to the tables: `suite.tables.read(folder, name)` checks a table and types it."""
 
-from suite.records.tables import TableError, read
+from suite.records.store import TableError, read
 
 __all__ = ["TableError", "read"]

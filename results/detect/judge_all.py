@@ -24,14 +24,14 @@ from suite.identity.codedigest import file_digest
 from suite.records.csvfile import render
 from suite.records.package import write_package
 from suite.records.schema import TABLES
-from suite.records.tables import RowsByRun, Store, format_value
-from suite.verdict.outcomes import DEAD
+from suite.records.store import RowsByRun, Store, format_value
+from suite.verdict.outcome import DEAD
 
 DETECT, SEEDS = TABLES["detect"], 1000
 THINNED = (1, 2, 3, 5, 10, 20, 50)
 PROTOCOLS = ("frontier", "laptop", "anatomy", "anatomy64", "deep", "frontier64")
 SHOWN = ("logs", "dead", "unknown", "within_1", "worst")
-RULE = ("detect/change", "detect/judge", "verdict/crash", "verdict/smooth")  # files of the suite
+RULE = ("detect/change", "detect/judge", "verdict/outcome", "verdict/smooth")  # files of the suite
 
 Case = tuple[np.ndarray, np.ndarray, int | None]  # steps, loss, and the step of the death where there is one
 

@@ -26,7 +26,7 @@ from suite.protocol import short_hash
 from suite.records.csvfile import read_rows, render
 from suite.records.package import write_package
 from suite.records.schema import TABLES
-from suite.records.tables import format_value
+from suite.records.store import format_value
 
 ROUNDING, EARLY = TABLES["rounding"], 50
 VARIANTS = [  # isa, compiled, moved

@@ -34,7 +34,7 @@ def _protocol_folders(results: Path) -> list[Path]:
 def status(args) -> int:
     from collections import Counter
 
-    from suite.records.tables import Store
+    from suite.records.store import Store
 
     folders = _protocol_folders(args.results)
     if not folders:
@@ -50,7 +50,7 @@ def collect(args) -> int:
     from suite.presets import PROTOCOLS
     from suite.records.checks import check_folder
     from suite.records.completeness import check_parts
-    from suite.records.tables import Store
+    from suite.records.store import Store
 
     if args.protocol and args.protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {args.protocol!r}; known: {', '.join(PROTOCOLS)}")
@@ -121,7 +121,7 @@ def verify(args) -> int:
     if not args.rerun:
         return 1 if problems or not checked else 0
     from suite.evidence.rerun import rerun
-    from suite.records.tables import format_table
+    from suite.records.store import format_table
 
     rows = rerun(args.results, args.rerun, args.seed[0], None, catalogue)
     print(format_table(rows, ("run", "compared", "agrees", "why")))

@@ -63,7 +63,7 @@ def _cost(args, catalogue) -> int:
 def _cost_lines(files, runs, gpus, bench: Path) -> list[str]:
     """What `plan --cost` says, from a process that knows the schemes of all these files, as it never trains."""
     from suite import registry
-    from suite.scale.cost import describe
+    from suite.scale.price import describe
 
     for file in files:
         registry.load(file)

@@ -1,6 +1,6 @@
 """What became of a run that somebody else trained: an outcome and a crash step from a log of any trainer.
 
-With `constant_loss` the rule is that of `suite.verdict.crash.judge`, save that a log is complete: what came back is a
+With `constant_loss` the rule is that of `suite.verdict.outcome.judge`, save that a log is complete: what came back is a
 spike, however long it took. Without it, a change of level is sought by the log's own level and scatter
 (`suite.detect.change`).
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from suite.detect.change import Change, find_change
 from suite.detect.log_columns import Log, LogError, read_logs
-from suite.verdict.crash import Verdict, checked, excursions, judge_known, verdict_of
+from suite.verdict.outcome import Verdict, checked, excursions, judge_known, verdict_of
 from suite.verdict.signature import foreign_signature
 from suite.verdict.smooth import robust_sd, short_median
 

@@ -7,8 +7,7 @@ import numpy as np
 from suite.diagnosis.audit_pass import audit_step
 from suite.protocol import evenly
 from suite.training.trainer import REPLAY_BEFORE, Trainer
-from suite.verdict.crash import Verdict
-from suite.verdict.outcomes import DEAD
+from suite.verdict.outcome import DEAD, Verdict
 from suite.verdict.signature import SIGNATURE_EARLY, SIGNATURE_LATE, of_audit
 
 REPLAY_AFTER = SIGNATURE_LATE  # steps; the transition takes about ten in the paper's published trace

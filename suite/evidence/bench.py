@@ -18,7 +18,7 @@ from pathlib import Path
 
 from suite.environment import ROOT
 from suite.records.schema import PROVENANCE, TABLES
-from suite.records.tables import format_table, format_value, read, read_rows, write_package, write_rows
+from suite.records.store import format_table, format_value, read, read_rows, write_package, write_rows
 
 FILES = ROOT / "tests" / "bench"
 FOLDER = "bench"  # of a results folder; not a protocol

@@ -15,7 +15,7 @@ from suite.presets import PROTOCOLS
 from suite.protocol import SCHEMES
 from suite.records.frame import of_run
 from suite.records.schema import TABLES
-from suite.verdict.outcomes import fate
+from suite.verdict.outcome import fate
 
 SPECIAL = {item for cell in (*PROTOCOLS["anatomy"].cells, *PROTOCOLS["deep"].cells) for item in cell.params.split(",") if item} - {"beta=1"}
 

@@ -11,7 +11,7 @@ from suite.evidence.measures import Estimate, Measures, measures
 from suite.evidence.stats import Critical
 from suite.presets import PROTOCOLS
 from suite.records.csvfile import as_text
-from suite.records.tables import TABLES, content, write_package, write_rows
+from suite.records.store import TABLES, content, write_package, write_rows
 
 TABLE = TABLES["critical_rates"]
 

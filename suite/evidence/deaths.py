@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from suite.evidence.hazard import with_health
-from suite.records.tables import RowsByRun
-from suite.verdict.outcomes import DEAD
+from suite.records.store import RowsByRun
+from suite.verdict.outcome import DEAD
 from suite.verdict.signature import SIGNATURE_EARLY
 from suite.verdict.smooth import MAD_TO_SD
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from suite.evidence.cells import finished, runs_of
 from suite.evidence.markdown import grid
-from suite.verdict.outcomes import fate
+from suite.verdict.outcome import fate
 
 
 def deep(results: Path) -> str:

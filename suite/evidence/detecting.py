@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from suite.evidence.markdown import table
-from suite.records.tables import read
+from suite.records.store import read
 
 
 def detecting(folder: Path) -> str:

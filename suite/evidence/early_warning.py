@@ -21,7 +21,7 @@ from suite.evidence.deaths import QUANTITIES, strided
 from suite.evidence.hazard import with_health
 from suite.evidence.markdown import table
 from suite.evidence.stats import LEVEL
-from suite.records.tables import RowsByRun
+from suite.records.store import RowsByRun
 
 HORIZONS, AUDITED_HORIZONS = (10, 25, 100, 400), (25, 100, 400)  # steps before a death
 ONE_IN = 1e-3  # of the healthy steps lie above the second line

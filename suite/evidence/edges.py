@@ -16,10 +16,10 @@ import pandas as pd
 from suite.evidence.cells import Cell, cells, controlled, runs_of
 from suite.evidence.stats import Critical, critical, holm, ratio, upward
 from suite.protocol import NO_PARAMS
-from suite.records.cells import format_table
-from suite.records.tables import read
+from suite.records.store import read
+from suite.records.values import format_table
 from suite.sweep.best import FRESH
-from suite.verdict.outcomes import DEAD, UNUSABLE
+from suite.verdict.outcome import DEAD, UNUSABLE
 
 TENTH = 0.1  # of the runs
 PRIMARY = "mvsplit", "plain"  # of one scale, the two that the paper compares

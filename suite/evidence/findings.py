@@ -16,8 +16,8 @@ from suite.evidence.measures import Measures, measures
 from suite.evidence.ranking import ranked
 from suite.evidence.stats import Critical
 from suite.presets import PROTOCOLS
-from suite.records.tables import TABLES, read
-from suite.verdict.outcomes import DEAD, UNUSABLE
+from suite.records.store import TABLES, read
+from suite.verdict.outcome import DEAD, UNUSABLE
 
 Numbers = dict[tuple[str, int], Measures]  # by scheme and depth
 LEVEL_OF_TEST = 0.05  # of a p, after Holm

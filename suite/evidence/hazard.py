@@ -18,8 +18,8 @@ from suite.evidence.cells import Cell, cells, finished, name, runs_of
 from suite.evidence.edges import PRIMARY, edges, judged
 from suite.evidence.stats import LEVEL, Critical, critical
 from suite.protocol import KNOWN
-from suite.records.tables import read
-from suite.verdict.outcomes import DEAD
+from suite.records.store import read
+from suite.verdict.outcome import DEAD
 from suite.verdict.signature import SIGNATURE_EARLY
 
 HEALTHY = 0.45  # of c; the digits' best is about 0.32

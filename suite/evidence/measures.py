@@ -22,7 +22,7 @@ from suite.evidence.jackknife import LEVEL, jackknife
 from suite.evidence.stats import Critical
 from suite.protocol import HOTTEST
 from suite.sweep.best import FRESH, bottom
-from suite.verdict.outcomes import UNUSABLE
+from suite.verdict.outcome import UNUSABLE
 
 WITHIN = 1.05  # of the best loss of any scheme at that depth: what a window counts
 COLDEST = 1.15e-3  # of the range of rates of the sensitivity: the coldest that every cell was run at; the hottest is the search's

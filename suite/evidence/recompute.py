@@ -11,7 +11,7 @@ from functools import cache
 from suite.isolation.catalogue import Catalogue
 from suite.protocol import Protocol, Run
 from suite.records.schema import TABLES
-from suite.records.tables import REAL, RowsByRun, format_value
+from suite.records.store import REAL, RowsByRun, format_value
 
 DIGITS = "digits"  # the data set and the features that come with the suite; what lies elsewhere is not looked for
 SIZES = ("width", "heads", "ffn", "patch", "caption_tokens")  # of a protocol, on which a model's parameters depend

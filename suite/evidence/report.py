@@ -21,7 +21,7 @@ from suite.evidence.measures import measures
 from suite.evidence.ranking import SAME, ranking
 from suite.presets import PROTOCOLS
 from suite.records.beside import compare
-from suite.records.tables import format_table, read
+from suite.records.store import format_table, read
 
 END = "<!-- end -->"
 WORDS = {"survived": "survived", "stuck": "**stuck**", "collapsed": "**collapsed**", "degraded": "**degraded**", "nonfinite": "**nan**",

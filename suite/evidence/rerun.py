@@ -11,9 +11,9 @@ from suite.isolation.catalogue import Catalogue, read
 from suite.presets import PROTOCOLS
 from suite.protocol import Run
 from suite.records.byrun import SIDES
-from suite.records.tables import RowsByRun, Store
+from suite.records.store import RowsByRun, Store
 from suite.sweep.groups import group_id, group_order
-from suite.verdict.outcomes import fate
+from suite.verdict.outcome import fate
 
 EARLY = 20  # steps compared on another processor: later ones drift apart, exponentially, from rounding
 EARLY_RTOL = 1e-3  # eager against compiled differs by 4e-6 in a step; two processors should not differ by more than this

@@ -14,9 +14,9 @@ from suite.presets import PROTOCOLS
 from suite.protocol import Run
 from suite.records.checks import check_folder
 from suite.records.completeness import LATENTS, check_parts, is_picture
-from suite.records.tables import RowsByRun, Store, TableError, format_value, picture_path
-from suite.verdict import crash
-from suite.verdict.outcomes import DEAD
+from suite.records.store import RowsByRun, Store, TableError, format_value, picture_path
+from suite.verdict import outcome
+from suite.verdict.outcome import DEAD
 from suite.verdict.signature import of_audit
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def judged(row: dict[str, str], curve: DataFrame, evals: list[dict[str, str]], w
     """The columns of runs.csv that follow from the committed curve and held-out losses (six digits of them)."""
     held = _heldout(row, evals)
     steps, loss, norm = (curve[name].to_numpy() for name in ("step", "loss", "grad_norm"))
-    verdict = crash.judge(
+    verdict = outcome.judge(
         steps, loss, constant_loss=float(row["constant_loss"]), window=int(row["window"]), horizon=int(row["horizon"]),
         grad_norm=norm, warmup=warmup, heldout_loss=float(held) if held else None,
     )  # fmt: skip

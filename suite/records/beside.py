@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from statistics import median
 
-from suite.records.tables import Store
-from suite.verdict.outcomes import fate
+from suite.records.store import Store
+from suite.verdict.outcome import fate
 
 CELL = ("protocol_version", "data", "scheme", "arm", "params", "writers", "gate_lr", "depth", "lr")
 

@@ -12,8 +12,8 @@ from suite.records.layout import file_of, table_files
 from suite.records.package import PACKAGE, check_package, is_current
 from suite.records.packed import content
 from suite.records.schema import OF_NO_RUN, TABLES, Table
+from suite.records.store import REAL, RUNS, Store
 from suite.records.tableerror import TableError
-from suite.records.tables import REAL, RUNS, Store
 
 
 def check_folder(folder, parts: RowsByRun | None = None) -> list[str]:
@@ -65,7 +65,7 @@ def _check_file(path: Path, table: Table, runs: Mapping[str, dict[str, str]] | N
             f"{path}: run {run_id} belongs to another file ({right[0]}, depth {right[1]}); run it again"]  # fmt: skip
     rows, problems = read_rows(path, table), []
     if content(path) != render(table, rows):
-        problems.append(f"{path}: not sorted, or quoted otherwise than the suite does; write it through suite.records.tables")
+        problems.append(f"{path}: not sorted, or quoted otherwise than the suite does; write it through suite.records.store")
     if table.name in OF_NO_RUN or runs is None:
         return problems
     ids = {row["run_id"] for row in rows} - ({REAL} if table.name == "quality" else set())

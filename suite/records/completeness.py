@@ -11,9 +11,9 @@ from pathlib import Path
 
 from suite.presets import PROTOCOLS
 from suite.protocol import Protocol
+from suite.records.store import REAL, RUNS, RowsByRun, Store, picture_path
 from suite.records.tableerror import TableError
-from suite.records.tables import REAL, RUNS, RowsByRun, Store, picture_path
-from suite.verdict.outcomes import DEAD, GONE
+from suite.verdict.outcome import DEAD, GONE
 
 PNG = b"\x89PNG\r\n\x1a\n"
 LATENTS = "latents:"  # how a source begins whose images are gone: no real row, and a picture only where something decodes them

@@ -3,7 +3,7 @@
 Cells are text here, so none is reformatted that is not replaced. Every table is sorted and has one serialisation, so
 the same runs give the same bytes in whatever order they were added. A table without rows has no file. A table of one
 file a run has nothing to merge: a file is written whole. `suite.records.schema` holds the columns;
-`suite.records.tables` puts runs together and is what other modules import.
+`suite.records.store` puts runs together and is what other modules import.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from suite.records.cells import cell_check, format_value
 from suite.records.layout import file_of, top
 from suite.records.package import check_package
 from suite.records.packed import content, remove, replace
 from suite.records.schema import Column, Table
 from suite.records.tableerror import RESTORE, TableError
+from suite.records.values import cell_check, format_value
 
 Rows = list[dict[str, str]]
 Columns = dict[str, Sequence[str]]  # a table turned: the cells of each column, from the first row to the last

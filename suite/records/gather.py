@@ -16,7 +16,7 @@ from suite.records.csvfile import parse, put_rows, render, to_rows
 from suite.records.package import write_package
 from suite.records.packed import remove, replace
 from suite.records.schema import TABLES
-from suite.records.tables import REAL, RUNS, RowsByRun, Store, TableError, table_path
+from suite.records.store import REAL, RUNS, RowsByRun, Store, TableError, table_path
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The column dictionary: every table of `results/`, every column, its type, unit and meaning.
 
-Pure data. `suite.records.tables` writes it out as `datapackage.json` beside the tables and checks every file against
+Pure data. `suite.records.store` writes it out as `datapackage.json` beside the tables and checks every file against
 it. A change of names, types, order or keys is a new SCHEMA_VERSION; a better sentence in a meaning is not.
 
 Symbols: X is the trunk entering a merge, U the branch output that joins it, T the number of tokens, J X the token

@@ -20,10 +20,10 @@ from suite import environment
 from suite.environment import processes
 from suite.isolation.catalogue import Catalogue
 from suite.protocol import Run
-from suite.records.tables import Store
+from suite.records.store import Store
 from suite.scale import sharded
-from suite.scale.cost import CARD, SPARE, shapes_of
 from suite.scale.memory import micro_rows, sharded_state, size_of
+from suite.scale.price import CARD, SPARE, shapes_of
 from suite.sweep.claim import Claim
 from suite.sweep.execute import execute, load_alone
 from suite.sweep.plan import say_quality

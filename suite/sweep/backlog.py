@@ -8,7 +8,7 @@ from pathlib import Path
 
 from suite.protocol import Run
 from suite.records.completeness import undone
-from suite.records.tables import Store
+from suite.records.store import Store
 from suite.sweep.claim import Claim
 from suite.sweep.groups import in_groups, label
 

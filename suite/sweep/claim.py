@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import IO
 
-from suite.sweep.record import work_folder
+from suite.sweep.work_folder import work_folder
 
 
 class Claim:

@@ -1,35 +1,28 @@
-"""From a run to its record: train (or resume), judge, measure quality, lay out the rows of every table."""
+"""From a run to its record: train it, alone or as one model with others, or go on with it; then measure what it left."""
 
 from __future__ import annotations
 
-import math
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from suite import environment, registry
 from suite.data.dataset import DataError, Dataset
 from suite.data.load import cached
-from suite.diagnosis.audit_pass import final_state
 from suite.isolation.arithmetic import Altered, unchanged
 from suite.protocol import Run
-from suite.records.tables import REAL
 from suite.rng import random_state, seeded
+from suite.sweep.broken import failure, identity
 from suite.sweep.groups import group_id
-from suite.sweep.record import failure, identity, read_record, save_record, save_trace, work_folder
-from suite.sweep.scoring import checkpoint_quality, final_quality, unscored
+from suite.sweep.record import auditor_of, record_of
+from suite.sweep.scoring import checkpoint_quality
+from suite.sweep.work_folder import read_record, save_record, save_trace, work_folder
 from suite.training.state import Placement
 from suite.training.trainer import Member, Report, Trainer
-from suite.verdict.crash import Verdict
-from suite.verdict.outcomes import GONE
-
-if TYPE_CHECKING:
-    from suite.diagnosis.auditor import Auditor
 
 
 def _data_of(run: Run) -> Dataset:
@@ -123,82 +116,12 @@ def _member(group: Sequence[Run], results: Path, features: str, run: Run, placem
     if entry.code_digest(registry.parse_params(entry, run.params)) != run.code_digest:
         raise registry.RegistryError(f"scheme {run.scheme}: its code has changed since the plan was made; plan again")
     trainer = Trainer(run, data, work_folder(results, run.run_id), group_id(group), placement)
-    auditor = _auditor(trainer)
+    auditor = auditor_of(trainer)
     return Member(trainer, auditor and auditor.before_update, partial(checkpoint_quality, trainer, features))
-
-
-def _auditor(trainer: Trainer) -> Auditor | None:
-    """Who observes a run, where its protocol audits."""
-    if not trainer.run.protocol.audit_every:
-        return None
-    from suite.diagnosis.auditor import Auditor
-
-    return Auditor(trainer)
 
 
 @seeded("record")
 def _record(trainer: Trainer, group: Sequence[Run], results: Path, features: str) -> dict:
-    """What a run that has ended leaves, measured on its model; the trainer may be left in an earlier state.
-
-    Of a sharded model all processes measure together, and what the first one returns is whole.
-    """
-    run, p = trainer.run, trainer.run.protocol
-    _data_of(run)  # that nobody wrote to them under the run, whose death would be laid to its scheme
-    verdict, last = trainer.judge(), trainer.state.step
-    quality = [unscored(q, verdict) for q in trainer.state.log.get("quality", []) if q["step"] != last]
-    if p.fid_samples:
-        quality.append(final_quality(trainer, verdict, results, features))
-    if any("fid" in q for q in quality) and (real := trainer.data.floor(features, p.fid_samples)):  # of an early one too
-        quality.append({"run_id": REAL, **real})
-    probe_rows = []
-    if p.probe and verdict.outcome not in GONE:
-        from suite.diagnosis.probe import probe
-
-        with trainer.clock.timed("probe"):
-            probe_rows = probe(trainer)
-    row = _run_row(trainer, verdict, group)  # before the replay, which leaves the trainer inside its window
-    spikes = []
-    if auditor := _auditor(trainer):
-        spikes = auditor.spikes(verdict)
-        row |= auditor.around(verdict)
-    hardware = torch.cuda.get_device_name() if trainer.device.type == "cuda" else environment.cpu_model()
-    peak = environment.peak_memory_mib()
-    return {
-        "run": row,
-        "curve": [{"step": s, "loss": loss, "grad_norm": norm} for s, loss, norm in trainer.state.curve],
-        "evals": [{"step": s, "heldout_loss": loss} for s, loss in trainer.state.evals],
-        "quality": quality,
-        "audit": trainer.state.log.get("audit", []),
-        "spikes": spikes,
-        "probe": probe_rows,
-        "gates": trainer.state.log.get("gates", []),
-        "throughput": [
-            {"phase": phase, "count": trainer.clock.counts[phase], "seconds": seconds,
-             "ms_each": 1e3 * seconds / max(1, trainer.clock.counts[phase]), "peak_mib": peak, "hardware": hardware}
-            for phase, seconds in trainer.clock.seconds.items()
-        ],
-    }  # fmt: skip
-
-
-def _run_row(trainer: Trainer, verdict: Verdict, group: Sequence[Run]) -> dict:
-    run, p, dit = trainer.run, trainer.run.protocol, trainer.state.dit
-    norms = [norm for _, _, norm in trainer.state.curve]
-    return {
-        **identity(run, group),
-        "data_digest": run.data_digest, "width": p.width, "image_tokens": dit.segments[0],
-        "caption_tokens": dit.segments[1], "batch": p.batch, "init": p.init, "horizon": p.horizon, "window": p.window,
-        "n_params": sum(parameter.numel() for parameter in dit.parameters()), "status": "done",
-        "outcome": verdict.outcome, "state": final_state(trainer) if verdict.outcome in GONE else None, "crash_step": verdict.crash_step,
-        "confirmed": None if verdict.crash_step is None else verdict.confirmed, "late_step": verdict.late_step,
-        "last_step": trainer.state.curve[-1][0],
-        "constant_loss": trainer.constant_loss, "best_loss": verdict.best_loss, "final_loss": verdict.final_loss,
-        "heldout_loss": trainer.heldout_loss(), "max_grad_norm": _max(norms),
-        "spikes": verdict.spikes, "compiled": run.compiled, "dtype": p.dtype, "device": trainer.device.type,
-        "processes": trainer.accelerator.num_processes,
-        "code_digest": run.code_digest, **environment.provenance(),
-        **({"compiler": f"torch.compile, {environment.compiler()}"} if dit.fell_back else {}),
-    }  # fmt: skip
-
-
-def _max(norms: list[float]) -> float:
-    return next((n for n in norms if not math.isfinite(n)), max(norms))
+    """`record_of`, once it is sure that nobody wrote to the data under the run, whose death would be laid to its scheme."""
+    _data_of(trainer.run)
+    return record_of(trainer, group, results, features)

@@ -12,8 +12,8 @@ from suite.isolation.catalogue import Catalogue, read
 from suite.numerals import decimal
 from suite.presets import PROTOCOLS
 from suite.protocol import Cell, Protocol, Run
-from suite.records.cells import cell_fault
 from suite.records.schema import TABLES
+from suite.records.values import cell_fault
 
 
 class SelectionError(ValueError):
@@ -59,7 +59,7 @@ def make_plan(selection: Selection, for_costs: bool = False, catalogue: Catalogu
 
     catalogue: that of the selection's plugins, where it has been read.
     for_costs: where the protocol's own data cannot be read and their shape is known, the runs are planned without
-    them; such runs cannot be trained, and their ids mean nothing (suite/scale/cost.py).
+    them; such runs cannot be trained, and their ids mean nothing (suite/scale/price.py).
     """
     protocol = protocol_named(selection.protocol)
     catalogue = catalogue or read(selection.plugins)
@@ -202,7 +202,7 @@ def _digest(source: str, protocol: Protocol, for_costs: bool) -> str:
     try:
         return _read_digest(source, protocol)
     except DataError:
-        if for_costs and source == protocol.data and (unread := import_module("suite.scale.cost").unread(protocol)):
+        if for_costs and source == protocol.data and (unread := import_module("suite.scale.price").unread(protocol)):
             return unread
         raise
 

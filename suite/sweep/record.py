@@ -1,72 +1,97 @@
-"""What a run leaves before its rows are in the tables: a folder of its own with checkpoints, and then the finished record.
-
-A record is what `tables.Store.add` takes. It goes through a file, so that it outlives the worker that made it, and
-the worker's parent.
-"""
+"""The record of a run that has ended: its verdict, its scores, and the rows of every table, runs.csv's own first."""
 
 from __future__ import annotations
 
-import errno
-import json
-import os
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from suite.files import write_whole
+import torch
+
+from suite import environment
+from suite.diagnosis.audit_pass import final_state
 from suite.protocol import Run
-from suite.sweep.groups import group_id
+from suite.records.store import REAL
+from suite.sweep.broken import identity
+from suite.sweep.scoring import final_quality, unscored
+from suite.training.trainer import Trainer
+from suite.verdict.outcome import GONE, Verdict
+
+if TYPE_CHECKING:
+    from suite.diagnosis.auditor import Auditor
 
 
-def work_folder(results: Path, run_id: str) -> Path:
-    """Where a run's checkpoints and finished record wait until its rows are in the tables."""
-    return results / ".work" / run_id
-
-
-def record_path(results: Path, run_id: str) -> Path:
-    """Where the finished record waits."""
-    return work_folder(results, run_id) / "record.json"
-
-
-def save_record(record: dict, results: Path) -> None:
-    """Write a finished record beside its run's checkpoints, whole or not at all."""
-    write_whole(record_path(results, record["run"]["run_id"]), json.dumps(record).encode())
-
-
-def read_record(results: Path, run_id: str) -> dict | None:
-    """A finished run's record left by a worker, or None."""
-    try:
-        record = json.loads(record_path(results, run_id).read_text(encoding="utf-8"))
-        run = record["run"]
-        right = run["run_id"] == run_id and isinstance(run["status"], str) and isinstance(run.get("last_step", 0), int)
-        return record if right and all(isinstance(rows, list) for name, rows in record.items() if name != "run") else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+def auditor_of(trainer: Trainer) -> Auditor | None:
+    """Who observes a run, where its protocol audits."""
+    if not trainer.run.protocol.audit_every:
         return None
+    from suite.diagnosis.auditor import Auditor
+
+    return Auditor(trainer)
 
 
-def save_trace(text: str, results: Path, run_id: str) -> None:
-    """Write why a run broke beside its checkpoints, whatever characters an exception holds."""
-    (work_folder(results, run_id) / "error.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+def record_of(trainer: Trainer, group: Sequence[Run], results: Path, features: str) -> dict:
+    """What a run that has ended leaves, measured on its model; the trainer may be left in an earlier state.
 
-
-def failure(error: BaseException) -> dict[str, str]:
-    """The columns `status` and `reason` of a run that an exception ended.
-
-    Status `oom`, `disk` or `error`; libraries wrap the errors of the system in their own, so the words count too.
+    Of a sharded model all processes measure together, and what the first one returns is whole.
     """
-    words, status = str(error).lower(), "error"
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words:
-        status = "oom"
-    elif full or os.strerror(errno.ENOSPC).lower() in words:
-        status = "disk"
-    return {"status": status, "reason": f"{type(error).__name__}: {error}".strip().splitlines()[0]}
+    p = trainer.run.protocol
+    verdict, last = trainer.judge(), trainer.state.step
+    quality = [unscored(q, verdict) for q in trainer.state.log.get("quality", []) if q["step"] != last]
+    if p.fid_samples:
+        quality.append(final_quality(trainer, verdict, results, features))
+    if any("fid" in q for q in quality) and (real := trainer.data.floor(features, p.fid_samples)):  # of an early one too
+        quality.append({"run_id": REAL, **real})
+    probe_rows = []
+    if p.probe and verdict.outcome not in GONE:
+        from suite.diagnosis.probe import probe
 
-
-def identity(run: Run, group: Sequence[Run]) -> dict:
-    """The columns of runs.csv that even a run that broke has. group: the runs that are trained as one model with it."""
+        with trainer.clock.timed("probe"):
+            probe_rows = probe(trainer)
+    row = _row(trainer, verdict, group)  # before the replay, which leaves the trainer inside its window
+    spikes = []
+    if auditor := auditor_of(trainer):
+        spikes = auditor.spikes(verdict)
+        row |= auditor.around(verdict)
+    hardware = torch.cuda.get_device_name() if trainer.device.type == "cuda" else environment.cpu_model()
+    peak = environment.peak_memory_mib()
     return {
-        "run_id": run.run_id, "protocol": run.protocol.name, "protocol_version": run.protocol.version,
-        "scheme": run.scheme, "arm": run.arm, "params": run.params, "writers": run.writers, "gate_lr": run.gate_lr, "depth": run.depth,
-        "lr": run.lr, "seed": run.seed, "data": run.data,
-        "replicas": len(group), "group": group_id(group),
+        "run": row,
+        "curve": [{"step": s, "loss": loss, "grad_norm": norm} for s, loss, norm in trainer.state.curve],
+        "evals": [{"step": s, "heldout_loss": loss} for s, loss in trainer.state.evals],
+        "quality": quality,
+        "audit": trainer.state.log.get("audit", []),
+        "spikes": spikes,
+        "probe": probe_rows,
+        "gates": trainer.state.log.get("gates", []),
+        "throughput": [
+            {"phase": phase, "count": trainer.clock.counts[phase], "seconds": seconds,
+             "ms_each": 1e3 * seconds / max(1, trainer.clock.counts[phase]), "peak_mib": peak, "hardware": hardware}
+            for phase, seconds in trainer.clock.seconds.items()
+        ],
     }  # fmt: skip
+
+
+def _row(trainer: Trainer, verdict: Verdict, group: Sequence[Run]) -> dict:
+    run, p, dit = trainer.run, trainer.run.protocol, trainer.state.dit
+    norms = [norm for _, _, norm in trainer.state.curve]
+    return {
+        **identity(run, group),
+        "data_digest": run.data_digest, "width": p.width, "image_tokens": dit.segments[0],
+        "caption_tokens": dit.segments[1], "batch": p.batch, "init": p.init, "horizon": p.horizon, "window": p.window,
+        "n_params": sum(parameter.numel() for parameter in dit.parameters()), "status": "done",
+        "outcome": verdict.outcome, "state": final_state(trainer) if verdict.outcome in GONE else None, "crash_step": verdict.crash_step,
+        "confirmed": None if verdict.crash_step is None else verdict.confirmed, "late_step": verdict.late_step,
+        "last_step": trainer.state.curve[-1][0],
+        "constant_loss": trainer.constant_loss, "best_loss": verdict.best_loss, "final_loss": verdict.final_loss,
+        "heldout_loss": trainer.heldout_loss(), "max_grad_norm": _max(norms),
+        "spikes": verdict.spikes, "compiled": run.compiled, "dtype": p.dtype, "device": trainer.device.type,
+        "processes": trainer.accelerator.num_processes,
+        "code_digest": run.code_digest, **environment.provenance(),
+        **({"compiler": f"torch.compile, {environment.compiler()}"} if dit.fell_back else {}),
+    }  # fmt: skip
+
+
+def _max(norms: list[float]) -> float:
+    return next((n for n in norms if not math.isfinite(n)), max(norms))

@@ -8,11 +8,10 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from suite.quality.fid import GRID_COLUMNS, GRID_ROWS, sample_grid
-from suite.records.tables import picture_path
+from suite.records.store import picture_path
 from suite.rng import seeded
 from suite.training.trainer import Trainer
-from suite.verdict.crash import Verdict
-from suite.verdict.outcomes import GONE
+from suite.verdict.outcome import GONE, Verdict
 
 
 def final_quality(trainer: Trainer, verdict: Verdict, results: Path, features: str) -> dict:

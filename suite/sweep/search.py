@@ -13,10 +13,10 @@ from pathlib import Path
 
 from suite.isolation.catalogue import Catalogue
 from suite.protocol import Run, rate
-from suite.records.tables import Store
+from suite.records.store import Store
 from suite.sweep import frontier
 from suite.sweep.plan import Selection, SelectionError, make_plan, protocol_named
-from suite.verdict.outcomes import DEAD, UNUSABLE
+from suite.verdict.outcome import DEAD, UNUSABLE
 
 RUNS = 45  # of a cell: about seven rates of 3 seeds and four with 5 more; in results/frontier 24 to 67, not all of them at their end
 PATCH = 2  # of the runs that MS was measured on

@@ -23,7 +23,7 @@ from suite.isolation import forks
 from suite.isolation.catalogue import read
 from suite.protocol import Run
 from suite.records.gather import gather
-from suite.records.tables import Store
+from suite.records.store import Store
 from suite.sweep.backlog import Standing
 from suite.sweep.sweep import Sweep, SweepError
 

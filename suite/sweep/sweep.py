@@ -13,11 +13,12 @@ from suite.isolation import forks
 from suite.isolation.catalogue import Catalogue, read
 from suite.protocol import Run
 from suite.records.package import is_current, write_package
-from suite.records.tables import Store, TableError
+from suite.records.store import Store, TableError
 from suite.sweep.backlog import Backlog, Standing
+from suite.sweep.broken import identity
 from suite.sweep.claim import Claim
 from suite.sweep.progress import Progress, words
-from suite.sweep.record import identity, read_record, record_path, save_trace
+from suite.sweep.work_folder import read_record, record_path, save_trace
 from suite.sweep.worker_process import Kind, WorkerProcess
 
 

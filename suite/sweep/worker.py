@@ -2,7 +2,7 @@
 
 Events: {"event": "step", "step", "loss"}, {"event": "note", "text", "once"}, {"event": "done"}, {"event": "failed",
 "status", "reason", "trace"}; status "disk" says that the disk is full, which is not the run's own fault. Records go
-through files (suite.sweep.record). The worker ends when its pipe closes, which means that its parent is gone, and it
+through files (suite.sweep.work_folder). The worker ends when its pipe closes, which means that its parent is gone, and it
 takes no run after one that broke.
 """
 
@@ -44,7 +44,7 @@ def main(connection: Connection, file: str, results: str, features: str) -> None
     try:
         _serve(jobs, say, file, Path(results), features)
     except BaseException as error:  # any failure is the run's own, a scheme's sys.exit() too: it becomes a row, and the sweep goes on
-        from suite.sweep.record import failure
+        from suite.sweep.broken import failure
 
         say(event="failed", **failure(error), trace=traceback.format_exc())
 

@@ -19,7 +19,7 @@ from suite.training.evaluation import Evaluation
 from suite.training.gates import gate_rows
 from suite.training.state import Placement, RunState
 from suite.training.step import TrainStep
-from suite.verdict import crash
+from suite.verdict import outcome
 
 REPLAY_BEFORE = 60  # steps before a crash that the audit replays; the gradient norm was seen to grow over 25 before one
 JUDGE_EVERY = 10  # steps between looks at the curve for the early stop
@@ -92,11 +92,11 @@ class Trainer:
         """Go back to the newest whole checkpoint (of step `at_most` or earlier); False if there is none."""
         return self.state.restore(self.folder, at_most)
 
-    def judge(self) -> crash.Verdict:
+    def judge(self) -> outcome.Verdict:
         """The detector's word on the curve so far."""
         steps, loss, norm = np.asarray(self.state.curve, dtype=float).T
         p = self.run.protocol
-        return crash.judge(
+        return outcome.judge(
             steps, loss, constant_loss=self.constant_loss, window=p.window, horizon=p.horizon, grad_norm=norm, warmup=p.warmup,
             heldout_loss=self.heldout_loss(),
         )  # fmt: skip

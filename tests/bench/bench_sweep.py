@@ -10,7 +10,7 @@ import pytest
 from cases import FULL, case
 
 from suite import environment
-from suite.records.tables import TABLES, Store, read_rows
+from suite.records.store import TABLES, Store, read_rows
 from suite.sweep.worker_process import WorkerProcess
 
 SCHEMES, DEPTHS, LR = "plain,mvsplit", "25,50,100", "1e-3"

@@ -79,7 +79,7 @@ def test_help_imports_nothing_heavy(words):
     assert "usage: python -m suite" in out and out.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("module", ["suite.tables", "suite.protocol", "suite.registry", "suite.environment", "suite.verdict.crash",
+@pytest.mark.parametrize("module", ["suite.tables", "suite.protocol", "suite.registry", "suite.environment", "suite.verdict.outcome",
                                     "suite.detect.judge"])  # fmt: skip
 def test_light_modules_do_not_import_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

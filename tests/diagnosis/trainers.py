@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 
 from suite.data.captions import Captions
-from suite.verdict.crash import Verdict
+from suite.verdict.outcome import Verdict
 
 WIDTH, SEGMENTS = 16, (4, 3)
 

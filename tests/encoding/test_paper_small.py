@@ -14,7 +14,7 @@ from suite import cli
 from suite.data.load import load
 from suite.environment import ROOT
 from suite.presets import PROTOCOLS
-from suite.records.tables import Store, read
+from suite.records.store import Store, read
 from suite.sweep.plan import Selection, make_plan
 from suite.training.trainer import Trainer
 

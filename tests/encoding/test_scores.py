@@ -15,7 +15,7 @@ from suite.quality import fid
 from suite.quality.features import QualityError, extractor
 from suite.records.completeness import check_parts, is_picture
 from suite.records.schema import TABLES
-from suite.records.tables import Store, picture_path, read_rows
+from suite.records.store import Store, picture_path, read_rows
 from suite.scale import moments
 from suite.scale.encoding import decode, reference
 from suite.scale.encoding.encode import encode

@@ -8,7 +8,7 @@ import models
 import pytest
 
 from suite.evidence import verify
-from suite.records.tables import Store
+from suite.records.store import Store
 from suite.scale.encoding.encode import encode
 from suite.sweep.execute import execute
 from suite.sweep.plan import Selection, make_plan

@@ -8,7 +8,7 @@ from suite.environment import ROOT
 from suite.records.layout import file_of, table_files
 from suite.records.package import write_package
 from suite.records.schema import TABLES
-from suite.records.tables import REAL, read_rows, write_rows
+from suite.records.store import REAL, read_rows, write_rows
 
 SOME = {  # three or fewer runs tell what thirty do: one that died, one that lives, one of another scheme
     "laptop": {"r206119cff8d", "r4c52d8bcf98", "rf753b9f2f6a"},  # plain at 25 and (dead) at 50 blocks, MV-Split at 25

@@ -13,7 +13,7 @@ from suite import cli
 from suite.evidence import bench
 from suite.records.package import PACKAGE, package_text
 from suite.records.schema import PROVENANCE, TABLES
-from suite.records.tables import read, read_rows, write_rows
+from suite.records.store import read, read_rows, write_rows
 
 BENCH = TABLES["bench"]
 MADE = {name: "1" if name == "threads" else f"some {name}" for name in PROVENANCE}

@@ -11,7 +11,7 @@ from suite.environment import ROOT
 from suite.evidence import decided, report, verify
 from suite.evidence.cells import runs_of
 from suite.presets import PROTOCOLS
-from suite.records.tables import Store
+from suite.records.store import Store
 
 RESULTS = ROOT / "results"
 PICTURES = ROOT / "paper_figures" / "out"

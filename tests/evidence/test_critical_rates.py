@@ -10,8 +10,8 @@ from suite.evidence import decided, edges, report, stats
 from suite.protocol import KNOWN, SCHEMES, rate
 from suite.records.package import write_package
 from suite.records.schema import TABLES
-from suite.records.tables import write_rows
-from suite.verdict.outcomes import UNUSABLE
+from suite.records.store import write_rows
+from suite.verdict.outcome import UNUSABLE
 
 DEPTHS = (25, 50, 100)
 EDGE = {scheme: {25: 20 + i, 50: 17 + i, 100: 14 + i} for i, scheme in enumerate(SCHEMES)}  # the first point at which all die

@@ -10,7 +10,7 @@ from suite.evidence import deaths
 from suite.evidence.hazard import poisson_interval
 from suite.evidence.how_it_dies import how_it_dies
 from suite.presets import PROTOCOLS
-from suite.records.tables import Store
+from suite.records.store import Store
 
 CRASH = 100
 

@@ -16,9 +16,9 @@ from suite.presets import PROTOCOLS
 from suite.records.checks import check_folder
 from suite.records.gather import gather
 from suite.records.package import write_package
-from suite.records.tables import RowsByRun, Store, TableError
+from suite.records.store import RowsByRun, Store, TableError
+from suite.sweep.broken import identity
 from suite.sweep.plan import Selection, make_plan
-from suite.sweep.record import identity
 
 RESULTS = ROOT / "results"
 PICTURES = RESULTS.parent / "paper_figures" / "out"

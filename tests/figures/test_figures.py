@@ -28,8 +28,8 @@ from suite.protocol import SCHEMES
 from suite.records.checks import check_folder
 from suite.records.packed import replace
 from suite.records.schema import TABLES
-from suite.records.tables import Store, content
-from suite.verdict.outcomes import DEAD
+from suite.records.store import Store, content
+from suite.verdict.outcome import DEAD
 
 CONSTANT = 2.0
 FIRST = [headline, heldout, loss_curves, outcomes.outcomes, samples]

@@ -19,7 +19,7 @@ from paper_figures.figure import NotDrawn
 from paper_figures.runs import load_runs
 from suite.protocol import evenly
 from suite.records.checks import check_folder
-from suite.records.tables import Store, read
+from suite.records.store import Store, read
 
 ANATOMY = [loss_and_rho, anatomy, amplification, gradient_modes]
 DEPTH, CRASH, EVERY, TOKENS = 8, 100, 25, 20

@@ -19,7 +19,7 @@ from paper_figures.spikes import spike_trace
 from paper_figures.table1_quality import table, table1
 from suite.environment import ROOT
 from suite.records.checks import check_folder
-from suite.records.tables import Store, read
+from suite.records.store import Store, read
 
 RECIPES = (quality, spike_trace, attention_alone, probe, full_loss, table1)
 LEVELS = {"plain": 0.62, "mvsplit": 0.61, "layerscale": 0.64, "rezero": 0.66, "deepnorm": 0.63}

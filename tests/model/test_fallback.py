@@ -13,11 +13,11 @@ from suite.environment import compiler
 from suite.evidence import rerun, verify
 from suite.isolation import forks
 from suite.model import aot, stacked_blocks
-from suite.records.tables import Store
+from suite.records.store import Store
 from suite.sweep.execute import execute, execute_all
 from suite.sweep.plan import Selection, make_plan
 from suite.sweep.progress import Progress
-from suite.sweep.record import read_record
+from suite.sweep.work_folder import read_record
 
 LINE = "is none of those that the suite's own compiled blocks were tested with"
 

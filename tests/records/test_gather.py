@@ -10,7 +10,7 @@ import pytest
 from suite import cli
 from suite.records.checks import check_folder
 from suite.records.gather import gather
-from suite.records.tables import TABLES, RowsByRun, Store, TableError, write_rows
+from suite.records.store import TABLES, RowsByRun, Store, TableError, write_rows
 from suite.sweep.execute import execute
 from suite.sweep.plan import Selection, make_plan
 

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 
 from suite import files
 from suite.environment import ROOT
-from suite.records import csvfile, tables
+from suite.records import csvfile
+from suite.records import store as tables
 from suite.records.beside import compare
 from suite.records.byrun import curve_digest
 from suite.records.checks import check_folder
 from suite.records.schema import SCHEMA_VERSION, TABLES
-from suite.records.tables import (
+from suite.records.store import (
     Store,
     TableError,
     format_table,
@@ -34,7 +35,7 @@ from suite.records.tables import (
     read_rows,
     write_rows,
 )
-from suite.verdict.outcomes import DEAD
+from suite.verdict.outcome import DEAD
 
 CURVES, EVALS, RUNS = TABLES["curves"], TABLES["evals"], TABLES["runs"]
 
@@ -94,7 +95,7 @@ def test_dictionary_is_complete():
 
 
 def test_imports_stay_light():
-    code = "import sys, suite.records.tables; print([m for m in ('torch', 'pandas', 'numpy') if m in sys.modules])"
+    code = "import sys, suite.records.store; print([m for m in ('torch', 'pandas', 'numpy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           cwd=ROOT).stdout.strip() == "[]"
 

@@ -10,7 +10,7 @@ from suite.evidence.decided import standing
 from suite.records.csvfile import read_rows
 from suite.records.package import PACKAGE, package_text
 from suite.records.schema import TABLES
-from suite.verdict.outcomes import fate
+from suite.verdict.outcome import fate
 
 FOLDER = ROOT / "results" / "rounding"
 

@@ -22,10 +22,10 @@ from suite.model.backbone import DiT
 from suite.model.replicas import Replicas
 from suite.protocol import Run
 from suite.records.checks import check_folder
-from suite.records.tables import Store, read
+from suite.records.store import Store, read
 from suite.scale.memory import size_of
 from suite.sweep.execute import execute, execute_all
-from suite.sweep.record import read_record
+from suite.sweep.work_folder import read_record
 from suite.training.optim import FlatParameters, as_rows
 from suite.training.step import TrainStep
 from suite.training.trainer import Trainer

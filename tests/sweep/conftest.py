@@ -9,9 +9,9 @@ import pytest
 from sweeps import plan, work
 
 from suite import environment
-from suite.records.tables import picture_path
+from suite.records.store import picture_path
 from suite.sweep.execute import execute, execute_all
-from suite.sweep.record import save_record
+from suite.sweep.work_folder import save_record
 from suite.sweep.worker_process import WorkerProcess
 
 

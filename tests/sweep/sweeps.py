@@ -4,7 +4,7 @@ from pathlib import Path
 
 from suite.protocol import Run
 from suite.records.schema import TABLES
-from suite.records.tables import Store, read_rows, table_files
+from suite.records.store import Store, read_rows, table_files
 from suite.sweep.plan import Selection, make_plan
 from suite.sweep.sweep import Sweep
 

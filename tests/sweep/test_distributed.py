@@ -9,7 +9,7 @@ import pytest
 
 from suite import cli, environment
 from suite.environment import ROOT
-from suite.records.tables import Store, read
+from suite.records.store import Store, read
 from suite.scale import distributed
 from suite.sweep.claim import Claim
 from suite.sweep.plan import Selection, make_plan

@@ -20,8 +20,8 @@ from suite import cli, environment
 from suite.environment import ROOT
 from suite.numerals import decimal, whole
 from suite.records.completeness import is_picture
-from suite.records.tables import picture_path
-from suite.sweep.record import record_path, work_folder
+from suite.records.store import picture_path
+from suite.sweep.work_folder import record_path, work_folder
 
 ONE = ["run", "--protocol", "smoke", "--schemes", "plain", "--depths", "2"]
 PLUGIN = """

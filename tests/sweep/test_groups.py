@@ -12,13 +12,14 @@ from suite.evidence import rerun
 from suite.records.checks import check_folder
 from suite.records.completeness import check_parts
 from suite.records.schema import TABLES
-from suite.records.tables import read_rows, table_files
+from suite.records.store import read_rows, table_files
 from suite.sweep import execute as execute_module
+from suite.sweep import record as record_module
 from suite.sweep import sweep as sweep_module
 from suite.sweep.execute import execute
 from suite.sweep.groups import group_id, group_order, in_groups
 from suite.sweep.plan import Selection, make_plan
-from suite.sweep.record import record_path, save_record, work_folder
+from suite.sweep.work_folder import record_path, save_record, work_folder
 from suite.sweep.worker_process import WorkerProcess
 from suite.training.checkpoint import CheckpointWarning
 
@@ -122,21 +123,21 @@ def test_an_interrupted_group_keeps_its_members_apart_from_the_tables_until_it_i
 
 def test_a_run_that_breaks_after_training_leaves_the_others(grouped, tmp_path, inline, monkeypatch):
     victim = runs()[1].run_id
-    score = execute_module.final_quality
+    score = record_module.final_quality
 
     def breaks(trainer, *rest):
         if trainer.run.run_id == victim:
             raise RuntimeError("no paint")
         return score(trainer, *rest)
 
-    monkeypatch.setattr(execute_module, "final_quality", breaks)
+    monkeypatch.setattr(record_module, "final_quality", breaks)
     work(runs(), tmp_path, replicas=3)
     found, truth = rows(tmp_path), rows(grouped)
     assert found[victim]["status"] == "error" and found[victim]["reason"] == "RuntimeError: no paint"
     assert found[victim]["replicas"] == "2" and found[victim]["group"] == truth[victim]["group"]
     assert {k: v for k, v in found.items() if k != victim} == {k: v for k, v in truth.items() if k != victim}
     assert "no paint" in (work_folder(tmp_path, victim) / "error.txt").read_text() and not record_path(tmp_path, victim).exists()
-    monkeypatch.setattr(execute_module, "final_quality", score)
+    monkeypatch.setattr(record_module, "final_quality", score)
     work(runs(), tmp_path, replicas=3, retry=True)
     assert rows(tmp_path)[victim]["status"] == "done" and rows(tmp_path)[victim]["replicas"] == "1"
 

@@ -19,10 +19,10 @@ import pytest
 from sweeps import WORDS, check_half_way, left_over, plan, rows, steps_trained, tables, work
 
 from suite.environment import ROOT
-from suite.records.tables import Store
+from suite.records.store import Store
 from suite.sweep import claim as claim_module
+from suite.sweep.broken import identity
 from suite.sweep.claim import Claim
-from suite.sweep.record import identity
 from suite.sweep.sweep import Sweep
 
 
@@ -252,7 +252,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from suite.sweep.claim import Claim
-from suite.sweep.record import identity
+from suite.sweep.broken import identity
 claim = Claim(Path(sys.argv[1]), sys.argv[2])
 assert claim.take()
 print("held", flush=True)

@@ -9,10 +9,10 @@ from PIL import Image
 from suite.data.load import load
 from suite.quality.features import QualityError
 from suite.quality.fid import check_floor
-from suite.records.cells import cell_fault
 from suite.records.csvfile import as_text
 from suite.records.schema import TABLES
-from suite.records.tables import TableError
+from suite.records.store import TableError
+from suite.records.values import cell_fault
 from suite.sweep import execute
 from suite.sweep.plan import Selection, SelectionError, check_quality, make_plan
 

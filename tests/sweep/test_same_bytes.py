@@ -19,11 +19,11 @@ from suite.protocol import Run
 from suite.records.checks import check_folder
 from suite.records.completeness import check_parts
 from suite.records.schema import TABLES
-from suite.records.tables import content, read, read_rows, table_files, write_rows
+from suite.records.store import content, read, read_rows, table_files, write_rows
 from suite.sweep.execute import execute
 from suite.sweep.progress import Progress
-from suite.sweep.record import record_path, save_record, work_folder
 from suite.sweep.sweep import SweepError
+from suite.sweep.work_folder import record_path, save_record, work_folder
 from suite.sweep.worker_process import WorkerProcess
 from suite.training.step import TrainStep
 

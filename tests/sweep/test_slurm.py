@@ -14,7 +14,7 @@ import pytest
 
 from suite import cli
 from suite.protocol import Run
-from suite.records.tables import TABLES, Store, read, read_rows, write_rows
+from suite.records.store import TABLES, Store, read, read_rows, write_rows
 from suite.sweep import slurm as cluster
 from suite.sweep.execute import execute
 from suite.sweep.plan import Selection, make_plan

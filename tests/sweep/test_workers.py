@@ -13,11 +13,12 @@ from sweeps import left_over, plan, rows, steps_trained, work
 
 from suite.environment import ROOT
 from suite.records.checks import check_folder
-from suite.records.tables import read
+from suite.records.store import read
 from suite.sweep import worker_process
+from suite.sweep.broken import failure
 from suite.sweep.progress import Progress
-from suite.sweep.record import failure, work_folder
 from suite.sweep.sweep import Sweep
+from suite.sweep.work_folder import work_folder
 from suite.sweep.worker_process import WorkerProcess
 from suite.training.trainer import Trainer
 

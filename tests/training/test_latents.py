@@ -20,7 +20,7 @@ from suite.data.in_memory import Data
 from suite.data.load import load
 from suite.isolation.forks import Fork
 from suite.presets import PROTOCOLS
-from suite.records.tables import Store
+from suite.records.store import Store
 from suite.sweep.execute import execute
 from suite.sweep.plan import Selection, SelectionError, _digest, make_plan
 

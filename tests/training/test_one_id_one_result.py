@@ -17,7 +17,7 @@ from suite.rng import random_state
 from suite.sweep.execute import execute, execute_all
 from suite.sweep.groups import group_id
 from suite.sweep.plan import Selection, make_plan
-from suite.sweep.record import read_record
+from suite.sweep.work_folder import read_record
 from suite.training.trainer import Trainer
 
 LOUD = {  # all that Accelerate 1.15 reads and that would change numbers, or wrap the model

@@ -20,7 +20,7 @@ from suite import registry
 from suite.data.load import cached
 from suite.presets import PROTOCOLS
 from suite.protocol import Run
-from suite.records.tables import Store
+from suite.records.store import Store
 from suite.sweep.execute import execute
 from suite.sweep.plan import Selection, make_plan
 from suite.sweep.progress import Progress

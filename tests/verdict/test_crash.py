@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suite.detect.judge import judge_foreign
-from suite.verdict.crash import judge
-from suite.verdict.outcomes import OUTCOMES
+from suite.verdict.outcome import OUTCOMES, judge
 from suite.verdict.smooth import short_median
 
 

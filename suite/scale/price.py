@@ -16,7 +16,7 @@ from suite.data.load import cached
 from suite.presets import PROTOCOLS
 from suite.protocol import Protocol, Run
 from suite.records.schema import TABLES
-from suite.records.tables import format_table, read_rows
+from suite.records.store import format_table, read_rows
 from suite.scale import memory as bytes_of
 from suite.scale.memory import Size, micro_rows, replayed, size_of
 from suite.sweep.groups import in_groups

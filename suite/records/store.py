@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from suite.records.byrun import SIDES, RowsByRun, curve_digest, rows_digest
-from suite.records.cells import format_table, format_value
 from suite.records.csvfile import as_text, put_rows, read_rows, render, write_rows
 from suite.records.frame import read
 from suite.records.layout import table_files, table_path
@@ -20,6 +19,7 @@ from suite.records.package import write_package
 from suite.records.packed import content
 from suite.records.schema import TABLES
 from suite.records.tableerror import DamagedFile, TableError
+from suite.records.values import format_table, format_value
 
 __all__ = ["REAL", "TABLES", "RowsByRun", "Store", "TableError", "content", "format_table", "format_value", "picture_path", "put_rows",
            "read", "read_rows", "table_files", "table_path", "write_package", "write_rows"]

@@ -14,7 +14,10 @@ import numpy as np
 
 from suite.verdict.smooth import SHORT, short_median
 
-__all__ = ["Verdict", "judge"]
+OUTCOMES = ("survived", "stuck", "collapsed", "degraded", "untrained", "nonfinite", "too_short")
+DEAD = ("collapsed", "degraded", "nonfinite")  # a run that trained, and died; what LR50 counts
+UNUSABLE = (*DEAD, "stuck", "untrained")  # what LR50u counts
+GONE = (*DEAD, "untrained")  # at no loss that training gives: their state is looked at, and they get neither scores nor a probe
 
 HALF_WAY = 0.5  # of c - m: the line that a loss crosses. This and the next three were fixed before a run was looked at
 AT_CONSTANT = 0.1  # of c - m: a window's median this near to c, on either side, is a collapse
@@ -25,11 +28,16 @@ CLEARLY_BELOW = 0.2  # of c. Batch noise (sd up to .15 at c = 2) pulls m about .
 LEARNT_POINTS = 10  # points whose mean s must be clearly below c: its sd is then .05 at most, so .2 c is 8 sd
 
 
+def fate(outcome: str) -> str:
+    """"dead", "unusable" or "live": what of an outcome may be expected to repeat on another machine; "" for what is none of these."""
+    return "dead" if outcome in DEAD else "unusable" if outcome in UNUSABLE else "live" if outcome == "survived" else ""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What became of a run. Losses are in the curve's own unit; the crash step is one of its steps."""
 
-    outcome: str  # one of `suite.verdict.outcomes.OUTCOMES`; of a log from elsewhere also `unknown`
+    outcome: str  # one of OUTCOMES; of a log from elsewhere also `unknown`
     crash_step: int | None  # first step at which it stopped being usable; None: it did not, or it never was
     confirmed: bool  # a full confirmation window lies behind the event (a non-finite value needs none)
     best_loss: float | None  # m: minimum of the short median, up to the crash or the horizon

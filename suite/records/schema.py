@@ -369,7 +369,25 @@ HYPOTHESES = (
     _text("fixed", "when the comparison was fixed, and what was changed after looking", required=True),
 )
 
-OF_NO_RUN = ("bench", "rounding", "detect", "critical_rates", "hypotheses")  # tables that are not of a protocol's runs
+THRESHOLDS = (
+    _text("threshold", "of the crash rule: stuck and arming as shares of c, window in steps", required=True,
+          enum=("stuck", "arming", "window")),
+    _number("value", "its value; those in use are 0.6, 0.8 and 50", required=True),
+    _integer("depth", "block", "number of blocks", required=True),
+    _text("scheme", "residual scheme, controlled arm of the frontier", required=True),
+    _integer("runs", "1", "runs of its search", required=True),
+    _integer("changed", "1", "runs whose outcome is another than in runs.csv", required=True),
+    _number("lr50", "LR50, as in critical_rates.csv"),
+    _number("lr50_low", f"lower {_INTERVAL}"),
+    _number("lr50_high", f"upper {_INTERVAL}"),
+    _number("ratio", "LR50 over plain's at that depth"),
+    _number("ratio_low", f"lower {_INTERVAL}"),
+    _number("ratio_high", f"upper {_INTERVAL}"),
+    _number("dead_lr", "as in critical_rates.csv"),
+    _flag("dead_edge", "as in critical_rates.csv"),
+)
+
+OF_NO_RUN = ("bench", "rounding", "detect", "critical_rates", "hypotheses", "thresholds")  # tables that are not of a protocol's runs
 
 TABLES: dict[str, Table] = {table.name: table for table in (
     Table("runs", "runs.csv", "one row per attempted run, failures included", ("run_id",), RUNS,
@@ -396,6 +414,8 @@ TABLES: dict[str, Table] = {table.name: table for table in (
     Table("critical_rates", "critical_rates.csv", "what each cell of the searches is ranked by: one row a cell",
           ("protocol", "scheme", "arm", "params", "writers", "gate_lr", "depth", "data"), CRITICAL_RATES,
           ("protocol", "depth", "data", "arm", "best_loss", "scheme", "params", "writers", "gate_lr")),
+    Table("thresholds", "thresholds.csv", "what hangs on the thresholds of the crash rule (results/instrument/thresholds.py)",
+          ("threshold", "value", "depth", "scheme"), THRESHOLDS),
     Table("hypotheses", "hypotheses.csv", "comparisons that were fixed before the runs; all others are exploratory",
           ("protocol", "quantity", "scheme", "over", "depth"), HYPOTHESES),
 )}

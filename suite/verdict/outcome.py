@@ -21,7 +21,7 @@ GONE = (*DEAD, "untrained")  # at no loss that training gives: their state is lo
 
 HALF_WAY = 0.5  # of c - m: the line that a loss crosses. This and the next three were fixed before a run was looked at
 AT_CONSTANT = 0.1  # of c - m: a window's median this near to c, on either side, is a collapse
-STUCK = 0.6  # of c: a run that ends the horizon above it has not trained (what 0.5 and 0.7 would give is in `report`)
+STUCK = 0.6  # of c: a run that ends the horizon above it has not trained (what others would give: results/instrument/thresholds.csv)
 MIN_STEPS = 200  # below it a run is too short to judge, from it on it should have learnt something
 CLEARLY_BELOW = 0.2  # of c. Batch noise (sd up to .15 at c = 2) pulls m about .25 below the true level; at less than
 #                      twice that the half-way line lies inside the noise, and a slow learner would "collapse"
@@ -49,7 +49,8 @@ class Verdict:
 
 
 def judge(
-    steps, loss, *, constant_loss: float, window: int, horizon: int, grad_norm=None, warmup: int = 0, heldout_loss: float | None = None
+    steps, loss, *, constant_loss: float, window: int, horizon: int, grad_norm=None, warmup: int = 0, heldout_loss: float | None = None,
+    stuck: float = STUCK, below: float = CLEARLY_BELOW,
 ) -> Verdict:
     """Judge one of our own runs on its curve so far: one point a step, `steps` strictly increasing.
 
@@ -60,10 +61,12 @@ def judge(
     verdict of collapsed or degraded that is confirmed rests on the points up to the end of its window alone, so later
     points cannot change it. Raises ValueError on arguments that make no sense.
     """
-    return judge_known(steps, loss, constant_loss, window, horizon, grad_norm, max(MIN_STEPS, 2 * warmup), heldout_loss)
+    return judge_known(steps, loss, constant_loss, window, horizon, grad_norm, max(MIN_STEPS, 2 * warmup), heldout_loss, stuck, below)
 
 
-def judge_known(steps, loss, c, window, horizon, grad_norm, min_points, heldout_loss=None) -> Verdict:
+def judge_known(
+    steps, loss, c, window, horizon, grad_norm, min_points, heldout_loss=None, stuck=STUCK, below=CLEARLY_BELOW
+) -> Verdict:
     """`judge`, with the number of points below which a run is too short. horizon None: a foreign log, to be taken as complete."""
     steps, loss, end, broken = checked(steps, loss, grad_norm, window, horizon)
     if not (np.isfinite(c) and c > 0):
@@ -76,7 +79,7 @@ def judge_known(steps, loss, c, window, horizon, grad_norm, min_points, heldout_
     arm = min(LEARNT_POINTS, window)
     if end > arm:
         means = np.lib.stride_tricks.sliding_window_view(smooth, arm).mean(axis=1)
-        armed[arm:] = np.logical_or.accumulate(means < c * (1 - CLEARLY_BELOW))[:-1]
+        armed[arm:] = np.logical_or.accumulate(means < c * (1 - below))[:-1]
     starts, stops = excursions(armed & (smooth > best + HALF_WAY * (c - best)))
 
     # The last two medians of a window lean on points behind it. Leaving them out makes a confirmed verdict final.
@@ -106,7 +109,7 @@ def judge_known(steps, loss, c, window, horizon, grad_norm, min_points, heldout_
     if not armed[:counted].any():
         return replace(verdict("untrained"), late_step=late_step)
     alive = verdict("survived")
-    if horizon is not None and steps[-1] >= horizon and min(alive.final_loss, np.inf if heldout_loss is None else heldout_loss) > STUCK * c:
+    if horizon is not None and steps[-1] >= horizon and min(alive.final_loss, np.inf if heldout_loss is None else heldout_loss) > stuck * c:
         alive = replace(alive, outcome="stuck")
     return replace(alive, late_step=late_step)
 

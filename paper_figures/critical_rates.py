@@ -31,12 +31,15 @@ def critical_rates(folder: Path, title: str):
             ticks.append((y + i, labels[one.cell] + " =" * tied))
         y += len(mine) + GAP
     horizon = placed[0][1].edge.horizon
-    fig, body = page(9.6, ROW * y + 0.9, title, caption(
-        runs, "Dots: estimates, bars: 95 % intervals; an arrow: the rates that were run do not reach further. Schemes of a depth stand from "
-        "the best loss down; = beside a name: not told apart from the best (pairs of seeds, Holm). Best loss: mean held-out loss at the best "
-        "rate, by seeds that did not choose it. Window: octaves of rate with an expected loss within 5 % of the depth's best. Margin: octaves "
-        f"from the best rate to LR10. Right: LR10@{horizon} (hollow) and LR50@{horizon} (filled), at which a tenth and half of the runs are "
-        "not usable; x: the best rate. These move with the scale of a scheme's branch and rank no schemes of unequal scale."))  # fmt: skip
+    words = (
+        "Dots: estimates, bars: 95 % intervals; an arrow: the rates that were run do not reach further. Schemes of a depth "
+        "stand from the best loss down; = beside a name: not told apart from the best (pairs of seeds, Holm). Best loss: mean "
+        "held-out loss at the best rate, by seeds that did not choose it. Window: octaves of rate with an expected loss within "
+        f"5 % of the depth's best. Margin: octaves from the best rate to LR10. Right: LR10@{horizon} (hollow) and LR50@{horizon} "
+        "(filled), at which a tenth and half of the runs are not usable; x: the best rate. These move with the scale of a "
+        "scheme's branch and rank no schemes of unequal scale."
+    )
+    fig, body = page(9.6, ROW * y + 0.9, title, caption(runs, words))
     panels = body.subplots(1, 4, sharey=True, width_ratios=(3, 3, 3, 4))
     for ax, heading in zip(panels, ("best loss", "window (octaves)", "margin (octaves)", "learning rate"), strict=True):
         ax.set(title=heading, ylim=(y - GAP - 0.2, -1.4))

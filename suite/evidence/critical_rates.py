@@ -10,7 +10,8 @@ from suite.evidence.cells import runs_of
 from suite.evidence.measures import Estimate, Measures, measures
 from suite.evidence.stats import Critical
 from suite.presets import PROTOCOLS
-from suite.records.csvfile import as_text
+from suite.records.csvfile import as_text, render
+from suite.records.package import is_current
 from suite.records.store import TABLES, content, write_package, write_rows
 
 TABLE = TABLES["critical_rates"]
@@ -57,18 +58,17 @@ def _critical(name: str, one: Critical) -> dict[str, object]:
 
 
 def write(results: Path) -> None:
-    """Write the table of a results folder, none where it has no search."""
-    write_rows(results / TABLE.path, TABLE, rows(results))
-    write_package(results)
+    """Write the table of a results folder, where it has runs of a search."""
+    if made := rows(results):
+        write_rows(results / TABLE.path, TABLE, made)
+        write_package(results)
 
 
 def differs(results: Path) -> list[str]:
-    """A problem line where the table is not what the runs give."""
-    path = results / TABLE.path
+    """A problem line where the table, or the package beside it, is not what the runs give."""
+    made, path = rows(results), results / TABLE.path
     if not path.exists():
         return []
-    made = as_text(path, TABLE, rows(results))
-    from suite.records.csvfile import render
-
-    same = content(path) == render(TABLE, made)
-    return [] if same else [f"{path}: is not what the runs give; mend with: python -m suite report --write"]
+    if content(path) != render(TABLE, as_text(path, TABLE, made)) or not is_current(results):
+        return [f"{path}: is not what the runs give; mend with: python -m suite report --write"]
+    return []

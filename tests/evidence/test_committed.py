@@ -2,13 +2,15 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
 
 from paper_figures import draw
 from suite.environment import ROOT
-from suite.evidence import decided, report, verify
+from suite.evidence import critical_rates, decided, report, verify
 from suite.evidence.cells import runs_of
 from suite.presets import PROTOCOLS
 from suite.records.store import Store
@@ -45,6 +47,18 @@ def test_committed_results_are_sound(made):
     checked, problems = verify.verify(RESULTS)
     assert not problems
     assert checked >= 15
+
+
+def test_a_stranger_comes_to_the_same_numbers():
+    """A program that never imports `suite`, and reads the tables alone."""
+    found = subprocess.run([sys.executable, "tests/evidence/stranger.py"], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+    assert " 17 cells" in found.stdout
+    assert "import suite" not in (text := (ROOT / "tests/evidence/stranger.py").read_text()) and "from suite" not in text
+
+
+def test_what_critical_rates_says_is_what_the_runs_give():
+    assert critical_rates.differs(RESULTS) == []
 
 
 def test_committed_files_are_small():

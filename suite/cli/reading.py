@@ -109,7 +109,8 @@ def verify(args) -> int:
     catalogue, pictures, committed = read(args.plugin), _pictures(args.results), args.results.resolve() == COMMITTED
     warn(catalogue)
     drawn = pictures.is_dir() or committed  # a user may not have drawn any yet
-    asked = [(critical_rates.differs, args.results)] + [(readme_differs, args.results)] * committed + [(stale, args.results, pictures)] * drawn
+    asked = [(critical_rates.differs, args.results), *[(readme_differs, args.results)] * committed]
+    asked += [(stale, args.results, pictures)] * drawn
     beside = [Fork() for _ in asked]  # meanwhile, each in a process of its own
     for process, question in zip(beside, asked, strict=True):
         process.ask(*question)

@@ -157,5 +157,5 @@ def test_a_real_run_is_probed_alike_twice_and_trains_on_as_if_it_had_not_been(da
         trainer.advance()
     assert probed.state.curve == bare.state.curve and torch.equal(probed.state.flat.values, bare.state.flat.values)
     assert {r["layer"] for r in rows} == {0, 2} and {r["step"] for r in rows} == {3}
-    assert set(rows[0]) | {"run_id"} == {c.name for c in schema.PROBE}
+    assert set(rows[0]) | {"run_id"} == {c.name for c in schema.TABLES["probe"].columns}
     assert len({(r["layer"], r["feature"]) for r in rows}) == len(rows) == 9

@@ -91,7 +91,7 @@ def test_squares_of_the_families_add_up_to_the_raw_norm(start, clip, scheme, gat
     sizes = [r["family_grad_norm"] for r in rows]
     assert sizes == sorted(sizes, reverse=True)
     assert all((r["step"], r["grad_norm"], r["threshold"]) == (7, norm, 0.5) for r in rows)
-    assert set(rows[0]) | {"run_id", "recovered"} == {c.name for c in schema.SPIKES}
+    assert set(rows[0]) | {"run_id", "recovered"} == {c.name for c in schema.TABLES["spikes"].columns}
 
 
 def test_the_fifteen_largest_families_are_named_by_what_they_hold(start):

@@ -48,7 +48,7 @@ def critical_rates(folder: Path, title: str):
         for ax, number in zip(panels, (one.best_loss, one.window, one.margin)):
             _estimate(ax, at, number, one)
         _edges(panels[3], at, one)
-    plain_log(panels[3], (1, 2, 5), axis="x")
+    plain_log(panels[3], (1, 2, 5), which="x")
     for ax in panels[1:3]:
         ax.set_xlim(left=0)
     panels[0].set_yticks(*zip(*ticks))

@@ -31,7 +31,7 @@ class Edge:
     """A cell with its critical rates by step `horizon`.
 
     lr50, lr10: where half, a tenth, of the runs are not usable. dead: where half are dead, of the dead and the living
-    alone; the stuck and the untrained, who can no longer die, are set aside, so it is no edge where they are many.
+    alone; the stuck and the untrained, who can no longer die, are set aside. crossed: the coldest rate at which half of these or more are dead, None where there is none.
     """
 
     cell: Cell
@@ -39,6 +39,7 @@ class Edge:
     lr50: Critical
     lr10: Critical
     dead: Critical
+    crossed: float | None
 
     @property
     def has_dead_edge(self) -> bool:
@@ -48,7 +49,7 @@ class Edge:
     @property
     def first_dead(self) -> float | None:
         """The rate at which half are dead; without an edge the coldest rate at which half or more are, None where there is none."""
-        return self.dead.middle if self.has_dead_edge else self.dead.crossed
+        return self.dead.middle if self.has_dead_edge else self.crossed
 
 
 Judged = tuple[np.ndarray, np.ndarray, np.ndarray]  # rates, seeds, and whether each run is counted
@@ -67,7 +68,9 @@ def edge_of(cell: Cell, runs: pd.DataFrame) -> Edge:
     search = runs[runs["seed"] < FRESH]
     fair = search[search["outcome"].isin([*DEAD, "survived"])]
     killed = fair["lr"].to_numpy(), fair["seed"].to_numpy(), fair["outcome"].isin(DEAD).to_numpy()
-    return Edge(cell, horizons[0], critical(*judged(search)), critical(*judged(search), TENTH), critical(*killed))
+    share = pd.Series(killed[2]).groupby(killed[0]).mean().sort_index()
+    crossed = next((float(lr) for lr in share.index[share >= 0.5]), None)
+    return Edge(cell, horizons[0], critical(*judged(search)), critical(*judged(search), TENTH), critical(*killed), crossed)
 
 
 def edges(runs: pd.DataFrame) -> list[Edge]:

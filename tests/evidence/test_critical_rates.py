@@ -2,16 +2,14 @@
 
 from itertools import product
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from suite.evidence import decided, edges, report, stats
+from suite.evidence import critical_rates, decided, edges, report, stats
 from suite.protocol import KNOWN, SCHEMES, rate
 from suite.records.package import write_package
 from suite.records.schema import TABLES
 from suite.records.store import write_rows
-from suite.verdict.outcome import UNUSABLE
 
 DEPTHS = (25, 50, 100)
 EDGE = {scheme: {25: 20 + i, 50: 17 + i, 100: 14 + i} for i, scheme in enumerate(SCHEMES)}  # the first point at which all die
@@ -20,7 +18,7 @@ EDGE = {scheme: {25: 20 + i, 50: 17 + i, 100: 14 + i} for i, scheme in enumerate
 def row(scheme, depth, k, seed, outcome, loss=0.7, **more):
     return {"run_id": f"r{scheme}{depth}-{k}-{seed}", "protocol": "frontier", "protocol_version": 3, "scheme": scheme,
             "arm": "controlled", "params": "-", "writers": "zero", "gate_lr": 1.0, "depth": depth, "lr": rate(k), "seed": seed,
-            "data": "digits", "compiled": True, "horizon": 400, "status": "done", "outcome": outcome, "constant_loss": 2.0,
+            "data": "digits", "compiled": True, "horizon": 400, "image_tokens": 16, "status": "done", "outcome": outcome, "constant_loss": 2.0,
             "final_loss": loss, "heldout_loss": loss} | more  # fmt: skip
 
 
@@ -33,73 +31,77 @@ def frontier(change=lambda scheme, depth, k, seed: None, seeds=8, ks=range(10, 3
     return pd.DataFrame(out)
 
 
-def edges_of(rows, *bound):
-    return edges.edges(pd.DataFrame(rows), *bound)
+def edges_of(rows):
+    return edges.edges(pd.DataFrame(rows))
 
 
-def test_every_cell_has_its_bracket_in_the_projects_order():
+def fixed(*rows):
+    """Hypotheses as the table has them."""
+    return pd.DataFrame([{"quantity": "lr50", "scheme": scheme, "over": over, "depth": depth} for scheme, over, depth in rows])
+
+
+def test_every_cell_has_its_edge_in_the_projects_order():
     found = edges_of(frontier())
     assert [(edge.cell.scheme, edge.cell.depth) for edge in found] == [(scheme, depth) for scheme in SCHEMES for depth in DEPTHS]
     for edge in found:
         low, high = (rate(k) for k in (max(k for k in range(10, 30, 2) if k < EDGE[edge.cell.scheme][edge.cell.depth]),
                                        min(k for k in range(10, 30, 2) if k >= EDGE[edge.cell.scheme][edge.cell.depth])))
-        assert (edge.lr50.kind, edge.lr50.low, edge.lr50.high, edge.horizon) == ("bracket", low, high, 400)
-        assert edge.lr50u == edge.lr50 and "8 at the lower end, 8 at the upper" in edges.describe(edge.lr50)
+        assert low < edge.lr50.middle < high and edge.horizon == 400
+        assert edge.lr50.low <= edge.lr50.middle <= edge.lr50.high and edge.lr10.middle < edge.lr50.middle
+        assert edge.has_dead_edge and low < edge.first_dead < high and "(n = 80)" in edges.describe(edge.lr50)
 
 
-def test_the_dead_and_the_useless_are_counted_apart():
+def test_the_stuck_are_not_usable_and_set_aside_among_the_dead():
     rows = frontier(lambda scheme, depth, k, seed: "stuck" if (scheme, depth) == ("mvsplit", 100) and 14 <= k < 18 else None)
     (edge,) = [edge for edge in edges_of(rows) if (edge.cell.scheme, edge.cell.depth) == ("mvsplit", 100)]
-    assert (edge.lr50.low, edge.lr50.high) == (rate(16), rate(18)) and (edge.lr50u.low, edge.lr50u.high) == (rate(12), rate(14))
+    assert rate(12) < edge.lr50.middle < rate(14)
+    assert edge.dead.n == 80 - 16 and rate(12) < edge.first_dead < rate(18)
 
 
-def test_another_bound_on_stuck_moves_lr50u_alone():
-    """Losses of 1.1 and 1.3 with c = 2: stuck at 0.5 only, and at 0.6 but not at 0.7."""
-    levels = {12: 1.1, 14: 1.3}
-    rows = [row("plain", 100, k, seed, "collapsed" if k > 14 else "stuck" if k == 14 else "survived", levels.get(k, 0.7))
-            for k in (10, 12, 14, 16) for seed in range(8)]  # fmt: skip
-    for bound, high in ((0.5, 12), (0.6, 14), (0.7, 16)):
-        (edge,) = edges_of(rows, bound)
-        assert (edge.lr50.high, edge.lr50u.high) == (rate(16), rate(high)), bound
+def test_the_dead_of_a_cell_that_is_not_monotone_have_no_edge():
+    """Hotter than 14 half are stuck and of the rest ever fewer die: there is a first crossing, and no edge."""
+    def fate(scheme, depth, k, seed):
+        return "stuck" if k > 14 and seed < 4 else "survived" if k > 16 else "collapsed" if k >= 14 else "survived"
+
+    (edge,) = edges_of(frontier(fate).query("depth == 100 and scheme == 'mvsplit'"))
+    assert not edge.has_dead_edge and edge.first_dead == rate(14)
+    assert "no edge; half first at 7.08e-03" in report._dead(edge)
+
+
+def test_colder_runs_that_were_only_too_slow_are_no_edge():
+    rows = frontier(lambda scheme, depth, k, seed: "untrained" if k == 10 else None)
+    for edge in edges_of(rows):
+        assert edge.lr50.middle > rate(12)
 
 
 def test_rows_that_must_not_be_mixed():
     rows = [row("plain", 25, k, seed, "survived") for k in (10, 12) for seed in range(5)]
     old = [row("plain", 25, 8, 0, "collapsed", protocol_version=2)]
     broken = [row("plain", 25, 8, 1, "", status="oom"), row("plain", 25, 8, 2, "too_short")]
-    assert edges_of(rows + old + broken) == edges_of(rows)
+    fresh = [row("plain", 25, 10, 1000, "survived")]  # a seed that chooses no rate
+    assert edges_of(rows + old + broken + fresh) == edges_of(rows)
     native = [row("plain", 25, 8, seed, "collapsed", arm="native") for seed in range(5)]
     assert [edge.cell.label for edge in edges_of(rows + native)] == ["plain", "plain native"]
     with pytest.raises(ValueError, match="horizons"):
         edges_of([*rows, row("plain", 25, 10, 9, "survived", horizon=800)])
 
 
-def test_a_thin_end_is_named():
-    rows = [row("plain", 25, k, seed, "collapsed" if k > 10 else "survived") for k in (10, 12) for seed in range(8 if k == 10 else 3)]
-    (edge,) = edges_of(rows)
-    assert "8 at the lower end, 3 at the upper; too few" in edges.describe(edge.lr50)
-    falls = [row("plain", 25, k, s, "collapsed" if k == 10 else "survived") for k in (8, 10, 12) for s in range(5)]
-    assert f"not monotone at {rate(12):.2e}" in edges.describe(edges_of(falls)[0].lr50)
+def test_what_was_fixed_beforehand_is_adjusted_for_its_number_and_the_rest_is_exploratory():
+    found = edges.ratios(frontier(), fixed(("mvsplit", "plain", 50), ("mvsplit", "plain", 100)))
+    asked = {(one.scheme, one.depth): one for one in found if one.adjusted is not None}
+    assert set(asked) == {("mvsplit", 50), ("mvsplit", 100)} and len(found) == 12
+    small, large = sorted(asked.values(), key=lambda one: one.p)
+    assert small.adjusted == pytest.approx(min(1, 2 * small.p)) and large.adjusted == pytest.approx(max(small.adjusted, large.p))
+    one = asked["mvsplit", 100]
+    assert one.low <= rate(EDGE["mvsplit"][100]) / rate(EDGE["plain"][100]) <= one.high
+    sides = [edges.judged(frontier().query(f"depth == 100 and scheme == '{name}'")) for name in ("mvsplit", "plain")]
+    assert (one.ratio, one.low, one.high, one.p) == pytest.approx(stats.ratio(*sides)) and one.n == (80, 80)
 
 
-def test_the_primary_comparison_is_mvsplit_over_plain_and_the_rest_unadjusted():
-    rows = frontier()
-    found = edges.ratios(rows)
-    assert {(one.scheme, one.primary) for one in found} == {
-        ("mvsplit", True), ("layerscale", False), ("rezero", False), ("deepnorm", False)}  # fmt: skip
-    (one,) = [one for one in found if (one.scheme, one.depth) == ("mvsplit", 100)]
-    assert one.ratio is None and one.low == pytest.approx(rate(16) / rate(14)) and one.high == pytest.approx(rate(18) / rate(12))
-    rng = np.random.default_rng(0)
-
-    def coin(scheme, depth, k, seed):
-        """A soft edge, so that both sides have fits."""
-        return "collapsed" if rng.random() < 1 / (1 + np.exp(-1.2 * (k - EDGE[scheme][depth]))) else "survived"
-
-    rows = frontier(coin, seeds=4).query("depth == 100 and scheme in ('plain', 'mvsplit')")
-    (found,) = edges.ratios(rows, UNUSABLE)
-    sides = [stats.upward(*edges.judged(rows[rows["scheme"] == name], UNUSABLE)) for name in ("mvsplit", "plain")]
-    assert (found.ratio, found.low, found.high) == stats.ratio(*sides)
-    assert found.ratio is not None and found.n == tuple(len(side[0]) for side in sides)
+def test_holms_procedure():
+    """Against the definition: ordered, times the number of those that are left, never falling, at most 1."""
+    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert stats.holm([0.5, 0.9]) == [1.0, 1.0] and stats.holm([]) == []
 
 
 # ---- the headline
@@ -152,16 +154,14 @@ def test_decided_needs_sixteen_runs_and_eight_at_the_neighbour():
     assert KNOWN[lr] == 16
 
 
-@pytest.mark.parametrize(("counts", "known", "words"), [
-    ({"live": 15, "dead": 1}, "", "coin: 1 of 16 dead, 15 of 16 live"),
-    ({"dead": 7, "unusable": 1}, "", "none lives: 7 of 8 dead, 1 of 8 unusable"),
-    ({"dead": 16}, "", "at its edge: 16 of 16 dead"),
-    ({"dead": 16}, "dead", "decided: 16 of 16 dead"),
-    ({"live": 3}, None, "3 of 3 live"),
+@pytest.mark.parametrize(("counts", "words"), [
+    ({"live": 15, "dead": 1}, "1 of 16 dead [.0016, .3], 15 of 16 live [.7, 1]"),
+    ({"dead": 16}, "16 of 16 dead [.79, 1]"),
+    ({"live": 3}, "3 of 3 live [.29, 1]"),
 ])
-def test_a_standing_in_words(counts, known, words):
-    assert str(decided.Standing(counts, known)) == words
-    assert (known == "") == words.startswith(decided.UNSURE)
+def test_a_standing_in_words_has_the_exact_interval_of_each_share(counts, words):
+    """16 of 16 alike leave a share of .79 to 1 (.025 ** (1/16) = .794)."""
+    assert str(decided.Standing(counts, None)) == words
 
 
 def test_a_cell_that_is_half_run_is_held_against_the_neighbour_that_will_be_asked_for():
@@ -184,8 +184,15 @@ def test_the_readmes_block_says_what_the_tables_hold(tmp_path):
     folder.mkdir()
     write_rows(folder / "runs.csv", TABLES["runs"], rows)
     write_package(folder)
+    write_rows(tmp_path / "hypotheses.csv", TABLES["hypotheses"], [
+        {"protocol": "frontier", "quantity": "lr50", "scheme": "mvsplit", "over": "plain", "depth": 100, "fixed": "before"}])  # fmt: skip
     text = report.edge_tables(folder)
-    assert text.count(f"in ({rate(14):.2e}, {rate(16):.2e}) (n = 80: 8 at the lower end, 8 at the upper)") == 4  # 2 cells, both tables
-    assert "the same in all 15 cells" in text and "| mvsplit | 25 |" in text and "primary" in text
+    assert text.count("fixed beforehand, p = ") == 1 and text.count("exploratory") == 11
+    assert text.count("| 25 blocks |") == 2 and text.count("of the search") == 15
     assert edges.edges_beside(folder, tmp_path / "nowhere").count("yours") == 15
     assert edges.edges_beside(folder, folder).count("committed") == 0
+    critical_rates.write(tmp_path)
+    assert critical_rates.differs(tmp_path) == []
+    path = tmp_path / "critical_rates.csv"
+    path.write_text(path.read_text().replace("0.7,", "0.6,", 1))
+    assert len(critical_rates.differs(tmp_path)) == 1

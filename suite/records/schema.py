@@ -11,7 +11,7 @@ means. Norms are Frobenius norms. Equation and table numbers are those of arXiv:
 
 from dataclasses import dataclass
 
-SCHEMA_VERSION = "5"
+SCHEMA_VERSION = "6"
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ def _flag(name, meaning, **constraints):
     return Column(name, "boolean", "", meaning, **constraints)
 
 
+# columns of runs.csv that follow from its others: `verify` works them out again, and `rows_digest` leaves them out
+DERIVED = ("trajectory",)
 # columns that say where a row was made; `suite.environment.provenance` fills them
 PROVENANCE = ("threads", "commit", "python", "torch", "accelerate", "cpu_model", "cpu_isa", "compiler", "platform")
 RUN_ID = _text("run_id", "the run, as in runs.csv", required=True)
@@ -69,6 +71,9 @@ STEP = _integer("step", "step", "optimiser updates made before this row was meas
 
 RUNS = (
     _text("run_id", "name of the run: r and a hash of everything that changes its numbers", required=True),
+    _text("trajectory", "t and a hash of the same without the protocol's name, length and measurements: rows that share it, of whatever "
+          "protocols, are one run seen twice, and count once; the longest tells most. It names what was asked for: whether bytes are equal "
+          "(rounding) the curves tell. Empty where no run is done"),
     _text("protocol", "name of the frozen protocol the run was made under", required=True),
     _integer("protocol_version", "1", "version of that protocol; runs of different versions are not comparable", required=True),
     _text("scheme", "residual scheme: the file of baselines/ that joins branch to trunk", required=True),
@@ -110,7 +115,7 @@ RUNS = (
           enum=("mean_dominated", "mean_free", "other")),
     _flag("mms_signature", "whether the paper's gradient event was seen: spike of g_mean, then extinction of Q/K gradients"),
     _text("curve_digest", "d and the first 15 hex digits of the SHA-256 of the run's lines step,loss,grad_norm as they stand in its curve"),
-    _text("rows_digest", "digest of this row, of the run's rows in every other table but throughput.csv, and of its picture"),
+    _text("rows_digest", "digest of this row but its trajectory, of the run's rows in every table but throughput.csv, and of its picture"),
     _flag("compiled", "whether the blocks were compiled (changes rounding, so it is part of run_id)"),
     _text("dtype", "floating-point type of weights and activations"),
     _text("device", "device type the run trained on: cpu or cuda"),

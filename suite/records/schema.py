@@ -295,7 +295,7 @@ ROUNDING = (
 
 DETECTED = (
     _text("truth", "what the logs are", required=True, enum=("dead", "alive")),
-    _text("family", "our runs (of the committed protocols), or how the logs were made", required=True),
+    _text("family", "our runs (of the committed protocols, a trajectory once), or how the logs were made", required=True),
     _text("cut", "which part of each curve is judged", required=True),
     _integer("every", "step", "one point of so many is kept", required=True),
     _integer("logs", "1", "logs judged", required=True),

@@ -9,6 +9,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 SCHEMES = ("plain", "layerscale", "rezero", "deepnorm", "mvsplit")  # the five the project began with
 NO_PARAMS = "-"  # in the column `params`: readers take an empty cell for a missing value, and pandas' groupby drops those
 
+MEASURED = (  # settings by which two runs of the same numbers may differ: how far they go, and what is looked at on the way
+    "name", "version", "horizon", "window", "after_crash", "heldout_every", "checkpoint_every", "audit_every", "audit_layers", "audit_full",
+    "probe", "quality_at", "fid_samples", "nfe", "guidance",
+)  # fmt: skip
+
 COLDEST, STEP = 1e-3, 1.15  # of the lattice of learning rates: 1e-3 x 1.15^k
 HOTTEST = 6e-2  # beyond it nothing is asked: LayerScale and ReZero were seen to live at 1.8e-2
 
@@ -134,6 +139,10 @@ class Protocol:
         plan = ("purpose", "group_blocks", "cells", "depths", "lrs", "seeds", "data", "search", "unscored", "at_depth")
         return {k: v for k, v in _counted(self).items() if k not in plan}
 
+    def training(self) -> dict[str, object]:
+        """The settings that change the numbers of a step."""
+        return {k: v for k, v in self.settings().items() if k not in MEASURED}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -159,9 +168,17 @@ class Run:
 
         The code's digest covers the scheme's parameters.
         """
+        return self._hash("r", self.protocol.settings())
+
+    @property
+    def trajectory(self) -> str:
+        """t and 11 hex digits over the same without length and measurement: runs that share it train alike as far as both go."""
+        return self._hash("t", self.protocol.training())
+
+    def _hash(self, letter: str, settings: dict[str, object]) -> str:
         identity = {name: value for name, value in _counted(self).items() if name not in ("protocol", "data", "params")}
-        identity["protocol"] = self.protocol.settings() | {"compiled": self.compiled}
-        return short_hash("r", json.dumps(identity, sort_keys=True).encode(), 12)
+        identity["protocol"] = settings | {"compiled": self.compiled}
+        return short_hash(letter, json.dumps(identity, sort_keys=True).encode(), 12)
 
     def label(self) -> str:
         """Short human name for progress lines and messages."""

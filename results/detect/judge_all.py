@@ -15,16 +15,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from suite import environment
 from suite.detect.change import MIN_BEFORE, MIN_BEHIND
 from suite.detect.judge import judge_foreign
 from suite.environment import ROOT
+from suite.evidence.cells import runs_of
+from suite.evidence.trajectories import once
 from suite.identity.codedigest import file_digest
 from suite.records.csvfile import render
 from suite.records.package import write_package
 from suite.records.schema import TABLES
-from suite.records.store import RowsByRun, Store, format_value
+from suite.records.store import RowsByRun, format_value
 from suite.verdict.outcome import DEAD
 
 DETECT, SEEDS = TABLES["detect"], 1000
@@ -37,17 +40,15 @@ Case = tuple[np.ndarray, np.ndarray, int | None]  # steps, loss, and the step of
 
 
 def own(results: Path, dead: bool) -> list[Case]:
-    """The curves of our runs that died with a finite loss, or of those that live."""
+    """The curves of our runs that died with a finite loss, or of those that live; each trajectory once, as far as it was followed."""
+    folders = [results / name for name in PROTOCOLS if (results / name).is_dir()]
+    parts = {folder.name: RowsByRun(folder) for folder in folders}
+    runs = once(pd.concat([runs_of(folder) for folder in folders], ignore_index=True).query("status == 'done'"))
+    died = runs["outcome"].isin(["collapsed", "degraded"])
     out = []
-    for folder in (results / name for name in PROTOCOLS if (results / name).is_dir()):
-        parts = RowsByRun(folder)
-        for row in Store(folder).runs():
-            if row["status"] != "done" or (dead and row["outcome"] not in ("collapsed", "degraded")):
-                continue
-            if not dead and (row["outcome"] != "survived" or row["late_step"]):
-                continue
-            steps, loss = (parts.frame("curves", row)[name].to_numpy() for name in ("step", "loss"))
-            out.append((steps, loss, int(row["crash_step"]) if dead else None))
+    for row in runs[died if dead else (runs["outcome"] == "survived") & runs["late_step"].isna()].to_dict("records"):
+        steps, loss = (parts[row["protocol"]].frame("curves", row)[name].to_numpy() for name in ("step", "loss"))
+        out.append((steps, loss, int(row["crash_step"]) if dead else None))
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from suite.evidence.hazard import poisson_interval
 from suite.evidence.markdown import table
 from suite.records.store import read
 
@@ -32,5 +33,6 @@ def _name(row) -> str:
 
 
 def _per_thousand(n: int, of: int) -> str:
-    """A rate; where none was seen, the rate that 95 % of such samples would have shown."""
-    return f"{1000 * n / of:.1f}" if n else f"below {3000 / of:.1f}"
+    """A rate with the exact interval of a Poisson count, which none is too."""
+    low, high = poisson_interval(n)
+    return f"{1000 * n / of:.1f} [{1000 * low / of:.1f}, {1000 * high / of:.1f}]"

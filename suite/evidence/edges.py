@@ -31,7 +31,8 @@ class Edge:
     """A cell with its critical rates by step `horizon`.
 
     lr50, lr10: where half, a tenth, of the runs are not usable. dead: where half are dead, of the dead and the living
-    alone; the stuck and the untrained, who can no longer die, are set aside. crossed: the coldest rate at which half of these or more are dead, None where there is none.
+    alone; the stuck and the untrained, who can no longer die, are set aside. crossed: the coldest rate at which half of
+    these or more are dead, None where there is none.
     """
 
     cell: Cell

@@ -98,6 +98,8 @@ def _run_problems(row: dict[str, str], parts: RowsByRun, catalogue: Catalogue) -
     if empty := [name for name in NEEDED if not row[name]]:
         return [f"{', '.join(empty)}: empty"]
     found = [] if run is None or run.run_id == row["run_id"] else [f"its settings give the run id {run.run_id}"]
+    if run is not None and run.trajectory != row["trajectory"]:
+        found.append(f"trajectory is {row['trajectory'] or 'empty'}, its settings give {run.trajectory}")
     curve, evals = parts.frame("curves", row), parts.rows("evals", row)
     if not len(curve):
         return [*found, "has no curve"]

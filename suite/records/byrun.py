@@ -9,16 +9,19 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from suite.protocol import short_hash
+from suite.presets import PROTOCOLS
+from suite.protocol import Run, short_hash
 from suite.records.csvfile import Rows, read_rows, render
 from suite.records.frame import of_run
 from suite.records.layout import table_files, table_path
 from suite.records.packed import content
-from suite.records.schema import OF_NO_RUN, TABLES
+from suite.records.schema import DERIVED, OF_NO_RUN, TABLES
 
 SIDES = tuple(name for name in TABLES if name not in ("runs", *OF_NO_RUN))  # the tables beside runs.csv that hold rows of runs
+DIGESTED = replace(TABLES["runs"], columns=tuple(column for column in TABLES["runs"].columns if column.name not in DERIVED))
 CLOCK = "throughput"  # the one of them that differs between repeats of a run
 
 
@@ -59,11 +62,12 @@ class RowsByRun:
 
 
 def rows_digest(row: Mapping[str, str], written: Mapping[str, bytes], picture: Path) -> str:
-    """"d" and 15 hex digits over a run's row (but this cell), its rows of every other table but the clock's, and its picture.
+    """"d" and 15 hex digits over a run's row, its rows of every other table but the clock's, and its picture.
 
-    written: as `RowsByRun.written` gives it. The letter keeps readers of CSV from taking it for a number.
+    Of the row all but this cell and what follows from other cells. written: as `RowsByRun.written` gives it. The letter
+    keeps readers of CSV from taking it for a number.
     """
-    sha = hashlib.sha256(render(TABLES["runs"], [{**row, "rows_digest": ""}]))
+    sha = hashlib.sha256(render(DIGESTED, [{**row, "rows_digest": ""}]))
     for name in SIDES:
         if name != CLOCK:
             sha.update(written.get(name, b""))
@@ -78,3 +82,15 @@ def curve_digest(data: bytes) -> str:
     """
     _, _, lines = data.partition(b"\n")
     return short_hash("d", b"".join(line.partition(b",")[2] for line in lines.splitlines(keepends=True)), 16) if lines else ""
+
+
+def trajectory(row: Mapping[str, str]) -> str:
+    """The cell `trajectory` of a row as text; "" where no run is done, or where its protocol is not one of today's."""
+    protocol = PROTOCOLS.get(row["protocol"])
+    if row["status"] != "done" or protocol is None or str(protocol.version) != row["protocol_version"]:
+        return ""
+    depth, lr = int(row["depth"]), float(row["lr"])
+    return Run(
+        protocol.at(depth, lr), row["scheme"], row["arm"], row["params"], row["writers"], depth, lr, int(row["seed"]), row["data"],
+        row["data_digest"], row["code_digest"], row["compiled"] == "true", float(row["gate_lr"] or 1),
+    ).trajectory  # fmt: skip

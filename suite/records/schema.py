@@ -15,9 +15,11 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-SCHEMA_VERSION = "5"
+SCHEMA_VERSION = "6"
 MEASURED = ("bench", "rounding", "detect")  # tables of no protocol's runs, whose rows say where they were made
 OF_NO_RUN = (*MEASURED, "critical_rates", "hypotheses", "thresholds")
+# columns of runs.csv that follow from its others: `verify` works them out again, and `rows_digest` leaves them out
+DERIVED = ("trajectory",)
 # columns that say where a row was made; `suite.environment.provenance` fills them
 PROVENANCE = ("threads", "commit", "python", "torch", "accelerate", "cpu_model", "cpu_isa", "compiler", "platform")
 

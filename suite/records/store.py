@@ -11,7 +11,7 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
-from suite.records.byrun import SIDES, RowsByRun, curve_digest, rows_digest
+from suite.records.byrun import SIDES, RowsByRun, curve_digest, rows_digest, trajectory
 from suite.records.csvfile import as_text, put_rows, read_rows, render, write_rows
 from suite.records.frame import read
 from suite.records.layout import table_files, table_path
@@ -138,6 +138,7 @@ class Store:
                 written[name] = render(table, own)
         run["curve_digest"] = curve_digest(written.get("curves", b""))
         (row,) = as_text(runs_path, RUNS, [run])
+        row["trajectory"] = trajectory(row)
         row["rows_digest"] = self.digest(row, written)
         return run_id, [row], sides
 

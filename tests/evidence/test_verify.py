@@ -75,6 +75,7 @@ def test_a_copy_is_sound(copy):
         ("state", "mean_free", "from its digest"),
         ("platform", "Linux x86_64 ", "from its digest"),
         ("rows_digest", "", "from its digest"),
+        ("trajectory", "", "trajectory is empty"),
     ],
 )
 def test_a_changed_cell_is_noticed(copy, column, value, word):

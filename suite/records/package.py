@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -59,8 +59,12 @@ def package_text(folder) -> str:
 
 
 def _named(folder) -> str:
-    """A folder's name as a package may have it: lower case, digits and . _ - alone."""
-    return re.sub(r"[^a-z0-9._-]", "-", Path(folder).resolve().name.lower())
+    """What a package is called: the protocol of its runs, or the first of its tables."""
+    runs = Path(folder) / TABLES["runs"].path
+    if runs.exists():
+        with open(runs, encoding="utf-8", newline="") as file:
+            return next(csv.DictReader(file), {}).get("protocol") or "runs"
+    return next((table.name for table in TABLES.values() if table_files(folder, table)), "empty").replace("_", "-")
 
 
 def is_current(folder) -> bool:

@@ -6,6 +6,7 @@ prints every number that disagrees, and exits with status 1 if one does. Nothing
 """
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +82,103 @@ def jackknife(whole, without):
     freedom = max(1.0, square**2 / (moves**4).sum())
     half = stats.t.ppf(0.975, freedom) * np.sqrt(square * (len(moves) - 1) / len(moves))
     return whole - half, whole + half
+
+
+def upward(runs):
+    """From the coldest rate on at which half of the runs are usable."""
+    lost = runs.groupby("lr").bad.mean()
+    return runs[runs.lr >= lost.index[lost <= 0.5].min()] if (lost <= 0.5).any() else runs
+
+
+def critical(runs, share):
+    """(low, middle, high) of the rate at which a share of the runs is bad, by brute force on another grid than the suite's.
+
+    A run at log rate x is bad with chance F((x - edge) slope), F logistic; of the variance of its limit a share rho is its seed's.
+    Edges are alike beforehand, rho is 0, .3 or .6, slopes are lognormal about 17 with a spread of .65.
+    """
+    edges = np.linspace(np.log(runs.lr.min()) - 0.7, np.log(runs.lr.max()) + 0.7, 240)
+    slopes = np.geomspace(2.5, 80, 12)
+    p = (np.arange(15) + 0.5) / 15
+    part = np.log(p / (1 - p))
+    part *= np.sqrt(np.pi**2 / 3 / np.mean(part**2))
+    of_seeds = Counter(tuple(sorted(zip(one.lr, one.bad))) for _, one in runs.groupby("seed"))
+    logs, levels = [], []
+    for rho in (0.0, 0.3, 0.6):
+        total = np.tile(-0.5 * (np.log(slopes / 17) / 0.65) ** 2, (len(edges), 1))
+        for of_seed, times in of_seeds.items():
+            of_place = np.zeros((len(edges), len(slopes), len(part)))
+            for lr, bad in of_seed:
+                z = ((np.log(lr) - edges)[:, None, None] * slopes[:, None] - np.sqrt(rho) * part) / np.sqrt(1 - rho)
+                of_place -= np.logaddexp(0, -z if bad else z)
+            top = of_place.max(-1, keepdims=True)
+            total += times * (top[..., 0] + np.log(np.exp(of_place - top).mean(-1)))
+        logs.append(total)
+        z = np.linspace(-20, 20, 20_001)
+        lost = np.mean([1 / (1 + np.exp(-(z - np.sqrt(rho) * one) / np.sqrt(1 - rho))) for one in part], axis=0)
+        levels.append(edges[:, None] + np.interp(share, lost, z) / slopes)
+    weight = np.exp(np.array(logs) - np.max(logs)).ravel()
+    level = np.array(levels).ravel()
+    order = np.argsort(level)
+    return np.exp(np.interp([0.025, 0.5, 0.975], np.cumsum(weight[order]) / weight.sum(), level[order]))
+
+
+def row(cell, place):
+    """The numbers of one cell. place: the runs of all cells at its depth, for the level of the window."""
+    search = cell[cell.seed < FRESH]
+    cells = [one for _, one in place.groupby(CELL)]
+
+    def level(among):
+        return WITHIN * min(best(one)[1].mean() for one in among)
+
+    seeds = sorted(set(place.seed))
+    parts = [[one[one.seed != seed] for one in cells] for seed in seeds]
+    me = next(i for i, one in enumerate(cells) if one.run_id.iloc[0] == cell.run_id.iloc[0])
+    windows = window(cell, level(cells)), [window(without[me], level(without)) for without in parts]
+    valleys = valley(cell), [valley(without[me]) for without in parts]
+    rate, values = best(cell)
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    out = {"best_lr": rate, "best_loss": values.mean(), "best_loss_low": values.mean() - half, "best_loss_high": values.mean() + half,
+           "fresh": int((cell.seed >= FRESH).sum()), "runs": len(search), "seeds": search.seed.nunique(),
+           "window": windows[0], "valley_lr": 2 ** valleys[0], "sensitivity": sensitivity(cell)}  # fmt: skip
+    low, high = jackknife(*windows)
+    out |= {"window_low": max(0.0, low), "window_high": high}
+    low_valley, high_valley = jackknife(*valleys)
+    out |= {"valley_lr_low": 2**low_valley, "valley_lr_high": 2**high_valley}
+    for name, share in (("lr50", 0.5), ("lr10", 0.1)):
+        out |= dict(zip((f"{name}_low", name, f"{name}_high"), critical(upward(search), share)))
+    middle, low, high = (np.log2(out[name]) for name in ("lr10", "lr10_low", "lr10_high"))
+    margin = middle - valleys[0]
+    out |= {"margin": margin, "margin_low": margin - np.hypot(middle - low, high_valley - valleys[0]),
+            "margin_high": margin + np.hypot(high - middle, valleys[0] - low_valley)}  # fmt: skip
+    dead = search[search.outcome.isin(["collapsed", "degraded", "nonfinite", "survived"])]
+    out["dead_runs"] = len(dead)
+    return out
+
+
+def agrees(name, said, found):
+    """Edges come from another grid: a hundredth of the rate, two of an interval's end; an end may be open."""
+    if pd.isna(said) or (name.startswith("lr") and not 0 < said < np.inf):
+        return True
+    if name.startswith("lr"):
+        return abs(np.log(found / said)) < (0.01 if name in ("lr50", "lr10") else 0.02)
+    return abs(found - said) < (0.03 if "margin" in name else 1e-3 * max(1.0, abs(said)))
+
+
+def main():
+    told = pd.read_csv(RESULTS / "critical_rates.csv")
+    wrong = 0
+    for protocol, of_protocol in told.groupby("protocol"):
+        runs = runs_of(protocol)
+        for one in of_protocol.itertuples():
+            place = runs[(runs.depth == one.depth) & (runs.data == one.data)]
+            cell = place[(place[CELL] == [getattr(one, name) for name in CELL]).all(axis=1)]
+            for name, found in row(cell, place).items():
+                if not agrees(name, said := getattr(one, name), found):
+                    wrong += 1
+                    print(f"{protocol} {one.scheme} {one.depth}: {name} is {said:.5g}, the runs give {found:.5g}")
+    print(f"{len(told)} rows of critical_rates.csv, {wrong} numbers differ")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

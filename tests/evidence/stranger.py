@@ -64,7 +64,7 @@ def best(runs):
 def window(runs, level):
     """Octaves at or below a level, by a fine grid between the first and the last rate that was run."""
     means, _ = expected(runs)
-    grid = np.linspace(means.index[0], means.index[-1], 200_001)
+    grid = np.linspace(means.index[0], means.index[-1], 20_001)
     return float((np.interp(grid, means.index, means) <= level).mean() * (grid[-1] - grid[0]))
 
 

@@ -74,7 +74,7 @@ def _edges(ax, placed) -> None:
         usable, (colour, marker) = edge.lr50u, scheme_look(edge.cell.scheme)
         _mark(ax, x, edge.lr50, colour, marker)
         if str(usable) != str(edge.lr50):
-            middle = usable.rate or np.sqrt(usable.low * usable.high) if usable.kind in ("fit", "bracket") else usable.low or usable.high
+            middle = usable.rate or (usable.low if usable.kind == "above" else usable.high)
             ends = [end for end in (usable.low, usable.high) if 0 < end < np.inf]
             ax.plot([x + 0.05] * len(ends), ends, color=colour, linewidth=1)
             ax.plot([x + 0.05], [middle], marker=marker, color=colour, markersize=7, markerfacecolor="white", markeredgewidth=1.4,
@@ -90,9 +90,6 @@ def _mark(ax, x: float, one: Critical, colour: str, marker: str) -> None:
             if not closed:
                 ax.plot([x], [end], marker=arrow, color=colour, markersize=4, linestyle="")
         ax.plot([x], [one.rate], marker=marker, color=colour, markersize=7, markeredgecolor="white", markeredgewidth=0.6, zorder=4)
-    elif one.kind == "bracket":
-        ax.plot([x, x], [one.low, one.high], color=colour, linewidth=6, alpha=0.55, solid_capstyle="butt")
-        ax.plot([x], [np.sqrt(one.low * one.high)], marker=marker, color=colour, markersize=5, markeredgecolor="white", zorder=4)
     else:
         foot, tip = (one.low, one.low * OPEN) if one.kind == "above" else (one.high, one.high / OPEN)
         ax.plot([x, x], [foot, tip], color=colour, linewidth=1.8)

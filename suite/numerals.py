@@ -72,6 +72,16 @@ def positive(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
 
 
+def share(text: str) -> float:
+    """An argparse type for the precision of a search: finer than .03 its posterior does not say (suite/verdict.posterior.py)."""
+    try:
+        if 0.03 <= (value := decimal(text)) <= 0.5:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0.03 to 0.5")
+
+
 def rate(value: float) -> bool:
     """Whether a learning rate can be written into the tables as it is."""
     return value > 0 and value == float(f"{value:g}")  # the tables hold six digits

@@ -32,8 +32,9 @@ def rate(k: int) -> float:
     return float(f"{COLDEST * STEP**k:.3g}")
 
 
+FIRST = -10  # of the lattice: 2.47e-4, a quarter of the coldest rate at which a cell of results/frontier was seen to learn best
 LAST = max(k for k in range(100) if rate(k) <= HOTTEST)
-KNOWN = {rate(k): k for k in range(LAST + 1)}
+KNOWN = {rate(k): k for k in range(FIRST, LAST + 1)}
 
 
 def later(default: object, old: object):

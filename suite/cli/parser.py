@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from suite.environment import ROOT
-from suite.numerals import decimal, directory, filled, list_of, positive, rate, shard, whole
+from suite.numerals import decimal, directory, filled, list_of, positive, rate, shard, share, whole
 
 RESULTS = Path("results/local")  # a user's own runs; the committed tables are made with --results results
 COMMITTED = ROOT / "results"
@@ -38,6 +38,8 @@ def _selection_flags(parser: argparse.ArgumentParser) -> None:
                              "SOURCE,size=32,colour=grey,label=COLUMN,image=COLUMN,split=NAME")
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE",
                         help="a Python file that registers schemes; it is executed")
+    parser.add_argument("--precision", type=share, metavar="X",
+                        help="of a search: half-width of an edge's 95 %% interval, as a share of the rate (default: 0.07)")
     parser.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="take every N-th run from the I-th")
     _results_flag(parser)
 

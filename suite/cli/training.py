@@ -37,15 +37,16 @@ def plan(args) -> int:
     catalogue = read(args.plugin)
     if args.cost:
         return _cost(args, catalogue)
-    runs, cells = planned(_selection(args), args.results, catalogue)
+    runs, known = planned(_selection(args), args.results, catalogue, args.precision)
     warn(catalogue)
     now = Standing(runs, args.results)
     for run in runs:
         state = "done" if run.run_id in now.done else "failed" if run.run_id in now.failed else "to do"
         print(f"{run.run_id}  {state:6}  {run.label()}")
     what = f", {sum(run.run_id in now.done for run in runs)} done"
-    if cells is not None:
-        what = f" in the next round of the search (none: the edges of all {len(cells)} cells are known)"
+    if known is not None:
+        print("\n".join(known))
+        what = f" in the next round of the search (none: all {len(known)} cells are done)"
     print(f"{len(runs)} runs{what}")
     return 0
 
@@ -88,13 +89,13 @@ def run(args) -> int:
     """Train what the selection asks for and is not done: as one process of a launcher, round by round of a search, or at once."""
     from suite.environment import launched, launched_alone
     from suite.isolation.catalogue import read
+    from suite.sweep import search
     from suite.sweep.plan import say_quality
-    from suite.sweep.search import core_hours, planned
 
     if args.slurm and args.executor != "slurm":
         raise ValueError("--slurm goes with --executor slurm")
     selection, catalogue = _selection(args), read(args.plugin)
-    runs, cells = planned(selection, args.results, catalogue)
+    runs, known = search.planned(selection, args.results, catalogue, args.precision, args.replicas)
     warn(catalogue)
     if runs and runs[0].protocol.compiled and not runs[0].compiled:
         print("no C++ compiler found: blocks run eager, about half as fast (and under run ids of their own)", file=sys.stderr)
@@ -106,14 +107,16 @@ def run(args) -> int:
         print(ALONE, file=sys.stderr)
     say_quality(runs, args.features)
     train = _on_slurm if args.executor == "slurm" else _here
-    if cells is None:
+    if known is None:
         return train(args, runs, catalogue)
-    print(f"a search for the edges of {len(cells)} cells: about {core_hours(cells):.1f} core-hours from nothing; it goes on from what "
+    cost = search.core_hours(search.cells(selection, catalogue))
+    print(f"a search through {len(known)} cells: about {cost:.1f} core-hours from nothing; it goes on from what "
           f"{args.results / selection.protocol} holds", file=sys.stderr)  # fmt: skip
     status = 0
     while runs and not status:
         status = train(args, runs, catalogue)
-        runs, _ = planned(selection, args.results, catalogue)
+        runs, known = search.planned(selection, args.results, catalogue, args.precision, args.replicas)
+    print("\n".join(known), file=sys.stderr)
     from suite.evidence.report import beside
 
     print(beside(args.results / selection.protocol, COMMITTED / selection.protocol))

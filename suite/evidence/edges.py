@@ -21,7 +21,6 @@ from suite.records.cells import format_table
 from suite.verdict.crash import STUCK
 from suite.verdict.outcomes import DEAD, UNUSABLE
 
-ENOUGH = 5  # runs that each end of a bracket needs: fewer that agree may do so by chance
 PRIMARY = ("mvsplit", "plain")  # the one comparison that was fixed before the runs, per depth; all others are looked at
 
 
@@ -73,22 +72,20 @@ def edges_beside(mine: Path, committed: Path) -> str:
 def describe(found: Critical) -> str:
     """A critical rate in words, with the runs behind it: "5.8e-03 [5.5e-03, 6.1e-03] (n = 40)"."""
     ends = {
-        "fit": "", "bracket": f": {found.n_low} at the lower end, {found.n_high} at the upper",
-        "above": f": {found.died_there} of {found.n_low} dead at that rate",
-        "below": f": {found.died_there} of {found.n_high} dead at that rate",
+        "fit": "",
+        "above": f": {found.died_there} of {found.n_low} lost at the hottest rate",
+        "below": f": {found.died_there} of {found.n_high} lost at the coldest rate",
     }[found.kind]  # fmt: skip
-    thin = "; too few" if found.kind != "fit" and min(found.n_low or ENOUGH, found.n_high or ENOUGH) < ENOUGH else ""
     falls = f"; not monotone at {', '.join(f'{rate:.2e}' for rate in found.falls)}" if found.falls else ""
-    return f"{found} (n = {found.n}{ends}{thin}{falls})"
+    return f"{found} (n = {found.n}{ends}{falls})"
 
 
 @dataclass(frozen=True)
 class Ratio:
     """LR50 of a scheme over plain's at a depth: None where an end is open; n: runs of both sides.
 
-    Of two fits the interval is a paired bootstrap over seeds; else low and high are what the brackets leave. The
-    primary comparison is the one fixed before the runs; the intervals of the others are unadjusted, each for itself
-    at 95 %.
+    low, high: the 95 % interval; p: two-sided, of a ratio of 1. The primary comparison is the one fixed before the
+    runs; the intervals of the others are unadjusted, each for itself.
     """
 
     scheme: str
@@ -96,6 +93,7 @@ class Ratio:
     ratio: float | None
     low: float
     high: float
+    p: float
     n: tuple[int, int]
 
     @property
@@ -117,4 +115,4 @@ def ratios(runs: pd.DataFrame, bad: Sequence[str] = DEAD) -> list[Ratio]:
             if scheme != PRIMARY[1] and (plain := found.get((PRIMARY[1], depth)))]  # fmt: skip
 
 
-_ratio = cache(ratio)  # findings and tables ask for the same ones, and a bootstrap takes seconds
+_ratio = cache(ratio)  # findings and tables ask for the same ones

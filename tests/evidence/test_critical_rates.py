@@ -41,16 +41,16 @@ def test_every_cell_has_its_bracket_in_the_projects_order():
     found = edges_of(frontier())
     assert [(edge.cell.scheme, edge.cell.depth) for edge in found] == [(scheme, depth) for scheme in SCHEMES for depth in DEPTHS]
     for edge in found:
-        low, high = (rate(k) for k in (max(k for k in range(10, 30, 2) if k < EDGE[edge.cell.scheme][edge.cell.depth]),
-                                       min(k for k in range(10, 30, 2) if k >= EDGE[edge.cell.scheme][edge.cell.depth])))
-        assert (edge.lr50.kind, edge.lr50.low, edge.lr50.high, edge.horizon) == ("bracket", low, high, 400)
-        assert edge.lr50u == edge.lr50 and "8 at the lower end, 8 at the upper" in edges.describe(edge.lr50)
+        at = EDGE[edge.cell.scheme][edge.cell.depth]
+        low, high = (rate(k) for k in (max(k for k in range(10, 30, 2) if k < at), min(k for k in range(10, 30, 2) if k >= at)))
+        assert (edge.lr50.kind, edge.horizon) == ("fit", 400) and edge.lr50.rate == pytest.approx((low * high) ** 0.5, rel=0.02)
+        assert edge.lr50u == edge.lr50 and edges.describe(edge.lr50) == f"{edge.lr50} (n = 80)"
 
 
 def test_the_dead_and_the_useless_are_counted_apart():
     rows = frontier(lambda scheme, depth, k, seed: "stuck" if (scheme, depth) == ("mvsplit", 100) and 14 <= k < 18 else None)
     (edge,) = [edge for edge in edges_of(rows) if (edge.cell.scheme, edge.cell.depth) == ("mvsplit", 100)]
-    assert (edge.lr50.low, edge.lr50.high) == (rate(16), rate(18)) and (edge.lr50u.low, edge.lr50u.high) == (rate(12), rate(14))
+    assert rate(16) < edge.lr50.rate < rate(18) and rate(12) < edge.lr50u.rate < rate(14)
 
 
 def test_another_bound_on_stuck_moves_lr50u_alone():
@@ -60,7 +60,8 @@ def test_another_bound_on_stuck_moves_lr50u_alone():
             for k in (10, 12, 14, 16) for seed in range(8)]  # fmt: skip
     for bound, high in ((0.5, 12), (0.6, 14), (0.7, 16)):
         (edge,) = edges_of(rows, bound)
-        assert (edge.lr50.high, edge.lr50u.high) == (rate(16), rate(high)), bound
+        assert rate(14) < edge.lr50.rate < rate(16) and rate(high - 2) < edge.lr50u.rate < rate(high) or bound == 0.5, bound
+        assert bound != 0.5 or edge.lr50u.rate is None or edge.lr50u.rate < rate(12)
 
 
 def test_rows_that_must_not_be_mixed():
@@ -74,10 +75,9 @@ def test_rows_that_must_not_be_mixed():
         edges_of([*rows, row("plain", 25, 10, 9, "survived", horizon=800)])
 
 
-def test_a_thin_end_is_named():
-    rows = [row("plain", 25, k, seed, "collapsed" if k > 10 else "survived") for k in (10, 12) for seed in range(8 if k == 10 else 3)]
-    (edge,) = edges_of(rows)
-    assert "8 at the lower end, 3 at the upper; too few" in edges.describe(edge.lr50)
+def test_what_is_open_and_what_is_not_monotone_is_said():
+    rows = [row("plain", 25, k, seed, "survived") for k in (10, 12) for seed in range(3)]
+    assert "(n = 6: 0 of 3 lost at the hottest rate)" in edges.describe(edges_of(rows)[0].lr50)
     falls = [row("plain", 25, k, s, "collapsed" if k == 10 else "survived") for k in (8, 10, 12) for s in range(5)]
     assert f"not monotone at {rate(12):.2e}" in edges.describe(edges_of(falls)[0].lr50)
 
@@ -88,7 +88,7 @@ def test_the_primary_comparison_is_mvsplit_over_plain_and_the_rest_unadjusted():
     assert {(one.scheme, one.primary) for one in found} == {
         ("mvsplit", True), ("layerscale", False), ("rezero", False), ("deepnorm", False)}  # fmt: skip
     (one,) = [one for one in found if (one.scheme, one.depth) == ("mvsplit", 100)]
-    assert one.ratio is None and one.low == pytest.approx(rate(16) / rate(14)) and one.high == pytest.approx(rate(18) / rate(12))
+    assert one.low < one.ratio < one.high and one.ratio == pytest.approx(rate(17) / rate(13), rel=0.01) and one.p < 1e-3
     rng = np.random.default_rng(0)
 
     def coin(scheme, depth, k, seed):
@@ -98,7 +98,7 @@ def test_the_primary_comparison_is_mvsplit_over_plain_and_the_rest_unadjusted():
     rows = frontier(coin, seeds=4).query("depth == 100 and scheme in ('plain', 'mvsplit')")
     (found,) = edges.ratios(rows, UNUSABLE)
     sides = [stats.upward(*edges.judged(rows[rows["scheme"] == name], UNUSABLE)) for name in ("mvsplit", "plain")]
-    assert (found.ratio, found.low, found.high) == stats.ratio(*sides)
+    assert (found.ratio, found.low, found.high, found.p) == stats.ratio(*sides)
     assert found.ratio is not None and found.n == tuple(len(side[0]) for side in sides)
 
 
@@ -185,7 +185,7 @@ def test_the_readmes_block_says_what_the_tables_hold(tmp_path):
     write_rows(folder / "runs.csv", TABLES["runs"], rows)
     write_package(folder)
     text = report.edge_tables(folder)
-    assert text.count(f"in ({rate(14):.2e}, {rate(16):.2e}) (n = 80: 8 at the lower end, 8 at the upper)") == 4  # 2 cells, both tables
+    assert text.count("(n = 80)") == 30  # 15 cells, both tables
     assert "the same in all 15 cells" in text and "| mvsplit | 25 |" in text and "primary" in text
     assert edges.edges_beside(folder, tmp_path / "nowhere").count("yours") == 15
     assert edges.edges_beside(folder, folder).count("committed") == 0

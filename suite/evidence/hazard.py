@@ -132,17 +132,15 @@ def risks(runs: pd.DataFrame) -> list[Risk]:
 # ---- critical rates
 
 def rates_below(frontier: pd.DataFrame) -> dict[tuple[str, int], tuple[float, ...]]:
-    """(scheme, depth) -> the two hottest rates of the lattice below LR50u, hot first, for the schemes of the primary
+    """(scheme, depth) -> the two hottest rates of the lattice below LR50, hot first, for the schemes of the primary
     comparison.
 
-    The rule by which the anatomy's rates are chosen. Where there is no fit, the edge is taken in the middle of its
-    bracket.
+    The rule by which the anatomy's rates are chosen.
     """
     out = {}
     for edge in edges(frontier):
         if edge.cell.label in PRIMARY:
-            middle = edge.lr50u.rate or (edge.lr50u.low * edge.lr50u.high) ** 0.5
-            out[edge.cell.scheme, edge.cell.depth] = tuple(sorted((lr for lr in KNOWN if lr < middle), reverse=True)[:2])
+            out[edge.cell.scheme, edge.cell.depth] = tuple(sorted((lr for lr in KNOWN if lr < edge.lr50.middle), reverse=True)[:2])
     return out
 
 

@@ -4,7 +4,7 @@ A cell is a scheme at a depth; all rates lie on one lattice. The edge, where hal
 looked for with a fresh seed in every run, at the rates at which about a third and about three quarters of the runs
 should be unusable by the posterior of what is known: the colder of the two keeps the slope, and with it LR10, in view,
 and the hotter is cheap, since runs that die end early. A pure function of what is known: a search that was stopped
-anywhere goes on to the same runs.
+in a round of the edge goes on to the same runs; one that was stopped later may take a round of the edge more or less.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ from suite.protocol import Run
 from suite.sweep.plan import Selection, make_plan
 
 SELECTION = ["--protocol NAME", "--schemes A,B", "--params [SCHEME:]K=V,...", "--arms A,B", "--depths N,N", "--lrs X,X",
-             "--seeds N,N", "--data SOURCE", "--plugin FILE", "--shard I/N", "--results DIR"]
+             "--seeds N,N", "--data SOURCE", "--plugin FILE", "--precision X",
+             "--shard I/N", "--results DIR"]
 VERBS = {
     "list": ["--plugin FILE"],
     "plan": [*SELECTION, "--cost", "--gpus N,N"],
@@ -65,7 +66,8 @@ def test_verbs_and_flags_are_frozen():
 def test_defaults_are_frozen():
     args = vars(cli.parser().parse_args(["run"]))
     assert args == {"verb": "run", "protocol": "laptop", "schemes": None, "params": None, "arms": None, "depths": None,
-                    "lrs": None, "seeds": None, "data": None, "plugin": [], "shard": (1, 1), "results": Path("results/local"),
+                    "lrs": None, "seeds": None, "data": None, "plugin": [], "precision": None, "shard": (1, 1),
+                    "results": Path("results/local"),
                     "workers": None, "replicas": None, "features": "digits", "executor": "local", "slurm": [],
                     "retry_failed": False}
 

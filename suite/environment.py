@@ -113,25 +113,22 @@ def _temporary_cache() -> str:
 @cache
 def cpu_model() -> str:
     """Processor name as the system gives it."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+    return _told("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
 
 
 def instruction_sets() -> str:
     """What decides the vectors of compiled code: the processor's own extensions, and what ATEN_CPU_CAPABILITY leaves of them."""
-    flags = sorted(flag for flag in _cpuinfo("flags").split() if flag.startswith(("avx", "amx", "fma")))
+    flags = sorted(flag for flag in _told("/proc/cpuinfo", "flags").split() if flag.startswith(("avx", "amx", "fma")))
     return " ".join([os.environ.get("ATEN_CPU_CAPABILITY", ""), *flags])
 
 
-@cache
-def _cpuinfo(what: str) -> str:
-    """What /proc/cpuinfo says of the first processor, "" where it does not."""
+def _told(file: str, what: str) -> str:
+    """What a file of the system says behind the first line's name that begins so, "" where it does not."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(what):
-                return line.partition(":")[2].strip()
+        lines = Path(file).read_text().splitlines()
     except OSError:
-        pass
-    return ""
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(what)), "")
 
 
 def cpu_wanted() -> bool:
@@ -181,12 +178,8 @@ def usable_cores() -> int:
 
 def free_memory() -> int | None:
     """Bytes that this process may still take before the system kills it: the machine's and its cgroup's; None where unknown."""
-    free = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    except (OSError, ValueError):
-        pass
+    available = _told("/proc/meminfo", "MemAvailable:").removesuffix(" kB")
+    free = [1024 * int(available)] if available.isdigit() else []
     for folder, limit, used in (("", "memory.max", "memory.current"), ("memory/", "memory.limit_in_bytes", "memory.usage_in_bytes")):
         group = Path("/sys/fs/cgroup") / folder
         try:
@@ -233,10 +226,5 @@ def reset_peak_memory() -> None:
 
 def peak_memory_mib() -> float | None:
     """Peak resident memory in MiB since the last reset, None where unknown."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    except OSError:
-        pass
-    return None
+    peak = _told("/proc/self/status", "VmHWM:").removesuffix(" kB")
+    return int(peak) / 1024 if peak else None

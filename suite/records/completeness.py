@@ -10,7 +10,6 @@ import math
 from pathlib import Path
 
 from suite.presets import PROTOCOLS
-from suite.protocol import Protocol
 from suite.records.store import REAL, RUNS, RowsByRun, Store, picture_path
 from suite.records.tableerror import TableError
 from suite.verdict.outcome import DEAD, GONE
@@ -64,7 +63,12 @@ def lacks(row: dict[str, str], parts: RowsByRun) -> list[str]:
     audit = parts.frame("audit", row)
     there = {name: {int(line["step"] or -1) for line in parts.rows(name, row)} for name in ("evals", "quality")}
     there["audit"] = set(audit["step"])
-    for name, steps in (("evals", _evals(p, updates)), ("quality", _scored(p, updates)), ("audit", _audited(p, last))):
+    due = {
+        "evals": {*range(p.heldout_every, updates + 1, p.heldout_every), *(step for step in (p.horizon, p.length) if step <= updates)},
+        "quality": {updates, *(step for step in p.quality_at if step <= updates)} if p.fid_samples else set(),
+        "audit": {1, *range(p.audit_every, last + 1, p.audit_every)} if p.audit_every else set(),
+    }
+    for name, steps in due.items():
         if gone := steps - there[name]:
             found.append(f"{name} of step{'s' * (len(gone) > 1)} {', '.join(map(str, sorted(gone)[:3]))}{', ...' * (len(gone) > 3)}")
     if p.fid_samples and not row["data"].startswith(LATENTS):
@@ -93,15 +97,3 @@ def is_picture(path: Path) -> bool:
         if kind == b"IEND":
             return at == len(data)
     return False
-
-
-def _evals(p: Protocol, updates: int) -> set[int]:
-    return set(range(p.heldout_every, updates + 1, p.heldout_every)) | {step for step in (p.horizon, p.length) if step <= updates}
-
-
-def _scored(p: Protocol, updates: int) -> set[int]:
-    return {updates} | {step for step in p.quality_at if step <= updates} if p.fid_samples else set()
-
-
-def _audited(p: Protocol, last: int) -> set[int]:
-    return {1, *range(p.audit_every, last + 1, p.audit_every)} if p.audit_every else set()

@@ -100,8 +100,8 @@ def make(
     check_regular(source, shards.files)
     names = [file for file, rows in zip(shards.files, shards.rows) for _ in range(rows)]
     mean_CHW, square_CHW = _moments(source, shards.latents, names)
-    if shards.captions is not None:
-        _check_finite(source, shards.captions, names)
+    if shards.captions is not None and (row := _first_not_finite(shards.captions)) is not None:
+        raise _not_finite(source, "caption", row, names)
     tensors = {"mean_CHW": mean_CHW, "square_CHW": square_CHW}
     shape = None if shards.captions is None else list(shards.captions.shape)
     if shape:
@@ -181,11 +181,6 @@ def _moments(source: Source, column: Column, names: list[Path]) -> tuple[Tensor,
     if (flat := (variance <= FLAT * of_channel).nonzero()).numel():
         raise source.error(f"channel {flat[0].item()} of the latents is the same everywhere")
     return mean, square
-
-
-def _check_finite(source: Source, column: Column, names: list[Path]) -> None:
-    if (row := _first_not_finite(column)) is not None:
-        raise _not_finite(source, "caption", row, names)
 
 
 def _first_not_finite(column: Column) -> int | None:

@@ -1,6 +1,6 @@
 """`--data latents:DIR`: images that an autoencoder has encoded, with captions or classes, read row by row from memory-mapped shards.
 
-Stands where `suite.data.dataset.Data` does. Shards: suite/scale/shards.py; what lies beside them:
+Stands where `suite.data.in_memory.Data` does. Shards: suite/scale/shards.py; what lies beside them:
 suite/scale/latent_manifest.py. Shapes: N rows, B of a batch, C channels, H = W positions, S caption tokens, D their
 width.
 """

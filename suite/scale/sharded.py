@@ -164,13 +164,9 @@ class ShardedParameters:
         """Average the gradients over the processes: FSDP has done so with the shards' in the backward."""
         self.whole.reduce(mean)
 
-    def _grads(self) -> list[Tensor]:
-        """This process's part of every sharded gradient; none for a weight that the loss did not reach."""
-        return [p.grad.to_local() for p in self.parts.values() if p.grad is not None]
-
     def clip(self, limit: float) -> Tensor:
         """Scale all gradients to global norm `limit` at most; returns the raw norm (0-dim), the same on every process."""
-        grads = self._grads()
+        grads = [p.grad.to_local() for p in self.parts.values() if p.grad is not None]  # none of a weight that the loss did not reach
         square = torch.stack(torch._foreach_norm(grads)).square().sum() if grads else self.whole.grads.new_zeros(())
         dist.all_reduce(square)
         norm = (square + self.whole.grads.square().sum()).sqrt()

@@ -57,7 +57,8 @@ def save(folder: Path, step: int, owner: str, shards: dict[str, Tensor], history
     try:
         _together(begin if first else None)
         dcp.save(shards, checkpoint_id=aside)  # synced by torch; a fault of one process is raised by all
-        digests = _gathered({path.name: sha256_of(path) for path in _mine(sorted(aside.glob("*.distcp")))})
+        parts = _all({path.name: sha256_of(path) for path in _mine(sorted(aside.glob("*.distcp")))})
+        digests = {name: digest for part in parts for name, digest in part.items()}
         _together(finish if first else None)
     except (OSError, CheckpointException) as error:  # a full disk: give back what half a checkpoint takes
         if first:
@@ -133,7 +134,3 @@ def _all(of: object) -> list:
     said = [None] * dist.get_world_size()
     dist.all_gather_object(said, of)
     return said
-
-
-def _gathered(mine: dict) -> dict:
-    return {name: value for part in _all(mine) for name, value in part.items()}

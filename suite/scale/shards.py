@@ -97,12 +97,10 @@ def open_shards(source: Source, files: list[Path]) -> Shards:
     except ImportError:
         raise source.error("needs the `datasets` package: pip install datasets") from None
     datasets.disable_progress_bars()
-    tables, rows = [], []
     if files[0].suffix == ".parquet":
         import pyarrow.parquet
 
-        for file in files:
-            rows.append(_guarded(source, file, lambda file=file: pyarrow.parquet.read_metadata(file).num_rows))
+        rows = [_guarded(source, file, lambda file=file: pyarrow.parquet.read_metadata(file).num_rows) for file in files]
         tables = [_guarded(source, files[0], lambda: _converted(files))]
     else:
         tables = [_guarded(source, file, lambda file=file: datasets.Dataset.from_file(str(file))) for file in files]

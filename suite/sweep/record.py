@@ -76,6 +76,7 @@ def record_of(trainer: Trainer, group: Sequence[Run], results: Path, features: s
 def _row(trainer: Trainer, verdict: Verdict, group: Sequence[Run]) -> dict:
     run, p, dit = trainer.run, trainer.run.protocol, trainer.state.dit
     norms = [norm for _, _, norm in trainer.state.curve]
+    largest = next((norm for norm in norms if not math.isfinite(norm)), max(norms))
     return {
         **identity(run, group),
         "data_digest": run.data_digest, "width": p.width, "image_tokens": dit.segments[0],
@@ -85,13 +86,9 @@ def _row(trainer: Trainer, verdict: Verdict, group: Sequence[Run]) -> dict:
         "confirmed": None if verdict.crash_step is None else verdict.confirmed, "late_step": verdict.late_step,
         "last_step": trainer.state.curve[-1][0],
         "constant_loss": trainer.constant_loss, "best_loss": verdict.best_loss, "final_loss": verdict.final_loss,
-        "heldout_loss": trainer.heldout_loss(), "max_grad_norm": _max(norms),
+        "heldout_loss": trainer.heldout_loss(), "max_grad_norm": largest,
         "spikes": verdict.spikes, "compiled": run.compiled, "dtype": p.dtype, "device": trainer.device.type,
         "processes": trainer.accelerator.num_processes,
         "code_digest": run.code_digest, **environment.provenance(),
         **({"compiler": f"torch.compile, {environment.compiler()}"} if dit.fell_back else {}),
     }  # fmt: skip
-
-
-def _max(norms: list[float]) -> float:
-    return next((n for n in norms if not math.isfinite(n)), max(norms))

@@ -18,7 +18,7 @@ from suite.evidence.stats import Critical, critical, holm, ratio, upward
 from suite.protocol import NO_PARAMS
 from suite.records.store import read
 from suite.records.values import format_table
-from suite.sweep.best import FRESH
+from suite.verdict.best import FRESH
 from suite.verdict.outcome import DEAD, UNUSABLE
 
 TENTH = 0.1  # of the runs

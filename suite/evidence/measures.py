@@ -21,7 +21,7 @@ from suite.evidence.edges import Edge, edge_of
 from suite.evidence.jackknife import LEVEL, jackknife
 from suite.evidence.stats import Critical
 from suite.protocol import HOTTEST
-from suite.sweep.best import FRESH, bottom
+from suite.verdict.best import FRESH, bottom
 from suite.verdict.outcome import UNUSABLE
 
 WITHIN = 1.05  # of the best loss of any scheme at that depth: what a window counts

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from suite.protocol import FIRST, KNOWN, LAST, rate
-from suite.sweep.best import FRESH, best_point
+from suite.verdict.best import FRESH, best_point
 from suite.verdict.posterior import EDGES, chances, falls, posterior, quantiles, upward
 
 START = 12  # the point of 5.35e-3: at 100 blocks near the edge of plain and MV-Split, as first runs had shown

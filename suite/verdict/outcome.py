@@ -15,8 +15,8 @@ import numpy as np
 from suite.verdict.smooth import SHORT, short_median
 
 OUTCOMES = ("survived", "stuck", "collapsed", "degraded", "untrained", "nonfinite", "too_short")
-DEAD = ("collapsed", "degraded", "nonfinite")  # a run that trained, and died; what LR50 counts
-UNUSABLE = (*DEAD, "stuck", "untrained")  # what LR50u counts
+DEAD = ("collapsed", "degraded", "nonfinite")  # a run that trained, and died
+UNUSABLE = (*DEAD, "stuck", "untrained")  # what LR50 counts
 GONE = (*DEAD, "untrained")  # at no loss that training gives: their state is looked at, and they get neither scores nor a probe
 
 HALF_WAY = 0.5  # of c - m: the line that a loss crosses. This and the next three were fixed before a run was looked at

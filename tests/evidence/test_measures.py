@@ -8,7 +8,7 @@ from suite.evidence.jackknife import jackknife
 from suite.evidence.measures import Sample, measures, octaves_below
 from suite.evidence.ranking import ranked, ranking
 from suite.protocol import KNOWN, rate
-from suite.sweep.best import FRESH, best_point, bottom
+from suite.verdict.best import FRESH, best_point, bottom
 
 C = 2.0
 

@@ -10,8 +10,8 @@ from scipy.stats import logistic
 
 from suite.evidence import stats
 from suite.protocol import FIRST, HOTTEST, KNOWN, LAST, rate
-from suite.sweep.best import best_point
 from suite.sweep.frontier import MOST, PRECISION, RESERVED, Seen, by_point, wanted
+from suite.verdict.best import best_point
 
 C = 2.0  # the value of a run that is not usable
 

@@ -3,7 +3,7 @@
     PYTHONPATH=. python results/instrument/thresholds.py
 
 writes results/instrument/thresholds.csv. A window longer than 50 steps sees no more of a curve: runs stop 50 steps behind a confirmed
-crash, and one that lasts to its curve's end stays a crash.
+crash. One that lasts to its curve's end stays a crash, and a curve that ends too soon for the rule keeps the outcome that ended it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def again(folder: Path, runs: pd.DataFrame, **arguments) -> pd.DataFrame:
         curve = parts.frame("curves", run._asdict())
         known = {"constant_loss": run.constant_loss, "window": run.window, "horizon": run.horizon, "warmup": warmup,
                  "grad_norm": curve["grad_norm"].to_numpy(), "heldout_loss": run.heldout_loss}  # fmt: skip
-        out.append(judge(curve["step"].to_numpy(), curve["loss"].to_numpy(), **known | arguments).outcome)
+        found = judge(curve["step"].to_numpy(), curve["loss"].to_numpy(), **known | arguments).outcome
+        out.append(run.outcome if found == "too_short" else found)
     return runs.assign(outcome=out)
 
 

@@ -18,7 +18,7 @@ from suite.sweep import frontier
 from suite.sweep.groups import default_size
 from suite.sweep.plan import Selection, SelectionError, make_plan, protocol_named
 
-RUNS = 62  # of a cell, whole lives: REPLACE
+RUNS = 50  # of a cell, in whole lives: 26 for its edge (results/instrument/replay.csv), some 16 beside it, 8 at its best rate
 LEAST, ROUND = 2, 8  # runs of a cell in a round: a CPU of two cores has one for each; more at once learn less from each other
 PATCH = 2  # of the runs that MS was measured on
 MS = 1.1  # a block and step of one worker: all seconds of results/frontier/throughput.csv over the blocks and steps of its runs

@@ -1,10 +1,11 @@
 """Does anything that can be watched tell of a death beforehand? Scored on the committed runs, with the run as the unit.
 
-A signal is a number a step, large where it warns. Its largest value in the last steps before each death stands
-against that in windows of the same length of runs of its own protocol, scheme, depth and rate that lived (others have
-other sizes of everything, and hotter runs more of most): the area is the chance that the first is larger. An alarm
-needs a line: above all that the living runs ever showed (the lowest rate of false alarms that so many steps can
-show), or above all but one step in a thousand. No death has a part in its own line.
+A signal is a number a step, large where it warns. Its largest value in the steps before each death, the last 25 left
+out (they are the death itself), stands against that over the same steps of runs of its own scheme, depth and rate that
+lived: others have other sizes of everything, hotter runs more of most, and every signal drifts as a run learns. The
+area is the chance that the first is larger. An alarm needs a line: above all that the living runs ever showed, or
+above the largest value of all but one in twenty of them. No death has a part in its own line. A trajectory counts
+once, whatever protocols trained it.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ import numpy as np
 import pandas as pd
 
 from suite.evidence.deaths import QUANTITIES, strided
-from suite.evidence.hazard import with_health
+from suite.evidence.hazard import poisson_interval, with_health
 from suite.evidence.markdown import table
 from suite.evidence.stats import LEVEL
+from suite.evidence.trajectories import once
 from suite.records.store import RowsByRun
 
-HORIZONS, AUDITED_HORIZONS = (10, 25, 100, 400), (25, 100, 400)  # steps before a death
-ONE_IN = 1e-3  # of the healthy steps lie above the second line
+GAP = 25  # steps before a death that are left out; the longest growth that we have seen took 25 (deaths.CALM_UNTIL)
+HORIZONS, AUDITED_HORIZONS = (50, 125, 400), (125, 400)  # steps before a death at which a window begins; audits are 100 apart
+WARN = 100  # steps before a death in which an alarm counts as one of it
+ONE_IN = 0.05  # of the living runs may pass the second line
+ENOUGH = 4  # deaths that an area needs
 START = 60  # steps that a signal needs before it can be read; the digits have learnt their first by then
 DRAWS = 500  # bootstrap samples of runs for an interval of the area
 SHORT, BASES = 5, (20, 50)  # steps now, and steps before them to compare with
@@ -83,14 +88,15 @@ def audited(folders: list[Path]) -> Iterator[Life]:
 
 
 def _runs(folders: list[Path]) -> Iterator[tuple[dict, RowsByRun]]:
-    for folder in folders:
-        parts, runs = RowsByRun(folder), with_health(folder)
-        lived = (runs["outcome"] == "survived") & runs["late_step"].isna()
-        yield from ((run, parts) for run in runs[lived | runs["outcome"].isin(["collapsed", "degraded"])].to_dict("records"))
+    parts = {folder.name: RowsByRun(folder) for folder in folders}
+    runs = once(pd.concat([with_health(folder) for folder in folders], ignore_index=True))
+    lived = (runs["outcome"] == "survived") & runs["late_step"].isna()
+    for run in runs[lived | runs["outcome"].isin(["collapsed", "degraded"])].to_dict("records"):
+        yield run, parts[run["protocol"]]
 
 
 def _life(run: dict, signals: dict[str, np.ndarray], steps: np.ndarray) -> Life:
-    cell = tuple(run[name] for name in ("protocol", "scheme", "params", "arm", "depth", "lr"))
+    cell = tuple(run[name] for name in ("scheme", "params", "writers", "gate_lr", "arm", "data", "image_tokens", "depth", "lr"))
     return Life(None if pd.isna(run["crash_step"]) else run["crash_step"], run["died_healthy"], signals, steps, cell)
 
 
@@ -104,51 +110,62 @@ class Score(NamedTuple):
     n: int
 
     def __str__(self) -> str:
-        return f"{self.area:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.area:.2f} [{self.low:.2f}, {self.high:.2f}]" if self.n >= ENOUGH else "-"
 
 
 class Warned(NamedTuple):
-    """The dead of which a signal passed a line within the horizon, of all of them, and the median steps from there to
-    the crash."""
+    """The dead of which a signal passed a line in the last WARN steps, of them those that it passed before the gap, of
+    all dead, and the median steps from the first passing to the crash."""
 
     warned: int
+    early: int
     dead: int
     lead: float
 
     def __str__(self) -> str:
-        return f"{self.warned} of {self.dead}" + (f", {self.lead:g} steps before" if self.warned else "")
+        if not self.warned:
+            return f"0 of {self.dead} [0, {min(1, poisson_interval(0)[1] / self.dead):.2f}]"
+        return f"{self.warned} of {self.dead}, {self.lead:g} steps before ({self.early} by {GAP} or more)"
 
 
 def score(dead: list[Life], living: list[Life], name: str, horizon: int) -> Score | None:
-    """None where no run died with a value in the horizon in a cell in which others lived."""
+    """None where no run died with a value in the horizon in a cell in which others lived over the same steps."""
     parts = []
     for cell in dict.fromkeys(life.cell for life in dead):
-        near = (_near(life, name, horizon)[1] for life in dead if life.cell == cell)
-        before = np.array([np.nanmax(values) for values in near if np.isfinite(values).any()])
-        windows = [tops for life in living if life.cell == cell and len(tops := _windows(life, name, horizon))]
-        if len(before) and windows:
-            parts.append((before, windows))
-    return Score(*area(parts), sum(len(before) for before, _ in parts)) if parts else None
+        alive = [life for life in living if life.cell == cell]
+        spans = [(max(START, life.crash - horizon), life.crash - GAP) for life in dead if life.cell == cell]
+        own = np.array([_top(life, name, *span) for life, span in zip([life for life in dead if life.cell == cell], spans)])
+        others = np.array([[_top(life, name, *span) for life in alive] for span in spans]).reshape(len(spans), len(alive))
+        if (told := np.isfinite(own) & np.isfinite(others).any(1)).any():
+            parts.append((own[told], others[told]))
+    return Score(*area(parts), sum(len(own) for own, _ in parts)) if parts else None
+
+
+def _top(life: Life, name: str, first: int, end: int) -> float:
+    """The largest value at steps from `first` to before `end`; nan where there is none, or the run was not watched so far."""
+    if not len(life.steps) or life.steps[-1] < end - 1 - _spacing(life):
+        return np.nan
+    values = life.signals[name][(life.steps >= first) & (life.steps < end)]
+    return np.max(values[np.isfinite(values)], initial=-np.inf) if np.isfinite(values).any() else np.nan
+
+
+def _spacing(life: Life) -> int:
+    return int(np.median(np.diff(life.steps))) if len(life.steps) > 1 else 1
 
 
 def line(living: list[Life], name: str, passing: float) -> float:
-    """The level above which that share of the healthy steps lies; for 0 the largest of all."""
-    return float(np.quantile(np.concatenate([_calm(life, name) for life in living]), 1 - passing))
+    """The level that the largest value of that share of the living runs lies above; for 0 the largest of all."""
+    tops = np.sort([values.max() for life in living if len(values := _calm(life, name))])
+    return float(tops[len(tops) - 1 - int(passing * len(tops))])
 
 
-def warned(dead: list[Life], name: str, horizon: int, above: float) -> Warned:
+def warned(dead: list[Life], name: str, above: float) -> Warned:
     leads = []
     for life in dead:
-        steps, values = _near(life, name, horizon)
-        if len(passed := steps[values > above]):
+        near = (life.steps >= max(START, life.crash - WARN)) & (life.steps < life.crash)
+        if len(passed := life.steps[near][life.signals[name][near] > above]):
             leads.append(life.crash - passed[0])
-    return Warned(len(leads), len(dead), float(np.median(leads)) if leads else float("nan"))
-
-
-def _near(life: Life, name: str, horizon: int) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values) within the horizon before a crash."""
-    near = (life.steps >= max(START, life.crash - horizon)) & (life.steps < life.crash)
-    return life.steps[near], life.signals[name][near]
+    return Warned(len(leads), sum(bool(lead >= GAP) for lead in leads), len(dead), float(np.median(leads)) if leads else float("nan"))
 
 
 def _calm(life: Life, name: str) -> np.ndarray:
@@ -156,33 +173,25 @@ def _calm(life: Life, name: str) -> np.ndarray:
     return values[np.isfinite(values)]
 
 
-def _windows(life: Life, name: str, horizon: int) -> np.ndarray:
-    """Largest values of windows of the horizon's length, one behind the other."""
-    values = life.signals[name][life.steps >= START]
-    spacing = int(np.median(np.diff(life.steps))) if len(life.steps) > 1 else 1
-    size = max(1, min(horizon // max(1, spacing), len(values)))
-    tops = np.fmax.reduce(values[: len(values) // size * size].reshape(-1, size), axis=1)
-    return tops[np.isfinite(tops)]
+def area(cells: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float, float]:
+    """The chance that a death's value is larger than a living run's, ties half; and its interval, with the dead and the
+    living runs of each cell resampled.
 
-
-def area(cells: list[tuple[np.ndarray, list[np.ndarray]]]) -> tuple[float, float, float]:
-    """The chance that a value of a cell's first is larger than one of its second, ties half, over all values of all
-    cells alike; and its interval, with the dead and the living runs of each cell resampled."""
-    random, total, drawn = np.random.default_rng(0), 0.0, np.zeros(DRAWS)
-    everything = sum(len(values) for values, _ in cells)
-    for values, windows in cells:
-        above = np.stack([_beaten(values, np.sort(window)) for window in windows], 1)  # (dead, living): windows that lie below
-        sizes = np.array([len(window) for window in windows])
+    cells: of each (N,) values of its dead and (N, M) values of its living over the same steps, nan where one was not
+    watched. Each death counts once, however many runs it is compared with.
+    """
+    random, total, drawn, weight = np.random.default_rng(0), 0.0, np.zeros(DRAWS), np.zeros(DRAWS)
+    for own, others in cells:
+        there = np.isfinite(others)
+        above = np.where(there, (own[:, None] > others) + 0.5 * (own[:, None] == others), 0.0)
+        total += (above.sum(1) / there.sum(1)).sum()
         dead, living = (random.multinomial(n, np.full(n, 1 / n), DRAWS) for n in above.shape)
-        total += above.sum() / sizes.sum()
-        drawn += ((dead @ above) * living).sum(1) / (living @ sizes)
-    low, high = np.quantile(drawn / everything, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(total / everything), float(low), float(high)
-
-
-def _beaten(values: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """How many of some sorted numbers lie below each value, ties half."""
-    return (np.searchsorted(order, values, "left") + np.searchsorted(order, values, "right")) / 2
+        known = living @ there.T  # (draws, dead): living runs drawn to compare with
+        dead = np.where(known > 0, dead, 0)
+        drawn += (dead * (living @ above.T) / np.maximum(known, 1)).sum(1)
+        weight += dead.sum(1)
+    low, high = np.nanquantile(drawn[weight > 0] / weight[weight > 0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(total / sum(len(own) for own, _ in cells)), float(low), float(high)
 
 
 def early_warning(results: Path) -> str:
@@ -195,19 +204,19 @@ def early_warning(results: Path) -> str:
     parts = []
     for title, lives, counts, names, horizons in tables:
         living, dead = [life for life in lives if life.crash is None], [life for life in lives if life.crash and counts(life)]
-        if lives is found or living and dead:
-            parts.append(_table(f"{title} (n = {len(dead)}; {len(living)} lived", dead, living, list(names), horizons))
+        if living and dead:
+            parts.append(_table(f"{title} (n = {len(dead)}; {len(living)} lived)", dead, living, list(names), horizons))
     return "\n\n".join(parts)
 
 
 def _table(title: str, dead: list[Life], living: list[Life], names: list[str], horizons: tuple[int, ...]) -> str:
-    steps = sum(len(_calm(life, names[0])) for life in living)
-    longest = horizons[-2]
     scored = [[score(dead, living, name, horizon) for horizon in horizons] for name in names]
     compared = (max((one.n for one in column if one), default=0) for column in zip(*scored))
-    head = [f"{title}, {steps:,} steps)", *(f"area, {h} steps before (n = {n})" for h, n in zip(horizons, compared)),
-            f"warned in the last {longest}, no false alarm (below {3000 / steps:.2g} per 1,000)",
-            "at one false alarm per 1,000"]  # fmt: skip
-    return table(head, ([name, *(one or "-" for one in row), *(warned(dead, name, longest, line(living, name, passing))
-                                                              for passing in (0.0, ONE_IN))]
-                        for name, row in zip(names, scored)))  # fmt: skip
+    none, some = poisson_interval(0)[1] / len(living), int(ONE_IN * len(living))
+    head = [title, *(f"area, {h} to {GAP} steps before (n = {n})" for h, n in zip(horizons, compared)),
+            f"alarm in the last {WARN} steps; false alarms in 0 of {len(living)} runs that lived [0, {none:.2g}]",
+            f"false alarms in {some} of {len(living)}"]  # fmt: skip
+    def alarms(name: str) -> list[Warned]:
+        return [warned(dead, name, line(living, name, passing)) for passing in (0.0, ONE_IN)]
+
+    return table(head, ([name, *(one or "-" for one in row), *alarms(name)] for name, row in zip(names, scored)))

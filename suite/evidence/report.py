@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from suite.environment import ROOT
+from suite.evidence.anatomy import anatomy
 from suite.evidence.cells import in_order, runs_of
 from suite.evidence.decided import Standing, standing
 from suite.evidence.deep import deep
@@ -15,7 +16,6 @@ from suite.evidence.detecting import detecting
 from suite.evidence.early_warning import early_warning
 from suite.evidence.edges import REFERENCE, Edge, Ratio, describe, edges_beside, hypotheses, ratios
 from suite.evidence.findings import findings
-from suite.evidence.how_it_dies import how_it_dies
 from suite.evidence.markdown import grid, table
 from suite.evidence.measures import measures
 from suite.evidence.ranking import SAME, ranking
@@ -130,7 +130,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # by the folder that m
                lambda results: outcome_table(results / "laptop", results / "frontier")),
     "frontier": ("<!-- critical rates: made by `python -m suite report` -->",
                  lambda results: edge_tables(results / "frontier")),
-    "anatomy": ("<!-- deaths: made by `python -m suite report` -->", how_it_dies),
+    "anatomy": ("<!-- deaths: made by `python -m suite report` -->", anatomy),
     "deep": ("<!-- the paper's depths: made by `python -m suite report` -->", deep),
 }
 DETECT = "<!-- detect: made by `python -m suite report` -->"

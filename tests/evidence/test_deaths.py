@@ -1,15 +1,17 @@
 """When a quantity leaves its calm range, and what is said of a death, on audits whose truth is known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from suite.evidence import deaths
-from suite.evidence.hazard import poisson_interval
-from suite.evidence.how_it_dies import how_it_dies
+from suite.evidence.anatomy import _ratios, anatomy
+from suite.evidence.hazard import Risk, poisson_interval
 from suite.presets import PROTOCOLS
+from suite.protocol import Cell
 from suite.records.store import Store
 
 CRASH = 100
@@ -91,11 +93,25 @@ def test_the_readmes_tables_count_the_deaths(tmp_path):
     died(tmp_path / "anatomy", "a", {"g_ctr": {0: -8, 3: -8, 6: -2, 7: -2}})
     died(tmp_path / "anatomy", "b", {}, held=1.2, seed=1)
     died(tmp_path / "anatomy", "c", {}, seed=2, protocol_version=2)  # of an older version
-    text = how_it_dies(tmp_path)
-    assert "| plain | 8 | 0.005 | 2 | 2 | 1 | 100 | 79 |" in text  # from 50 to 99, and from 50 to 80
+    text = anatomy(tmp_path)
+    assert "| plain | 8 | 0.005 | 2 | 2 | 1 | 79 |" in text and "| 0 | 0 | - |" in text  # from 50 to 99, and from 50 to 80
     assert "Every healthy death (1 run):" in text and "| plain | 8 | 0.005 | 0 | 100 | 0.60 | mean-dominated | yes | g_ctr (-2) |" in text
     low, high = poisson_interval(1)
     assert f"{1000 / 79:.3f} [{1000 * low / 79:.3f}, {1000 * high / 79:.3f}]" in text
+
+
+def test_hazards_are_compared_piece_by_piece_at_one_rate_and_at_one_distance():
+    known = [Risk("plain", 50, 6e-3, 8, 5, 9000, 3000, (1500, 1600, 1700)), Risk("plain", 50, 5e-3, 8, 1, 9000, 4000, (2000,)),
+             Risk("mvsplit", 50, 7e-3, 8, 2, 9000, 2000, (300, 400)), Risk("mvsplit", 50, 6e-3, 8, 0, 9000, 2000),
+             Risk("mvsplit sites=attn", 50, 6e-3, 3, 1, 3000, 1000, (1200,))]  # fmt: skip
+    plan = replace(PROTOCOLS["anatomy"], depths=(50,), cells=(Cell("plain", lrs=(5e-3, 6e-3)), Cell("mvsplit", lrs=(7e-3, 6e-3)),
+                                                              Cell("mvsplit", params="sites=attn", lrs=(6e-3,))))  # fmt: skip
+    rows = {(row[0], row[1]): row for row in _ratios(known, plan)}
+    assert [key for key in rows] == [("mvsplit", "rate"), ("mvsplit sites=attn", "rate"), ("mvsplit", "distance: hottest"),
+                                     ("mvsplit", "distance: second"), ("mvsplit", "distance: all")]  # fmt: skip
+    assert rows["mvsplit", "rate"][3:] == ["0.006", "- [0 and 0]", "inf [0.48, inf; 3 and 0]"]  # 3 of 3 at 6000 and 7000 steps
+    assert rows["mvsplit", "distance: hottest"][3:5] == ["0.006 and 0.007", "0 [0, 3.5; 0 and 2]"]  # odds of 1 - .025^(1/2), times 2 / 3
+    assert rows["mvsplit", "distance: all"][5].endswith("; 4 and 0]") and rows["mvsplit sites=attn", "rate"][5].endswith("; 3 and 1]")
 
 
 def test_the_strided_audit_has_its_steps_within_the_window_around_a_crash_too():

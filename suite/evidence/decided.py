@@ -94,9 +94,10 @@ class Standing:
 
 
 def share(k: int, n: int) -> str:
-    """The exact 95 % interval of a share, k of n, in words: "[.79, 1]"."""
+    """The exact 95 % interval of a share, k of n, in words: "[.794, 1]"."""
     found = binomtest(k, n).proportion_ci(LEVEL, method="exact")
-    return f"[{', '.join(f'{end:.2g}'.lstrip('0') or '0' for end in (found.low, found.high))}]"
+    ends = (f"{end:.3f}".rstrip("0").rstrip(".").removeprefix("0") or "0" for end in (found.low, found.high))
+    return f"[{', '.join(ends)}]"
 
 
 def _neighbour(here: Mapping[int, str], lr: float) -> float:

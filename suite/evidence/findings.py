@@ -59,7 +59,7 @@ def _best(found: Numbers) -> str:
              f"(n = {len(one.best_values)})" for one in mine]  # fmt: skip
     spread = mine[-1].best_loss.value / mine[0].best_loss.value - 1
     tied = [one.cell.scheme for one, tie in ranked(mine) if tie]
-    alone = f"{tied[0]} learns best" if len(tied) == 1 else f"{' and '.join(tied)} are not told apart"
+    alone = f"{tied[0]} learns best" if len(tied) == 1 else f"{', '.join(tied)} are not told apart"
     return (f"**At its own best rate each scheme learns nearly as well: within {100 * spread:.0f} % at {mine[0].cell.depth} blocks.** Best "
             f"loss: {'; '.join(parts)}. By pairs of seeds {alone}.")  # fmt: skip
 

@@ -245,7 +245,7 @@ def same_seeds(lost: Callable[[int, int], bool]) -> list[tuple[int, int, bool]]:
             runs.append((k, of, lost(k, of)))
 
 
-def simulation(cells: int = 200, few: int = 60, slopes=SLOPES) -> pd.DataFrame:
+def simulation(cells: int = 120, few: int = 30, slopes=SLOPES) -> pd.DataFrame:
     """few: cells of the designs that share seeds, and of `information`, which are not done at once or are slow."""
     rows = []
     for slope in slopes:
@@ -258,7 +258,7 @@ def simulation(cells: int = 200, few: int = 60, slopes=SLOPES) -> pd.DataFrame:
             rows += simulate("updown", updown, slope, share, cells, batch=1)
             if not share:
                 rows += simulate("information", information, slope, share, few)
-            rows += simulate_same("targets, same seeds", slope, share, few // 2, "targets")
+            rows += simulate_same("targets, same seeds", slope, share, few, "targets")
             print(pd.DataFrame(rows).tail(8).round(3).to_string(), flush=True)
     return pd.DataFrame(rows)
 
@@ -312,11 +312,11 @@ def by_updown(oracle: Oracle, precision: float) -> list[tuple[int, int, bool]]:
     return runs
 
 
-def replay(times: int = 4, only: tuple[str, ...] = ()) -> pd.DataFrame:
+def replay(times: int = 4, only: tuple[tuple[str, int], ...] = ()) -> pd.DataFrame:
     """A row for each design and cell, means over `times` orders of the runs; and `committed`, what was trained."""
     rows = []
     for (scheme, depth), runs in committed().items():
-        if only and scheme not in only:
+        if only and (scheme, depth) not in only:
             continue
         full = Oracle(runs, np.random.default_rng(0))
         known = {"scheme": scheme, "depth": depth, "precision": None}

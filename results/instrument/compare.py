@@ -161,8 +161,8 @@ def isotonic(k, lost) -> tuple[float, float]:
     x, y, n = map(np.array, zip(*blocks))
     z = norm.ppf(0.975)
     middle, off = (y + z**2 / 2 / n) / (1 + z**2 / n), z * np.sqrt(y * (1 - y) / n + z**2 / 4 / n**2) / (1 + z**2 / n)
-    upper, lower = np.maximum.accumulate(middle + off), np.maximum.accumulate(middle - off)
-    return (float(np.interp(0.5, upper, x, left=-np.inf if upper[0] > 0.5 else None)) if upper[0] <= 0.5 else -np.inf,
+    upper, lower = np.minimum.accumulate((middle + off)[::-1])[::-1], np.maximum.accumulate(middle - off)  # as monotone as the truth
+    return (float(np.interp(0.5, upper, x)) if upper[0] <= 0.5 else -np.inf,
             float(np.interp(0.5, lower, x)) if lower[-1] >= 0.5 else np.inf)  # fmt: skip
 
 

@@ -20,7 +20,7 @@ def too_few(share: float, n: int) -> bool:
 
 def test_the_bar_can_be_missed():
     """The bootstrap over seeds that this replaced held 80 to 89 %."""
-    assert too_few(0.8, 40) and too_few(0.89, 240) and too_few(0.9, 800) and not too_few(0.93, 240)
+    assert too_few(0.8, 30) and too_few(0.88, 180) and too_few(0.9, 800) and not too_few(0.93, 180)
 
 
 def held(cells: int) -> list[dict]:
@@ -35,7 +35,7 @@ def check(rows: list[dict], cells: int) -> None:
 
 
 def test_intervals_of_edges_and_of_ratios_hold_the_truth():
-    check(held(40), 40)
+    check(held(30), 30)
 
 
 @pytest.mark.slow
@@ -59,8 +59,9 @@ def test_what_is_simulated_at_once_is_what_the_search_asks_for():
 
 def test_the_committed_replay_is_what_the_committed_runs_give():
     rows = pd.read_csv(compare.HERE / "replay.csv")
-    again = compare.replay(only=("plain",)).reset_index(drop=True)
-    pd.testing.assert_frame_equal(rows[rows["scheme"] == "plain"].reset_index(drop=True), again, rtol=1e-3, check_dtype=False)
+    again = compare.replay(only=(("plain", 50),)).reset_index(drop=True)
+    rows = rows[(rows["scheme"] == "plain") & (rows["depth"] == 50)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(rows, again, rtol=1e-3, check_dtype=False)
 
 
 def test_the_search_takes_less_than_half_of_the_steps_for_intervals_as_narrow():

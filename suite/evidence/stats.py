@@ -97,7 +97,7 @@ def ratio(one, other) -> Ratio:
     """LR50 of `one` over `other`, each (lr, seed, bad).
 
     The cells count as independent, which is right or wide where they share their seeds: in results/frontier what a seed
-    does in one cell and in another is correlated by .09 (105 pairs of cells, standard error .04).
+    does in one cell and in another is correlated by .09 in the mean of 105 pairs of cells.
     """
     one, other = (tuple(map(tuple, cell)) for cell in (one, other))
     a, b = critical(*one), critical(*other)

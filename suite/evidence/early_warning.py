@@ -132,10 +132,10 @@ def score(dead: list[Life], living: list[Life], name: str, horizon: int) -> Scor
     """None where no run died with a value in the horizon in a cell in which others lived over the same steps."""
     parts = []
     for cell in dict.fromkeys(life.cell for life in dead):
-        alive = [life for life in living if life.cell == cell]
-        spans = [(max(START, life.crash - horizon), life.crash - GAP) for life in dead if life.cell == cell]
-        own = np.array([_top(life, name, *span) for life, span in zip([life for life in dead if life.cell == cell], spans)])
-        others = np.array([[_top(life, name, *span) for life in alive] for span in spans]).reshape(len(spans), len(alive))
+        mine, alive = ([life for life in lives if life.cell == cell] for lives in (dead, living))
+        spans = [(max(START, life.crash - horizon), life.crash - GAP) for life in mine]
+        own = np.array([_top(life, name, *span) for life, span in zip(mine, spans)])
+        others = np.array([[_top(life, name, *span) for life in alive] for span in spans]).reshape(len(mine), len(alive))
         if (told := np.isfinite(own) & np.isfinite(others).any(1)).any():
             parts.append((own[told], others[told]))
     return Score(*area(parts), sum(len(own) for own, _ in parts)) if parts else None
@@ -143,14 +143,12 @@ def score(dead: list[Life], living: list[Life], name: str, horizon: int) -> Scor
 
 def _top(life: Life, name: str, first: int, end: int) -> float:
     """The largest value at steps from `first` to before `end`; nan where there is none, or the run was not watched so far."""
-    if not len(life.steps) or life.steps[-1] < end - 1 - _spacing(life):
+    stride = life.steps[-1] - life.steps[-2] if len(life.steps) > 1 else 1
+    if not len(life.steps) or life.steps[-1] + stride < end:
         return np.nan
     values = life.signals[name][(life.steps >= first) & (life.steps < end)]
-    return np.max(values[np.isfinite(values)], initial=-np.inf) if np.isfinite(values).any() else np.nan
-
-
-def _spacing(life: Life) -> int:
-    return int(np.median(np.diff(life.steps))) if len(life.steps) > 1 else 1
+    values = values[np.isfinite(values)]
+    return values.max() if len(values) else np.nan
 
 
 def line(living: list[Life], name: str, passing: float) -> float:

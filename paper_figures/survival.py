@@ -64,7 +64,7 @@ def _panel(ax, counts, cell, horizon: float) -> None:
         rows.append((f"{label}, {mine['lr'].iloc[0]:g}", risk, look["color"]))
     ax.set(xlim=(0, horizon), ylim=(-0.03, 1.05), xticks=steps)
     for y, (label, risk, colour) in enumerate(rows):
-        counts.text(-0.01, y, label, transform=counts.get_yaxis_transform(), ha="right", va="center", fontsize=8, color=colour)
+        counts.text(-0.04, y, label, transform=counts.get_yaxis_transform(), ha="right", va="center", fontsize=8, color=colour)
         for step, n in zip(steps, risk):
             counts.text(step, y, n, ha="center", va="center", fontsize=8.5, color=colour)
     counts.set(xlim=(0, horizon), ylim=(len(rows) - 0.5, -0.5), xticks=[], yticks=[], xlabel="runs at risk at each step; step")

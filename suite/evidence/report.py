@@ -14,14 +14,14 @@ from suite.evidence.decided import Standing, standing
 from suite.evidence.deep import deep
 from suite.evidence.detecting import detecting
 from suite.evidence.early_warning import early_warning
-from suite.evidence.edges import REFERENCE, Edge, Ratio, describe, edges_beside, hypotheses, ratios
+from suite.evidence.edges import PRIMARY, REFERENCE, Edge, Ratio, describe, edges_beside, hypotheses, ratios
 from suite.evidence.findings import findings
 from suite.evidence.markdown import grid, table
 from suite.evidence.measures import measures
 from suite.evidence.ranking import SAME, ranking
 from suite.presets import PROTOCOLS
 from suite.records.beside import compare
-from suite.records.store import format_table, read
+from suite.records.store import TABLES, format_table, read
 
 END = "<!-- end -->"
 WORDS = {"survived": "survived", "stuck": "**stuck**", "collapsed": "**collapsed**", "degraded": "**degraded**", "nonfinite": "**nan**",
@@ -99,8 +99,23 @@ def edge_tables(folder: Path) -> str:
         f"LR50@{horizon} over {REFERENCE}'s. An edge moves with the scale of a scheme's branch, so only MV-Split, at beta 1, is compared "
         "on equal terms; that comparison was fixed beforehand ([hypotheses.csv](results/hypotheses.csv)).", _ratio_table(folder, runs),
         f"Where half are dead, of the dead and the living alone (by step {horizon}):",
-        _by_depth([one.edge for one in found], _dead),
+        _by_depth([one.edge for one in found], _dead), *_thresholds(folder.parent / "instrument"),
     ])  # fmt: skip
+
+
+def _thresholds(folder: Path) -> list[str]:
+    """What other thresholds of the crash rule make of the comparison that was fixed beforehand; nothing where it was not asked."""
+    if not (folder / TABLES["thresholds"].path).exists():
+        return []
+    known = read(folder, "thresholds")
+    depths, rows = sorted(set(known["depth"])), []
+    for (name, value), at in known.groupby(["threshold", "value"], sort=False):
+        ours = at[at["scheme"] == PRIMARY[0]].set_index("depth").loc[depths]
+        rows.append([name, f"{value:g}", f"{at['changed'].sum()} of {at['runs'].sum()}",
+                     *(f"{one.ratio:.2f} [{one.ratio_low:.2f}, {one.ratio_high:.2f}]" for one in ours.itertuples())])  # fmt: skip
+    words = ("The same comparison under other thresholds of the crash rule: *stuck* and *arming* as shares of *c* (in use: 0.6 and 0.8), "
+             "*window* in steps (50). Changed: runs with another outcome. `results/instrument/thresholds.csv` has every cell.")  # fmt: skip
+    return [words, table(["threshold", "value", "changed", *(f"{depth} blocks" for depth in depths)], rows)]
 
 
 def _by_depth(found: Sequence[Edge], text: Callable[[Edge], str]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 SCHEMA_VERSION = "6"
 MEASURED = ("bench", "rounding", "detect")  # tables of no protocol's runs, whose rows say where they were made
-OF_NO_RUN = (*MEASURED, "critical_rates", "hypotheses", "thresholds")
+OF_NO_RUN = (*MEASURED, "critical_rates", "hypotheses", "thresholds", "replay", "simulation")
 # columns of runs.csv that follow from its others: `verify` works them out again, and `rows_digest` leaves them out
 DERIVED = ("trajectory",)
 # columns that say where a row was made; `suite.environment.provenance` fills them
@@ -98,4 +98,8 @@ TABLES = {name: Table(name, path, meaning, key, _columns(name), *order) for name
      ("protocol", "quantity", "scheme", "over", "depth")),
     ("thresholds", "thresholds.csv", "what hangs on the thresholds of the crash rule (results/instrument/thresholds.py)",
      ("threshold", "value", "depth", "scheme")),
+    ("replay", "replay.csv", "what searches cost, replayed on the committed runs (results/instrument/compare.py)",
+     ("design", "scheme", "depth", "precision")),
+    ("simulation", "simulation.csv", "what searches cost, and how often their intervals hold the truth, on simulated cells",
+     ("design", "slope", "share", "precision")),
 )}

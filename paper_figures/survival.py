@@ -11,6 +11,7 @@ from paper_figures.runs import caption, load_runs
 from paper_figures.style import CONSTANT, bare, legend, line_of, page, scheme_handles
 from suite.evidence.hazard import CUT, HEALTHY, kaplan_meier, watched, with_health
 
+ENOUGH = 4  # runs that a band needs
 EVERY = 500  # steps between two counts of the runs at risk
 PLACES = ("hottest rate below the edge", "second hottest")
 
@@ -31,7 +32,7 @@ def survival(folder: Path, title: str):
         runs, f"Kaplan-Meier: the share of runs that still live, of those that have been healthy (held-out loss below {HEALTHY:g} c), each "
         "at risk from the step of its first good measurement on (late entry), so runs that never became healthy are left out: "
         f"{len(entered)} of {len(runs)} count, {int(entered['died'].sum())} of them died, whatever their loss just before. Bands: 95 %, "
-        "pointwise (Greenwood, of log(-log)); none where all live or none does, and with so few runs they are wide. Each scheme at its own "
+        f"pointwise (Greenwood, of log(-log)); none where all live or none does, or of fewer than {ENOUGH} runs. Each scheme at its own "
         f"rates; dashed: MV-Split on attention alone, at MV-Split's rate. The vertical line is step {CUT}, at which the hazards are split. "
         "Below: runs at risk, entered and not yet dead or at their horizon."))  # fmt: skip
     grid = body.add_gridspec(2 * len(places), len(depths), height_ratios=[3, 1] * len(places))
@@ -56,16 +57,16 @@ def _panel(ax, counts, cell, horizon: float) -> None:
         at = np.r_[known["entry"].min() if len(known) else horizon, curve.index, horizon]
         left = np.r_[1.0, curve["survival"], curve["survival"].iloc[-1] if len(curve) else 1.0]
         ax.step(at, left, where="post", linewidth=1.8, **look)
-        if len(curve):
+        if len(curve) and len(known) >= ENOUGH:
             low, high = (np.r_[curve[end], curve[end].iloc[-1]] for end in ("low", "high"))
             ax.fill_between(np.r_[curve.index, horizon], low, high, step="post", color=look["color"], alpha=0.12, linewidth=0)
         risk = [int(((known["entry"] <= step) & (known["end"] > step)).sum()) for step in steps[:-1]]
         risk.append(int((known["end"] >= horizon).sum()))
         rows.append((f"{label}, {mine['lr'].iloc[0]:g}", risk, look["color"]))
-    ax.set(xlim=(0, horizon), ylim=(-0.03, 1.05), xticks=steps)
+    ax.set(xlim=(0, horizon), ylim=(-0.03, 1.05), xticks=steps, xlabel="step")
     for y, (label, risk, colour) in enumerate(rows):
-        counts.text(-0.04, y, label, transform=counts.get_yaxis_transform(), ha="right", va="center", fontsize=8, color=colour)
+        counts.text(-0.05, y, label, transform=counts.get_yaxis_transform(), ha="right", va="center", fontsize=8, color=colour)
         for step, n in zip(steps, risk):
             counts.text(step, y, n, ha="center", va="center", fontsize=8.5, color=colour)
-    counts.set(xlim=(0, horizon), ylim=(len(rows) - 0.5, -0.5), xticks=[], yticks=[], xlabel="runs at risk at each step; step")
+    counts.set(xlim=(0, horizon), ylim=(len(rows) - 0.5, -0.5), xticks=[], yticks=[], xlabel="runs at risk")
     bare(counts)

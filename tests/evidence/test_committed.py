@@ -94,12 +94,12 @@ def test_every_number_of_the_results_is_made_from_the_tables(made):
     rows = Store(RESULTS / "frontier").runs()
     seeds = Counter((row["scheme"], row["depth"], row["lr"]) for row in rows)
     allowed = {
-        *map(str, frontier.depths), str(frontier.horizon), f"LR50@{frontier.horizon}", "LR50", "LR50u", str(frontier.width), "1,797", "8",
+        *map(str, frontier.depths), str(frontier.horizon), f"LR50@{frontier.horizon}", "LR50", "LR10", str(frontier.width), "1,797", "8",
         str(min(seeds.values())), str(max(seeds.values())), "1000", "95", "0", "2023", "50",
         "2", "3", "0.64", "0.02", "100", "1.5", "66", "1.92",  # versions 2 and 3: weights, and the run that two processors judged apart
         "3,000", "7", "1.6", "12", "128", "16", "64", "80", "200", "1,000", "5",  # anatomy's plan; the monitor's cost; targets
     }  # fmt: skip
-    found = set(re.findall(r"LR50u?(?:@\d+)?|\d+(?:,\d{3})*(?:\.\d+)?", prose))
+    found = set(re.findall(r"LR\d0(?:@\d+)?|\d+(?:,\d{3})*(?:\.\d+)?", prose))
     assert found <= allowed, found - allowed
 
 

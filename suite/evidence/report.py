@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from suite.environment import ROOT
@@ -22,6 +23,7 @@ from suite.evidence.ranking import SAME, ranking
 from suite.presets import PROTOCOLS
 from suite.records.beside import compare
 from suite.records.store import TABLES, format_table, read
+from suite.sweep.frontier import PRECISION
 
 END = "<!-- end -->"
 WORDS = {"survived": "survived", "stuck": "**stuck**", "collapsed": "**collapsed**", "degraded": "**degraded**", "nonfinite": "**nan**",
@@ -99,7 +101,7 @@ def edge_tables(folder: Path) -> str:
         f"LR50@{horizon} over {REFERENCE}'s. An edge moves with the scale of a scheme's branch, so only MV-Split, at beta 1, is compared "
         "on equal terms; that comparison was fixed beforehand ([hypotheses.csv](results/hypotheses.csv)).", _ratio_table(folder, runs),
         f"Where half are dead, of the dead and the living alone (by step {horizon}):",
-        _by_depth([one.edge for one in found], _dead), *_thresholds(folder.parent / "instrument"),
+        _by_depth([one.edge for one in found], _dead), *_thresholds(folder.parent / "instrument"), *_search(folder.parent / "instrument"),
     ])  # fmt: skip
 
 
@@ -116,6 +118,22 @@ def _thresholds(folder: Path) -> list[str]:
     words = ("The same comparison under other thresholds of the crash rule: *stuck* and *arming* as shares of *c* (in use: 0.6 and 0.8), "
              "*window* in steps (50). Changed: runs with another outcome. `results/instrument/thresholds.csv` has every cell.")  # fmt: skip
     return [words, table(["threshold", "value", "changed", *(f"{depth} blocks" for depth in depths)], rows)]
+
+
+def _search(folder: Path) -> list[str]:
+    """What the search costs and how often its intervals hold the truth; nothing where it was not asked."""
+    if not (folder / TABLES["replay"].path).exists():
+        return []
+    replay, simulated = read(folder, "replay"), read(folder, "simulation")
+    steps = {design: replay[(replay["design"] == design) & replay["precision"].isin(at)]["block_steps"].sum()
+             for design, at in (("committed", [np.nan]), ("grid", [np.nan]), ("targets", [PRECISION]))}  # fmt: skip
+    ours = simulated[(simulated["design"] == "targets") & (simulated["precision"] == PRECISION)]
+    edge, ratio = (f"{ours[name].min():.2f} to {ours[name].max():.2f}" for name in ("coverage", "ratio_coverage"))
+    shares = [f"{steps['targets'] / steps[design]:.0%}" for design in ("committed", "grid")]
+    return [f"The search, replayed on these runs, finds the edges with {shares[0]} of the block-steps that the edges took, {shares[1]} of "
+            f"those of the first search for this edge alone. In {ours['cells'].min()} simulated searches a setting ({len(ours)} settings: "
+            f"slopes {ours['slope'].min():g} to {ours['slope'].max():g}, share of the seed {ours['share'].min():g} to "
+            f"{ours['share'].max():g}) its 95 % intervals held the truth in {edge} of the cells, those of ratios in {ratio}."]  # fmt: skip
 
 
 def _by_depth(found: Sequence[Edge], text: Callable[[Edge], str]) -> str:

@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from suite.evidence.jackknife import LEVEL
 from suite.protocol import STEP
 from suite.verdict.posterior import EDGES, falls, levels, posterior, quantiles, upward
 
 __all__ = ["LEVEL", "Critical", "Ratio", "critical", "holm", "ratio", "upward"]
 
-LEVEL = 0.95
 TAILS = (1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2
 NEAR = STEP**0.5  # a rate this close to the hottest or the coldest that was tested lies there: no run tells them apart
 

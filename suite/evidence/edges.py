@@ -57,7 +57,7 @@ Judged = tuple[np.ndarray, np.ndarray, np.ndarray]  # rates, seeds, and whether 
 
 
 def judged(runs: pd.DataFrame) -> Judged:
-    """The runs of a cell, the unusable counted, from the coldest rate on at which all live: colder ones were only too slow."""
+    """The runs of a cell, the unusable counted, from the coldest rate on at which half are usable: colder ones were only too slow."""
     return upward(runs["lr"].to_numpy(), runs["seed"].to_numpy(), runs["outcome"].isin(UNUSABLE).to_numpy())
 
 

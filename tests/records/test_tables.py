@@ -490,7 +490,7 @@ def test_an_untrained_run_is_no_death():
         dead = runs["outcome"].isin(DEAD)
         assert (runs["crash_step"].notna() == dead).all() and (runs["confirmed"].notna() == dead).all()
         assert (runs["state"].notna() == (dead | (runs["outcome"] == "untrained"))).all()
-    runs = pd.read_csv(ROOT / "results" / "frontier" / "runs.csv")
+    runs = pd.read_csv(ROOT / "results" / "frontier" / "runs.csv").query("cpu_isa == 'AVX512'")  # those of its first search
     assert (len(runs), runs["crash_step"].count(), (runs["outcome"] == "untrained").sum()) == (1053, 340, 23)
 
 

@@ -15,6 +15,7 @@ from suite.evidence.ranking import ranked
 from suite.evidence.stats import Critical
 
 ROW, GAP = 0.23, 1.3  # inches a scheme; rows between two depths
+WIDEST = 1.7  # times the largest window or margin: a longer bar leaves its panel
 OPEN = 1.25  # length of an arrow on a logarithmic axis, as a factor; on another a tenth of the axis
 
 
@@ -23,21 +24,21 @@ def critical_rates(folder: Path, title: str):
     runs = load_runs(folder)
     runs = some(runs[(runs["variant"] == 0) & (runs["status"] == "done")], "no run has an outcome")
     labels = {Cell(*key): label for *key, label in runs[[*Cell._fields, "label"]].itertuples(index=False)}
-    placed, ticks, y = [], [], 0.0
+    placed, ticks, y, found = [], [], 0.0, measures(runs)
     for depth in sorted(set(runs["depth"])):
-        mine = ranked([one for one in measures(runs) if one.cell.depth == depth])
+        mine = ranked([one for one in found if one.cell.depth == depth])
         for i, (one, tied) in enumerate(mine):
             placed.append((y + i, one))
             ticks.append((y + i, labels[one.cell] + " =" * tied))
         y += len(mine) + GAP
     horizon = placed[0][1].edge.horizon
     words = (
-        "Dots: estimates, bars: 95 % intervals; an arrow: the rates that were run do not reach further. Schemes of a depth "
-        "stand from the best loss down; = beside a name: not told apart from the best (pairs of seeds, Holm). Best loss: mean "
-        "held-out loss at the best rate, by seeds that did not choose it. Window: octaves of rate with an expected loss within "
-        f"5 % of the depth's best. Margin: octaves from the best rate to LR10. Right: LR10@{horizon} (hollow) and LR50@{horizon} "
-        "(filled), at which a tenth and half of the runs are not usable; x: the best rate. These move with the scale of a "
-        "scheme's branch and rank no schemes of unequal scale."
+        "Dots: estimates, bars: 95 % intervals, cut off where they are long; an arrow: the rates that were run do not reach "
+        "further. Schemes of a depth stand from the best loss down; = beside a name: not told apart from the best (pairs of "
+        "seeds, Holm). Best loss: mean held-out loss at the best rate, by seeds that did not choose it. Window: octaves of rate "
+        "with an expected loss within 5 % of the depth's best. Margin: octaves from the best rate to LR10. Right: "
+        f"LR10@{horizon} (hollow) and LR50@{horizon} (filled), at which a tenth and half of the runs are not usable; x: the best "
+        "rate. These move with the scale of a scheme's branch and rank no schemes of unequal scale."
     )
     fig, body = page(9.6, ROW * y + 0.9, title, caption(runs, words))
     panels = body.subplots(1, 4, sharey=True, width_ratios=(3, 3, 3, 4))
@@ -49,8 +50,8 @@ def critical_rates(folder: Path, title: str):
             _estimate(ax, at, number, one)
         _edges(panels[3], at, one)
     plain_log(panels[3], (1, 2, 5), which="x")
-    for ax in panels[1:3]:
-        ax.set_xlim(left=0)
+    for ax, name in zip(panels[1:3], ("window", "margin")):
+        ax.set_xlim(0, WIDEST * max(getattr(one, name).value for _, one in placed))
     panels[0].set_yticks(*zip(*ticks))
     tops = {one.cell.depth: at - 0.75 for at, one in reversed(placed)}
     for depth, top in tops.items():

@@ -57,11 +57,20 @@ def _best(found: Numbers) -> str:
     mine = _deepest(found)
     parts = [f"{one.cell.scheme} {one.best_loss.value:.3f} [{one.best_loss.low:.3f}, {one.best_loss.high:.3f}] at {one.best_lr:.2e} "
              f"(n = {len(one.best_values)})" for one in mine]  # fmt: skip
-    spread = mine[-1].best_loss.value / mine[0].best_loss.value - 1
-    tied = [one.cell.scheme for one, tie in ranked(mine) if tie]
-    alone = f"{tied[0]} learns best" if len(tied) == 1 else f"{', '.join(tied)} are not told apart"
-    return (f"**At its own best rate each scheme learns nearly as well: within {100 * spread:.0f} % at {mine[0].cell.depth} blocks.** Best "
-            f"loss: {'; '.join(parts)}. By pairs of seeds {alone}.")  # fmt: skip
+    others = [one.cell.scheme for one, tie in ranked(mine) if tie][1:]
+    alone = f"tied with it: {', '.join(others)}" if others else f"told apart from all by pairs of seeds{_everywhere(found, mine[0])}"
+    behind = mine[-1].best_loss.value / mine[0].best_loss.value - 1
+    return (f"**At its own best rate {mine[0].cell.scheme} learns best; the last is {behind:.0%} behind.** Best loss at "
+            f"{mine[0].cell.depth} blocks: {'; '.join(parts)}; {alone}.")  # fmt: skip
+
+
+def _everywhere(found: Numbers, first: Measures) -> str:
+    """Whether the best scheme of the greatest depth is so, alone, at every depth, in words."""
+    for depth in {depth for _, depth in found}:
+        tied = [one.cell.scheme for one, tie in ranked([one for (_, at), one in found.items() if at == depth]) if tie]
+        if tied != [first.cell.scheme]:
+            return ""
+    return ", at the other depths too"
 
 
 def _windows(found: Numbers) -> str:

@@ -122,19 +122,20 @@ def critical(runs, share):
     return np.exp(np.interp([0.025, 0.5, 0.975], np.cumsum(weight[order]) / weight.sum(), level[order]))
 
 
-def row(cell, place):
-    """The numbers of one cell. place: the runs of all cells at its depth, for the level of the window."""
+def levels(place):
+    """The level of the window at a depth: by all runs, and by seed without its runs."""
+    def level(runs):
+        return WITHIN * min(best(one)[1].mean() for _, one in runs.groupby(CELL))
+
+    return level(place), {seed: level(place[place.seed != seed]) for seed in sorted(set(place.seed))}
+
+
+def row(cell, level, without):
+    """The numbers of one cell. level, without: as `levels` gives them."""
     search = cell[cell.seed < FRESH]
-    cells = [one for _, one in place.groupby(CELL)]
-
-    def level(among):
-        return WITHIN * min(best(one)[1].mean() for one in among)
-
-    seeds = sorted(set(place.seed))
-    parts = [[one[one.seed != seed] for one in cells] for seed in seeds]
-    me = next(i for i, one in enumerate(cells) if one.run_id.iloc[0] == cell.run_id.iloc[0])
-    windows = window(cell, level(cells)), [window(without[me], level(without)) for without in parts]
-    valleys = valley(cell), [valley(without[me]) for without in parts]
+    parts = {seed: cell[cell.seed != seed] for seed in without}
+    windows = window(cell, level), [window(parts[seed], without[seed]) for seed in without]
+    valleys = valley(cell), [valley(part) for part in parts.values()]
     rate, values = best(cell)
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     out = {"best_lr": rate, "best_loss": values.mean(), "best_loss_low": values.mean() - half, "best_loss_high": values.mean() + half,
@@ -172,10 +173,10 @@ def main():
     wrong = 0
     for protocol, of_protocol in told.groupby("protocol"):
         runs = runs_of(protocol)
+        known = {key: levels(place) for key, place in runs.groupby(["depth", "data"])}
         for one in of_protocol.itertuples():
-            place = runs[(runs.depth == one.depth) & (runs.data == one.data)]
-            cell = place[(place[CELL] == [getattr(one, name) for name in CELL]).all(axis=1)]
-            for name, found in row(cell, place).items():
+            cell = runs[(runs[CELL] == [getattr(one, name) for name in CELL]).all(axis=1)]
+            for name, found in row(cell, *known[one.depth, one.data]).items():
                 if not agrees(name, said := getattr(one, name), found):
                     wrong += 1
                     print(f"{protocol} {one.scheme} {one.depth}: {name} is {said:.5g}, the runs give {found:.5g}")

@@ -73,7 +73,7 @@ def positive(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """An argparse type for the precision of a search: finer than .03 its posterior does not say (suite/verdict.posterior.py)."""
+    """An argparse type for the precision of a search: finer than .03 its posterior does not say (suite/verdict/posterior.py)."""
     try:
         if 0.03 <= (value := decimal(text)) <= 0.5:
             return value

@@ -15,7 +15,8 @@ import pandas as pd
 
 from suite.environment import ROOT
 from suite.evidence.cells import controlled, runs_of
-from suite.evidence.edges import REFERENCE, edges, judged, ratio
+from suite.evidence.edges import REFERENCE, edges, judged, of_search
+from suite.evidence.stats import ratio
 from suite.presets import PROTOCOLS
 from suite.records.store import TABLES, RowsByRun, write_package, write_rows
 from suite.verdict.outcome import judge
@@ -43,7 +44,7 @@ def again(folder: Path, runs: pd.DataFrame, **arguments) -> pd.DataFrame:
 
 def rows(folder: Path, settings=SETTINGS) -> Iterator[dict[str, object]]:
     """A row for each setting and cell of a folder's newest runs, controlled arm."""
-    runs = controlled(runs_of(folder))
+    runs = of_search(controlled(runs_of(folder)))
     for name, value, arguments in settings:
         other = again(folder, runs, **arguments)
         changed = (other["outcome"] != runs["outcome"]).groupby([other["scheme"], other["depth"]]).sum()

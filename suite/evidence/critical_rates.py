@@ -22,8 +22,8 @@ def rows(results: Path) -> list[dict[str, object]]:
     out = []
     for protocol in (p for p in PROTOCOLS.values() if p.search):
         runs = runs_of(results / protocol.name)
-        by_cell = {found.cell: found for found in measures(runs)} if len(runs) else {}
-        for cell, found in by_cell.items():
+        for found in measures(runs) if len(runs) else ():
+            cell = found.cell
             tokens = runs.loc[(runs["scheme"] == cell.scheme) & (runs["data"] == cell.data), "image_tokens"].iloc[0]
             shared = {"protocol": protocol.name, "horizon": found.edge.horizon, "image_tokens": int(tokens)}
             shared |= {column.name: getattr(cell, column.name) for column in TABLE.columns if column.name in cell._fields}
@@ -66,9 +66,9 @@ def write(results: Path) -> None:
 
 def differs(results: Path) -> list[str]:
     """A problem line where the table, or the package beside it, is not what the runs give."""
-    made, path = rows(results), results / TABLE.path
+    path = results / TABLE.path
     if not path.exists():
         return []
-    if content(path) != render(TABLE, as_text(path, TABLE, made)) or not is_current(results):
+    if content(path) != render(TABLE, as_text(path, TABLE, rows(results))) or not is_current(results):
         return [f"{path}: is not what the runs give; mend with: python -m suite report --write"]
     return []

@@ -7,7 +7,6 @@ branch, since a step of Adam does less through a smaller one: it compares scheme
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from suite.verdict.outcome import DEAD, UNUSABLE
 
 TENTH = 0.1  # of the runs
 PRIMARY = "mvsplit", "plain"  # of one scale, the two that the paper compares
-REFERENCE = "plain"  # what an edge is compared with
+REFERENCE = PRIMARY[1]  # what an edge is compared with
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,15 @@ class Edge:
 Judged = tuple[np.ndarray, np.ndarray, np.ndarray]  # rates, seeds, and whether each run is counted
 
 
+def of_search(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that rates are chosen by; all others measure what is reached at a rate that was chosen."""
+    return runs[runs["seed"] < FRESH]
+
+
 def judged(runs: pd.DataFrame) -> Judged:
-    """The runs of a cell, the unusable counted, from the coldest rate on at which half are usable: colder ones were only too slow."""
+    """The runs of a cell's search, the unusable counted, from the coldest rate on at which half are usable: colder ones were only too
+    slow."""
+    runs = of_search(runs)
     return upward(runs["lr"].to_numpy(), runs["seed"].to_numpy(), runs["outcome"].isin(UNUSABLE).to_numpy())
 
 
@@ -66,12 +72,13 @@ def edge_of(cell: Cell, runs: pd.DataFrame) -> Edge:
     horizons = sorted(set(runs["horizon"]))
     if len(horizons) > 1:
         raise ValueError(f"runs of {cell.scheme} at {cell.depth} blocks have horizons {horizons}: critical rates are of one")
-    search = runs[runs["seed"] < FRESH]
-    fair = search[search["outcome"].isin([*DEAD, "survived"])]
+    fair = of_search(runs)
+    fair = fair[fair["outcome"].isin([*DEAD, "survived"])]
     killed = fair["lr"].to_numpy(), fair["seed"].to_numpy(), fair["outcome"].isin(DEAD).to_numpy()
     share = pd.Series(killed[2]).groupby(killed[0]).mean().sort_index()
     crossed = next((float(lr) for lr in share.index[share >= 0.5]), None)
-    return Edge(cell, horizons[0], critical(*judged(search)), critical(*judged(search), TENTH), critical(*killed), crossed)
+    known = judged(runs)
+    return Edge(cell, horizons[0], critical(*known), critical(*known, TENTH), critical(*killed), crossed)
 
 
 def edges(runs: pd.DataFrame) -> list[Edge]:
@@ -103,8 +110,8 @@ def describe(found: Critical) -> str:
 class Ratio:
     """LR50 of a scheme over another's at a depth: None where an end is open; n: runs of both sides.
 
-    The interval is paired by seed. p: of a ratio of 1; adjusted: the same after Holm, over the comparisons that were fixed
-    beforehand; None for all others, which were looked at (exploratory).
+    The interval takes the two cells as independent (`stats.ratio`). p: of a ratio of 1; adjusted: the same after
+    Holm, over the comparisons that were fixed beforehand; None for all others, which were looked at (exploratory).
     """
 
     scheme: str
@@ -113,7 +120,7 @@ class Ratio:
     ratio: float | None
     low: float
     high: float
-    p: float | None
+    p: float
     n: tuple[int, int]
     adjusted: float | None = None
 
@@ -125,15 +132,14 @@ class Ratio:
 
 def ratios(runs: pd.DataFrame, fixed: pd.DataFrame) -> list[Ratio]:
     """LR50 of every scheme over plain's, per depth, of the controlled arm; fixed: the rows of `hypotheses` of its protocol."""
-    found = {(cell.scheme, cell.depth): search for cell, mine in cells(controlled(runs)).items()
-             if len(search := mine[mine["seed"] < FRESH])}  # fmt: skip
+    found = {(cell.scheme, cell.depth): mine for cell, mine in cells(of_search(controlled(runs))).items()}
     beforehand = {(row.scheme, row.over, row.depth) for row in fixed.itertuples() if row.quantity == "lr50"}
     out = []
     for (scheme, depth), mine in found.items():
         if scheme != REFERENCE and (other := found.get((REFERENCE, depth))) is not None:
-            out.append(Ratio(scheme, REFERENCE, depth, *_ratio(*map(_hashable, (judged(mine), judged(other)))), (len(mine), len(other))))
+            out.append(Ratio(scheme, REFERENCE, depth, *ratio(judged(mine), judged(other)), (len(mine), len(other))))
     asked = [one for one in out if (one.scheme, one.over, one.depth) in beforehand]
-    adjusted = dict(zip(asked, holm([1.0 if one.p is None else one.p for one in asked])))
+    adjusted = dict(zip(asked, holm([one.p for one in asked])))
     return [replace(one, adjusted=adjusted.get(one)) for one in out]
 
 
@@ -141,12 +147,3 @@ def hypotheses(results: Path, protocol: str) -> pd.DataFrame:
     """The comparisons of a protocol that were fixed before its runs were looked at."""
     found = read(results, "hypotheses")
     return found[found["protocol"] == protocol]
-
-
-def _hashable(cell: Judged) -> tuple[tuple, ...]:
-    return tuple(tuple(part.tolist()) for part in cell)
-
-
-@cache  # findings and tables ask for the same ones
-def _ratio(one, other):
-    return ratio(one, other)

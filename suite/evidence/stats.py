@@ -1,7 +1,7 @@
-"""Critical rates: where a share of the runs of a cell is no longer usable, with intervals that hold the truth as often as they say.
+"""Critical rates: where a share of the runs of a cell is no longer usable, with its interval.
 
 One cell is a scheme at a depth: runs at several rates, of seeds that it may share with its other rates or not. What is
-known of its edge is the posterior of suite/verdict.posterior.py, the same that the search stops by; the simulations of
+known of its edge is the posterior of suite/verdict/posterior.py, the same that the search stops by; the simulations of
 results/instrument count how often its intervals hold the truth, search included: a bootstrap and a jackknife over
 seeds, which it replaces, held it less often.
 """

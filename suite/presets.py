@@ -6,6 +6,26 @@ from dataclasses import replace
 
 from suite.protocol import Cell, Protocol
 
+CENTERED = "learn=none,mean=none"  # of `split`: X + beta P F, beta fixed
+
+
+def _scale() -> list[Cell]:
+    """The cells of `scale`, the most telling first; plain, LayerScale at .01 and MV-Split at 1 are in `frontier`, of the same settings."""
+    cells = []
+    for s in ("0.1", "0.01", "0.3", "0.03"):
+        cells += [Cell("gain", params=f"g={s}"), Cell("split", params=f"beta={s},{CENTERED}"), Cell("mvsplit", params=f"beta={s}")]
+        cells += [Cell("layerscale", params=f"init={s}")] if s != "0.01" else []
+    cells += [Cell("split", params=f"beta=1,{CENTERED}"), Cell("layerscale", params="init=1")]
+    for s in ("1", "0.03"):
+        parts = ("mean=branch", "learn=alpha", "learn=beta,mean=none", "trunk=centered,mean=branch", "over=all", "mean=leak")
+        cells += [Cell("split", params=f"beta={s},{part}") for part in parts]
+    cells += [Cell("featscale"), Cell("desimilar"), Cell("rezero_start", params="start=0.03")]
+    cells += [Cell("gain", params="g=0.03", writers="std"), Cell("layerscale", params="init=0.03", writers="std"),
+              Cell("mvsplit", params="beta=0.03", writers="std"), Cell("mvsplit", params="beta=1", writers="std")]  # fmt: skip
+    small = [cell for cell in cells if cell.params in ("g=0.1", "g=0.01", "init=0.1", "init=1", "beta=0.1", "beta=0.01")
+             or cell.params.endswith(CENTERED) and cell.params.split(",")[0] in ("beta=1", "beta=0.1", "beta=0.01")]  # fmt: skip
+    return cells + [replace(cell, depths=(50,)) for cell in small]
+
 
 def _presets() -> dict[str, Protocol]:
     laptop = Protocol(
@@ -54,6 +74,10 @@ def _presets() -> dict[str, Protocol]:
             replace(
                 laptop, name="frontier64", purpose="plain and MV-Split with 64 image tokens: their edges", patch=1, depths=(50,),
                 search=True, fid_samples=0, lrs=(), unscored=(), seeds=(), cells=(Cell("plain"), Cell("mvsplit")),
+            ),
+            replace(
+                laptop, name="scale", purpose="plain, fixed and learned gains, with and without the split, at equal scales of the branch",
+                search=True, fid_samples=0, lrs=(), unscored=(), seeds=(), depths=(100,), cells=tuple(_scale()),
             ),
             anatomy,
             replace(

@@ -17,7 +17,8 @@ from suite.records.frame import of_run
 from suite.records.schema import TABLES
 from suite.verdict.outcome import fate
 
-SPECIAL = {item for cell in (*PROTOCOLS["anatomy"].cells, *PROTOCOLS["deep"].cells) for item in cell.params.split(",") if item} - {"beta=1"}
+PLANS = ("anatomy", "deep", "scale")
+SPECIAL = {item for plan in PLANS for cell in PROTOCOLS[plan].cells for item in cell.params.split(",") if item} - {"beta=1"}
 
 
 class Cell(NamedTuple):
@@ -34,8 +35,9 @@ class Cell(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The scheme, with its arm where that is not the plan's."""
-        return self.scheme if self.arm == "controlled" else f"{self.scheme} {self.arm}"
+        """The scheme with what its parameters have of the plans' special ones, and its arm where that is not the plans'."""
+        known = name(self.scheme, self.params)
+        return known if self.arm == "controlled" else f"{known} {self.arm}"
 
 
 def name(scheme: str, params: str) -> str:

@@ -15,7 +15,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-SCHEMA_VERSION = "6"
+SCHEMA_VERSION = "7"
 MEASURED = ("bench", "rounding", "detect")  # tables of no protocol's runs, whose rows say where they were made
 OF_NO_RUN = (*MEASURED, "critical_rates", "hypotheses", "thresholds", "replay", "simulation")
 # columns of runs.csv that follow from its others: `verify` works them out again, and `rows_digest` leaves them out

@@ -186,7 +186,8 @@ def test_the_readmes_block_says_what_the_tables_hold(tmp_path):
     write_rows(folder / "runs.csv", TABLES["runs"], rows)
     write_package(folder)
     write_rows(tmp_path / "hypotheses.csv", TABLES["hypotheses"], [
-        {"protocol": "frontier", "quantity": "lr50", "scheme": "mvsplit", "over": "plain", "depth": 100, "fixed": "before"}])  # fmt: skip
+        {"protocol": "frontier", "quantity": "lr50", "claim": "higher", "scheme": "mvsplit", "over": "plain", "depth": 100,
+         "fixed": "before"}])  # fmt: skip
     text = report.edge_tables(folder)
     assert text.count("fixed beforehand, p = ") == 1 and text.count("exploratory") == 11
     assert text.count("| 25 blocks |") == 2 and text.count("of the search") == 15

@@ -172,7 +172,7 @@ def test_a_dummy_parameter_in_any_committed_scheme_moves_no_digest(path):
         cls = cls[: cls.find("\n@register")] if "\n@register" in cls else cls
         if "def __init__(self, site" not in cls:
             continue
-        line = re.search(r"def __init__\(self, site(.*)\):", cls)[0]
+        line = re.search(r"def __init__\(self, site(.*?)\):", cls, re.S)[0]
         more = text.replace(cls, cls.replace(line, line.replace("):", ", dummy: int = 3):"), 1))
         assert more != text
         defaults = _defaults(text, name)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from suite.evidence.cells import runs_of
+from suite.evidence.cells import cells, runs_of
 from suite.evidence.measures import Estimate, Measures, measures
 from suite.evidence.stats import Critical
 from suite.presets import PROTOCOLS
@@ -15,6 +16,15 @@ from suite.records.package import is_current
 from suite.records.store import TABLES, content, write_package, write_rows
 
 TABLE = TABLES["critical_rates"]
+BESIDE = {"scale": "frontier"}  # a protocol of the same settings whose cells are its neighbours: the best of all sets the level of a window
+
+
+def pooled(results: Path, protocol: str) -> list[Measures]:
+    """The numbers of a search protocol's cells, and of the cells of the protocol that it stands beside; none where it has no runs."""
+    runs = runs_of(results / protocol)
+    if not len(runs) or protocol not in BESIDE:
+        return measures(runs) if len(runs) else []
+    return measures(pd.concat([runs, runs_of(results / BESIDE[protocol])], ignore_index=True))
 
 
 def rows(results: Path) -> list[dict[str, object]]:
@@ -22,8 +32,11 @@ def rows(results: Path) -> list[dict[str, object]]:
     out = []
     for protocol in (p for p in PROTOCOLS.values() if p.search):
         runs = runs_of(results / protocol.name)
-        for found in measures(runs) if len(runs) else ():
+        own = set(cells(runs)) if len(runs) else set()
+        for found in pooled(results, protocol.name):
             cell = found.cell
+            if cell not in own:
+                continue
             tokens = runs.loc[(runs["scheme"] == cell.scheme) & (runs["data"] == cell.data), "image_tokens"].iloc[0]
             shared = {"protocol": protocol.name, "horizon": found.edge.horizon, "image_tokens": int(tokens)}
             shared |= {column.name: getattr(cell, column.name) for column in TABLE.columns if column.name in cell._fields}

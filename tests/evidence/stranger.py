@@ -15,6 +15,7 @@ from scipy import stats
 
 RESULTS = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parents[2] / "results")
 FRESH, WITHIN, VALLEY, RANGE = 1000, 1.05, 1.1, (1.15e-3, 6e-2)
+BESIDE = {"scale": ["scale", "frontier"]}  # whose cells set the level of a window
 CELL = ["scheme", "arm", "params", "writers", "depth", "data"]
 
 
@@ -172,14 +173,14 @@ def main():
     told = pd.read_csv(RESULTS / "critical_rates.csv")
     wrong = 0
     for protocol, of_protocol in told.groupby("protocol"):
-        runs = runs_of(protocol)
+        runs = pd.concat([runs_of(name) for name in BESIDE.get(protocol, [protocol])], ignore_index=True)
         known = {key: levels(place) for key, place in runs.groupby(["depth", "data"])}
         for one in of_protocol.itertuples():
             cell = runs[(runs[CELL] == [getattr(one, name) for name in CELL]).all(axis=1)]
             for name, found in row(cell, *known[one.depth, one.data]).items():
                 if not agrees(name, said := getattr(one, name), found):
                     wrong += 1
-                    print(f"{protocol} {one.scheme} {one.depth}: {name} is {said:.5g}, the runs give {found:.5g}")
+                    print(f"{protocol} {one.scheme} {one.params} {one.depth}: {name} is {said:.5g}, the runs give {found:.5g}")
     print(f"{len(told)} rows of critical_rates.csv, {wrong} numbers differ")
     return 1 if wrong else 0
 

@@ -19,6 +19,7 @@ from suite.verdict.outcome import fate
 
 PLANS = ("anatomy", "deep", "scale")
 SPECIAL = {item for plan in PLANS for cell in PROTOCOLS[plan].cells for item in cell.params.split(",") if item} - {"beta=1"}
+STD = {cell.scheme for plan in PLANS for cell in PROTOCOLS[plan].cells if cell.writers == "std"}  # that have cells with either writers
 
 
 class Cell(NamedTuple):
@@ -35,9 +36,11 @@ class Cell(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The scheme with what its parameters have of the plans' special ones, and its arm where that is not the plans'."""
-        known = name(self.scheme, self.params)
-        return known if self.arm == "controlled" else f"{known} {self.arm}"
+        """The scheme with what its parameters have of the plans' special ones, and its writers and arm where those are not the plans'."""
+        words = [name(self.scheme, self.params)]
+        if self.scheme in STD and self.writers == "std":
+            words.append("std writers")
+        return " ".join(words if self.arm == "controlled" else [*words, self.arm])
 
 
 def name(scheme: str, params: str) -> str:

@@ -100,13 +100,13 @@ def _difference(row, one: Measures, other: Measures, runs: pd.DataFrame) -> Diff
     if row.quantity == "window":
         return _window_difference(one.window, other.window)
     if row.quantity == "lr50":
-        mine, theirs = (judged(_runs(runs, each)) for each in (one, other))
+        mine, theirs = (judged(of_cell(runs, each)) for each in (one, other))
         found = ratio(mine, theirs)
         if found.ratio is None or not 0 < found.low < found.high < np.inf:
             return None
         error = (np.log(found.high) - np.log(found.low)) / 2 / NORMAL
         return Difference(float(np.log(found.ratio)), error, text=f"{found.ratio:.2f} [{found.low:.2f}, {found.high:.2f}] times")
-    return share_difference(*(_equal_deaths(_runs(runs, each)) for each in (one, other)))
+    return share_difference(*(equal_deaths(of_cell(runs, each)) for each in (one, other)))
 
 
 def loss_difference(one: pd.Series, other: pd.Series) -> Difference | None:
@@ -140,12 +140,13 @@ def share_difference(one: tuple[int, int], other: tuple[int, int]) -> Difference
     return Difference(p - q, float(np.sqrt(p * (1 - p) / n + q * (1 - q) / m)), text=words)
 
 
-def _runs(runs: pd.DataFrame, one: Measures) -> pd.DataFrame:
+def of_cell(runs: pd.DataFrame, one: Measures) -> pd.DataFrame:
+    """The runs of one cell, of finished ones."""
     cell = one.cell
     return runs[np.logical_and.reduce([runs[name] == getattr(cell, name) for name in cell._fields])]
 
 
-def _equal_deaths(runs: pd.DataFrame) -> tuple[int, int]:
+def equal_deaths(runs: pd.DataFrame) -> tuple[int, int]:
     """(deaths that end with all tokens equal, deaths)."""
     dead = runs[runs["outcome"].isin(DEAD)]
     return int((dead["state"] == EQUAL).sum()), len(dead)

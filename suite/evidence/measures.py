@@ -17,7 +17,7 @@ from scipy.stats import sem
 from scipy.stats import t as student
 
 from suite.evidence.cells import Cell, cells
-from suite.evidence.edges import Edge, edge_of
+from suite.evidence.edges import Edge, edge_of, of_search
 from suite.evidence.jackknife import LEVEL, jackknife
 from suite.evidence.stats import Critical
 from suite.protocol import HOTTEST
@@ -138,8 +138,9 @@ class Measures:
 
 
 def measures(runs: pd.DataFrame) -> list[Measures]:
-    """The numbers of every cell, in order. Raises ValueError where runs of a cell have different horizons."""
-    found = {cell: (mine, Sample.of(mine)) for cell, mine in cells(runs).items()}
+    """The numbers of every cell whose search has two seeds or more, in order. Raises ValueError where runs of a cell have different
+    horizons."""
+    found = {cell: (mine, Sample.of(mine)) for cell, mine in cells(runs).items() if of_search(mine)["seed"].nunique() > 1}
     out = {}
     for place in dict.fromkeys((cell.depth, cell.data) for cell in found):
         side = {cell: both for cell, both in found.items() if (cell.depth, cell.data) == place}
@@ -154,8 +155,9 @@ def measures(runs: pd.DataFrame) -> list[Measures]:
 
 
 def _level(samples: Sequence[Sample]) -> float:
-    """The loss up to which a window counts, of all cells at a depth."""
-    return WITHIN * min(sample.best[1].mean() for sample in samples)
+    """The loss up to which a window counts, of all cells at a depth; of those whose best loss is measured, if there are any."""
+    ready = [sample for sample in samples if len(sample.fresh.x)] or samples
+    return WITHIN * min(sample.best[1].mean() for sample in ready)
 
 
 def _numbers(samples: Sequence[Sample]) -> np.ndarray:

@@ -126,7 +126,9 @@ def critical(runs, share):
 def levels(place):
     """The level of the window at a depth: by all runs, and by seed without its runs."""
     def level(runs):
-        return WITHIN * min(best(one)[1].mean() for _, one in runs.groupby(CELL))
+        cells = [one for _, one in runs.groupby(CELL) if one[one.seed < FRESH].seed.nunique() > 1]
+        ready = [one for one in cells if (one.seed >= FRESH).any()] or cells
+        return WITHIN * min(best(one)[1].mean() for one in ready)
 
     return level(place), {seed: level(place[place.seed != seed]) for seed in sorted(set(place.seed))}
 

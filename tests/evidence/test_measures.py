@@ -136,3 +136,12 @@ def test_intervals_of_window_and_best_rate_cover():
     shares = np.mean(inside, axis=0)
     assert (shares >= 0.93 - 2 * np.sqrt(0.93 * 0.07 / 300)).all(), shares  # two standard errors of 300 draws
     assert KNOWN[rate(8)] == 8
+
+
+def test_a_search_that_has_just_begun_neither_fails_nor_sets_the_level_of_others():
+    whole = cell("plain", noise=0.0)
+    begun = pd.concat([whole, cell("gain", floor=0.5, noise=0.0, fresh=0, ks=(4, 7, 10))])
+    alone, with_it = measures(whole), measures(begun)
+    assert len(with_it) == 2 and with_it[0].window == alone[0].window
+    one_run = begun[(begun["scheme"] == "plain") | (begun["seed"] == 0)]
+    assert [one.cell.scheme for one in measures(one_run)] == ["plain"]

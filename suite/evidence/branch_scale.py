@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from suite.evidence.cells import STD, finished, name, runs_of
+from suite.evidence.cells import STD, Cell, finished, name, runs_of
 from suite.evidence.critical_rates import BESIDE, pooled
 from suite.evidence.hypotheses import equal_deaths, hypotheses_table, judge, of_cell
 from suite.evidence.markdown import table
@@ -15,6 +15,24 @@ from suite.presets import PROTOCOLS
 from suite.sweep.search import MS, RUNS
 
 NAME = "scale"
+FAMILIES = ("fixed gain", "fixed gain, centered", "LayerScale", "MV-Split")
+GAIN = {"gain": "g", "layerscale": "init", "mvsplit": "beta", "split": "beta"}  # the parameter that is the scale of a branch at the start
+
+
+def family(cell: Cell) -> str:
+    """Which of FAMILIES a cell is of; "" for none: another scheme, another part of the split, standard writers."""
+    if cell.writers != "zero" or cell.gate_lr != 1 or cell.arm != "controlled":
+        return ""
+    if cell.scheme == "split":
+        return "fixed gain, centered" if cell.label.endswith("learn=none mean=none") else ""
+    whole = cell.scheme != "mvsplit" or "sites=both" in cell.params.split(",")
+    return {"plain": "fixed gain", "gain": "fixed gain", "layerscale": "LayerScale", "mvsplit": "MV-Split"}.get(cell.scheme, "") * whole
+
+
+def start(cell: Cell) -> float:
+    """Scale of the branch beside its trunk at the start: 1 for plain."""
+    params = dict(item.split("=") for item in cell.params.split(",") if "=" in item)
+    return float(params[GAIN[cell.scheme]]) if cell.scheme in GAIN else 1.0
 
 
 def branch_scale(results: Path) -> str:

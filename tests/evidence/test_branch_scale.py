@@ -1,0 +1,56 @@
+"""Protocol `scale` in words and as a picture: which family and scale a cell is of, and what is not measured yet."""
+
+import pandas as pd
+import pytest
+from test_hypotheses import folder, runs
+
+from paper_figures.branch_scale import branch_scale as drawn
+from suite.evidence.branch_scale import branch_scale, family, missing, start
+from suite.evidence.cells import Cell
+from suite.presets import PROTOCOLS
+
+
+def cell(scheme, params, writers="zero"):
+    return Cell(scheme, "controlled", params, writers, 1.0, "digits", True, 100)
+
+
+@pytest.mark.parametrize(("scheme", "params", "of", "scale"), [
+    ("plain", "-", "fixed gain", 1.0), ("gain", "g=0.03", "fixed gain", 0.03), ("layerscale", "init=0.01", "LayerScale", 0.01),
+    ("mvsplit", "alpha=0,beta=0.1,sites=both", "MV-Split", 0.1), ("mvsplit", "alpha=0,beta=0.1,sites=attn", "", 0.1),
+    ("split", "alpha=0,beta=0.1,learn=none,mean=none,trunk=whole,over=segment", "fixed gain, centered", 0.1),
+    ("split", "alpha=0,beta=1,learn=none,mean=none,trunk=centered,over=segment", "", 1.0), ("deepnorm", "alpha=0,beta=0", "", 1.0),
+])  # fmt: skip
+def test_the_family_and_the_scale_of_a_cell(scheme, params, of, scale):
+    assert family(cell(scheme, params)) == of and start(cell(scheme, params)) == scale
+    assert family(cell(scheme, params, "std")) == ""
+
+
+def test_every_family_is_asked_for_at_every_scale():
+    """As the first of the plan's cells, or in the frontier."""
+    asked = {(one.scheme, start(cell(one.scheme, one.params))) for one in PROTOCOLS["scale"].cells if one.writers != "std"}
+    asked |= {("gain", 1.0), ("mvsplit", 1.0), ("layerscale", 0.01)}
+    assert asked >= {(scheme, scale) for scheme in ("gain", "split", "layerscale", "mvsplit") for scale in (1.0, 0.3, 0.1, 0.03, 0.01)}
+
+
+def test_what_is_not_measured_is_listed_with_its_cost():
+    all_of_it = missing(set())
+    assert "gain g=0.1" in all_of_it and "mvsplit std writers" in all_of_it and "at 50 blocks" in all_of_it
+    less = missing({("gain g=0.1", 100)})
+    assert less.count("gain g=0.1,") == all_of_it.count("gain g=0.1,") - 1
+    everything = {(one.scheme, depth) for one in PROTOCOLS["scale"].cells for depth in (50, 100)}
+    assert missing(everything) != ""  # a scheme's bare name is no cell's
+
+
+def test_the_words_and_the_picture(tmp_path):
+    frames = {
+        "frontier": runs("frontier", scheme="plain", floor=0.78),
+        "scale": pd.concat([runs("scale", f"g={g}", scheme="gain", floor=0.74 + g / 10) for g in (0.1, 0.3)]),
+    }
+    hypothesis = {"quantity": "best_loss", "claim": "lower", "scheme": "gain g=0.1", "over": "plain"}
+    text = branch_scale(folder(tmp_path, frames, [hypothesis]))
+    first = [line.split(" | ")[0] for line in text.splitlines()[2:5]]
+    assert first == ["| gain g=0.1", "| gain g=0.3", "| plain"] and "| holds |" in text and "Not measured yet" in text
+    page = drawn.draw(tmp_path / "scale")
+    panels = [ax for ax in page.axes if ax.get_title()]
+    assert len(panels) == 3
+    assert max(len(line.get_xdata()) for line in panels[0].lines) == 3  # plain, g = .3, g = .1: one family

@@ -139,7 +139,8 @@ def report(args) -> int:
         raise ValueError(f"{args.results}: no laptop or frontier results to report; start with: python -m suite run")
     if args.write:
         critical_rates.write(args.results)
-        pages.write(args.results)
+        if args.results.resolve() == COMMITTED:
+            pages.write(args.results)
     else:
         print("\n\n".join(made.values()))
     return 0

@@ -121,7 +121,8 @@ def _death(death: Death) -> list[object]:
     first = f"{', '.join(death.first)} ({_when(death.left.min())})" if death.first else "nothing"
     signature = {True: "yes", False: "no"}.get(run.mms_signature, "-")
     return [called(run.name), run.depth, f"{run.lr:g}", run.seed, run.crash_step, f"{run.best_loss:.2f}", run.state.replace("_", "-"),
-            signature, first, *(f"block {found[0]} ({_when(found[1])})" if found else "-" for found in (death.forward, death.backward))]  # fmt: skip
+            signature, first,
+            *(f"block {found[0]} ({_when(found[1])})" if found else "-" for found in (death.forward, death.backward))]  # fmt: skip
 
 
 def _when(step: float) -> str:

@@ -41,7 +41,7 @@ BLOCKS = (
     Block("README.md", "ranking", ("frontier", "bench"), headline),
     Block("docs/findings.md", "findings", ("frontier", "anatomy", "rounding", "frontier64"), findings),
     Block("docs/findings.md", "critical rates", ("frontier",), lambda results: edge_tables(results / "frontier"), True),
-    Block("docs/findings.md", "outcomes", ("laptop", "frontier"),
+    Block("docs/findings.md", "outcomes", ("laptop",),
           lambda results: outcome_table(results / "laptop", results / "frontier"), True),
     Block("docs/findings.md", "the paper's depths", ("deep",), deep, True),
     Block("docs/how_it_dies.md", "deaths", ("anatomy", "frontier"), anatomy, True),

@@ -14,7 +14,7 @@ from suite.evidence.edges import PRIMARY, REFERENCE, Edge, Ratio, describe, edge
 from suite.evidence.markdown import grid, table
 from suite.evidence.measures import measures
 from suite.evidence.ranking import ranking
-from suite.evidence.words import called
+from suite.evidence.words import called, render
 from suite.presets import PROTOCOLS
 from suite.records.beside import compare
 from suite.records.store import TABLES, format_table, read
@@ -83,49 +83,37 @@ def edge_tables(folder: Path) -> str:
     """Markdown of a frontier: the ranking of the schemes at each depth, the edges of one scale compared, the edges of the dead."""
     runs = runs_of(folder)
     found = measures(runs)
-    horizon = found[0].edge.horizon
-    return "\n\n".join([
-        ranking(found),
-        "Place: by best loss, a range for a tie (pairs of seeds, Holm over all pairs of a depth). Best loss: mean held-out loss at the "
-        "best rate, *c* for a run that is not usable; the rate was chosen by other seeds. Window: octaves of rate with an expected loss "
-        "within 5 % of the depth's best. Margin: octaves from the best rate to LR10. LR10, LR50: a tenth, half, of the runs are not "
-        f"usable by step {horizon}. LR sensitivity: Wortsman et al. 2023. Intervals are 95 %.",
-        f"LR50@{horizon} over {REFERENCE}'s. An edge moves with the scale of a scheme's branch, so only MV-Split, at beta 1, is compared "
-        "on equal terms. That comparison was fixed beforehand ([hypotheses.csv](../results/hypotheses.csv)).", _ratio_table(folder, runs),
-        f"Where half are dead, of the dead and the survivors alone (by step {horizon}):",
-        _by_depth([one.edge for one in found], _dead), *_thresholds(folder.parent / "instrument"), *_search(folder.parent / "instrument"),
-    ])  # fmt: skip
+    instrument = folder.parent / "instrument"
+    return render("edges", ranking=ranking(found), horizon=found[0].edge.horizon, reference=REFERENCE, ratios=_ratio_table(folder, runs),
+                  dead=_by_depth([one.edge for one in found], _dead), thresholds=_thresholds(instrument),
+                  search=_search(instrument))  # fmt: skip
 
 
-def _thresholds(folder: Path) -> list[str]:
-    """What other thresholds of the crash rule make of the comparison that was fixed beforehand; nothing where it was not asked."""
+def _thresholds(folder: Path) -> str:
+    """What other thresholds of the crash rule make of the comparison that was fixed beforehand; "" where it was not asked."""
     if not (folder / TABLES["thresholds"].path).exists():
-        return []
+        return ""
     known = read(folder, "thresholds")
     depths, rows = sorted(set(known["depth"])), []
     for (name, value), at in known.groupby(["threshold", "value"], sort=False):
         ours = at[at["scheme"] == PRIMARY[0]].set_index("depth").loc[depths]
         rows.append([name, f"{value:g}", f"{at['changed'].sum()} of {at['runs'].sum()}",
                      *(f"{one.ratio:.2f} [{one.ratio_low:.2f}, {one.ratio_high:.2f}]" for one in ours.itertuples())])  # fmt: skip
-    words = ("The same comparison under other thresholds of the crash rule: *stuck* and *arming* as shares of *c* (in use: 0.6 and 0.8), "
-             "*window* in steps (50). Changed: runs with another outcome. `results/instrument/thresholds.csv` has every cell.")  # fmt: skip
-    return [words, table(["threshold", "value", "changed", *(f"{depth} blocks" for depth in depths)], rows)]
+    return table(["threshold", "value", "changed", *(f"{depth} blocks" for depth in depths)], rows)
 
 
-def _search(folder: Path) -> list[str]:
-    """What the search costs and how often its intervals hold the truth; nothing where it was not asked."""
+def _search(folder: Path) -> dict[str, object]:
+    """What the search costs and how often its intervals hold the truth; nothing where it was not asked.
+
+    shares: its block-steps over those of the searches that trained the runs; simulated: the rows of simulation.csv that are its.
+    """
     if not (folder / TABLES["replay"].path).exists():
-        return []
+        return {}
     replay, simulated = read(folder, "replay"), read(folder, "simulation")
     steps = {design: replay[(replay["design"] == design) & replay["precision"].isin(at)]["block_steps"].sum()
              for design, at in (("committed", [np.nan]), ("grid", [np.nan]), ("targets", [PRECISION]))}  # fmt: skip
     ours = simulated[(simulated["design"] == "targets") & (simulated["precision"] == PRECISION)]
-    edge, ratio = (f"{ours[name].min():.2f} to {ours[name].max():.2f}" for name in ("coverage", "ratio_coverage"))
-    shares = [f"{steps['targets'] / steps[design]:.0%}" for design in ("committed", "grid")]
-    return [f"The search, replayed on these runs, finds the edges with {shares[0]} of the block-steps that the edges took, {shares[1]} of "
-            f"those of the first search for this edge alone. In {ours['cells'].min()} simulated searches a setting ({len(ours)} settings: "
-            f"slopes {ours['slope'].min():g} to {ours['slope'].max():g}, share of the seed {ours['share'].min():g} to "
-            f"{ours['share'].max():g}) its 95 % intervals held the truth in {edge} of the cells, those of ratios in {ratio}."]  # fmt: skip
+    return {"simulated": ours, "shares": [steps["targets"] / steps[design] for design in ("committed", "grid")]}
 
 
 def _by_depth(found: Sequence[Edge], text: Callable[[Edge], str]) -> str:

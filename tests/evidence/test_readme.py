@@ -5,6 +5,7 @@ import io
 import pkgutil
 import re
 import runpy
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -12,9 +13,8 @@ import pytest
 from suite import cli
 from suite.environment import ROOT
 from suite.evidence.report import beside
-from suite.isolation.catalogue import read
+from suite.presets import PROTOCOLS
 from suite.sweep import search
-from suite.sweep.plan import Selection
 
 RESULTS = ROOT / "results"
 PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in
@@ -87,7 +87,7 @@ def test_verify_counts_the_runs_that_it_shows():
 
 
 def test_a_search_costs_what_it_shows():
-    cost = search.core_hours(search.cells(Selection(protocol="frontier", schemes=("plain",), depths=(100,)), read([])))
+    cost = search.core_hours([SimpleNamespace(depth=100, protocol=PROTOCOLS["frontier"])])
     assert SHOWN[3].startswith(f"a search through 1 cells: about {cost:.1f} core-hours from nothing")
 
 

@@ -30,10 +30,12 @@ def failure(results: Path) -> str:
     depth, lr = max(key[:2] for key in known if all((*key[:2], scheme) in known for scheme in PRIMARY))
     dead = runs[runs["outcome"].isin(DEAD) & (runs["last_step"] - runs["crash_step"] >= AFTER)]
     up = dead["best_loss"] + (dead["constant_loss"] - dead["best_loss"]) / 2
+    back = int((dead["final_loss"] < up).sum())
+    holds(not back, "no dead run comes back")
+    holds(not (dead.loc[dead["name"] == PRIMARY[0], "state"] == "mean_dominated").any(), "the tokens of MV-Split's dead stay apart")
     levels = {scheme: dead.loc[dead["name"] == scheme, "final_loss"] for scheme in PRIMARY}
     return render("failure", depth=depth, lr=lr, horizon=runs["horizon"].iloc[0], constant=runs["constant_loss"].iloc[0], after=AFTER,
-                  plain=known[depth, lr, "plain"], split=known[depth, lr, "mvsplit"], levels=levels, dead=len(dead),
-                  back=int((dead["final_loss"] < up).sum()))  # fmt: skip
+                  plain=known[depth, lr, "plain"], split=known[depth, lr, "mvsplit"], levels=levels, dead=len(dead))
 
 
 def headline(results: Path) -> str:
@@ -59,6 +61,7 @@ def headline(results: Path) -> str:
     fresh = runs[runs["run_id"].isin(_fresh(runs, found))]
     edges = {one.cell.scheme: one.edge.lr50.rate for one in found}
     small = {one.scheme for one in others}
+    holds(all(one.window.high >= first.window.low for one in found), "intervals of the windows overlap")
     holds(split.ratio > 1 and not equal[PRIMARY[0]].any(), "the split moves the edge up, and no death of it ends with equal tokens")
     holds(all(equal[scheme].mean() > 0.9 for scheme in small | {REFERENCE}), "a small branch dies as plain does")
     holds(all(rank[0] >= dict((one.cell.scheme, at) for one, at in ranked)[REFERENCE][0] for one, rank in ranked

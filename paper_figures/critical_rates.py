@@ -11,7 +11,7 @@ from paper_figures.runs import caption, load_runs
 from paper_figures.style import page, plain_log, scheme_look
 from suite.evidence.cells import Cell
 from suite.evidence.measures import Estimate, Measures, measures
-from suite.evidence.ranking import ranked
+from suite.evidence.ranking import placed
 from suite.evidence.stats import Critical
 
 ROW, GAP = 0.23, 1.3  # inches a scheme; rows between two depths
@@ -24,14 +24,14 @@ def critical_rates(folder: Path, title: str):
     runs = load_runs(folder)
     runs = some(runs[(runs["variant"] == 0) & (runs["status"] == "done")], "no run has an outcome")
     labels = {Cell(*key): label for *key, label in runs[[*Cell._fields, "label"]].itertuples(index=False)}
-    placed, ticks, y, found = [], [], 0.0, measures(runs)
+    drawn, ticks, y, found = [], [], 0.0, measures(runs)
     for depth in sorted(set(runs["depth"])):
-        mine = ranked([one for one in found if one.cell.depth == depth])
-        for i, (one, tied) in enumerate(mine):
-            placed.append((y + i, one))
-            ticks.append((y + i, labels[one.cell] + " =" * tied))
+        mine = placed([one for one in found if one.cell.depth == depth])
+        for i, (one, (best, _)) in enumerate(mine):
+            drawn.append((y + i, one))
+            ticks.append((y + i, labels[one.cell] + " =" * (best == 1)))
         y += len(mine) + GAP
-    horizon = placed[0][1].edge.horizon
+    horizon = drawn[0][1].edge.horizon
     words = (
         "Dots: estimates, bars: 95 % intervals, cut off where they are long; an arrow: the rates that were run do not reach "
         "further. Schemes of a depth stand from the best loss down; = beside a name: not told apart from the best (pairs of "
@@ -45,15 +45,15 @@ def critical_rates(folder: Path, title: str):
     for ax, heading in zip(panels, ("best loss", "window (octaves)", "margin (octaves)", "learning rate"), strict=True):
         ax.set(title=heading, ylim=(y - GAP - 0.2, -1.4))
         ax.grid(visible=False, axis="y")
-    for at, one in placed:
+    for at, one in drawn:
         for ax, number in zip(panels, (one.best_loss, one.window, one.margin)):
             _estimate(ax, at, number, one)
         _edges(panels[3], at, one)
     plain_log(panels[3], (1, 2, 5), which="x")
     for ax, name in zip(panels[1:3], ("window", "margin")):
-        ax.set_xlim(0, WIDEST * max(getattr(one, name).value for _, one in placed))
+        ax.set_xlim(0, WIDEST * max(getattr(one, name).value for _, one in drawn))
     panels[0].set_yticks(*zip(*ticks))
-    tops = {one.cell.depth: at - 0.75 for at, one in reversed(placed)}
+    tops = {one.cell.depth: at - 0.75 for at, one in reversed(drawn)}
     for depth, top in tops.items():
         panels[0].text(0, top, f"{depth} blocks", transform=panels[0].get_yaxis_transform(), ha="left", va="center", fontweight="bold",
                        fontsize=9)  # fmt: skip

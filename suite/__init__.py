@@ -1,3 +1,3 @@
-"""ScreamBench: what keeps very deep transformers trainable. See README.md for the map of the house."""
+"""ScreamBench: what keeps very deep transformers trainable. See CONTRIBUTING.md for the map of the house."""
 
 __version__ = "0.2.0"

@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--plugin", action="append", default=[], metavar="FILE", help="schemes of these runs that are not in baselines/")
     verify.add_argument("--results", type=directory, default=COMMITTED, metavar="DIR", help="default: the committed tables")
     report = add("report", help="the outcomes of `laptop` and the critical rates of `frontier`, in Markdown")
-    report.add_argument("--write", action="store_true", help="put them into README.md")
+    report.add_argument("--write", action="store_true", help="put them into README.md and docs/")
     report.add_argument("--results", type=directory, default=COMMITTED, metavar="DIR", help="default: the committed tables")
     detect = add("detect", help="what became of a run, from its log: CSV, JSON (lines), trainer_state.json, event files, gz; - for a pipe")
     detect.add_argument("file", type=Path)

@@ -69,7 +69,7 @@ def collect(args) -> int:
         print(beside(folder, COMMITTED / folder.name))
         with Store(folder).still():
             problems += check_folder(folder) + check_parts(folder)
-    if not problems and args.results.resolve() != COMMITTED:  # those of the committed results stand with their README (`report --write`)
+    if not problems and args.results.resolve() != COMMITTED:  # those of the committed results stand with their pages (`report --write`)
         critical_rates.write(args.results)
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -100,8 +100,7 @@ def _pictures(results: Path) -> Path:
 
 
 def verify(args) -> int:
-    from suite.evidence import critical_rates
-    from suite.evidence.report import readme_differs
+    from suite.evidence import critical_rates, pages
     from suite.evidence.verify import verify
     from suite.isolation.catalogue import read
     from suite.isolation.forks import Fork
@@ -109,7 +108,7 @@ def verify(args) -> int:
     catalogue, pictures, committed = read(args.plugin), _pictures(args.results), args.results.resolve() == COMMITTED
     warn(catalogue)
     drawn = pictures.is_dir() or committed  # a user may not have drawn any yet
-    asked = [(critical_rates.differs, args.results), *[(readme_differs, args.results)] * committed]
+    asked = [(critical_rates.differs, args.results), *[(pages.differ, args.results)] * committed]
     asked += [(stale, args.results, pictures)] * drawn
     beside = [Fork() for _ in asked]  # meanwhile, each in a process of its own
     for process, question in zip(beside, asked, strict=True):
@@ -134,14 +133,14 @@ def verify(args) -> int:
 
 
 def report(args) -> int:
-    from suite.evidence import critical_rates
-    from suite.evidence.report import blocks, write_readme
+    from suite.evidence import critical_rates, pages
 
-    if not (made := blocks(args.results)):
+    if not (made := pages.blocks(args.results)):
         raise ValueError(f"{args.results}: no laptop or frontier results to report; start with: python -m suite run")
     if args.write:
         critical_rates.write(args.results)
-        write_readme(args.results)
+        if args.results.resolve() == COMMITTED:
+            pages.write(args.results)
     else:
         print("\n\n".join(made.values()))
     return 0

@@ -29,7 +29,7 @@ from suite.diagnosis.watched import Forward, Watched, wrappers
 from suite.diagnosis.writers import guess_writers, is_writer, query_key_gradients
 
 COLUMNS = ("step", "loss", "grad_norm", "norm_growth", "g_mean", "g_ctr", "tcs", "rho", "q_grad", "k_grad", "update_rms")
-NOW, BEFORE = 5, 20  # steps whose median gradient norm is compared with that of the steps before them, as in the README's early warnings
+NOW, BEFORE = 5, 20  # steps whose median gradient norm is compared with that of the steps before them (docs/detect.md)
 OVERFLOWS = 10  # steps in a row without a finite gradient that are no gradient scaler's search any more
 MEASURED = ("g_mean", "g_ctr", "tcs", "rho")  # of each writer
 FLUSH = 20  # steps after which the csv is on the disk at the latest

@@ -4,12 +4,13 @@ decided.
 Written down when the first runs of the frontier were in and none of them had died. A run's fate is dead, unusable
 (stuck or untrained) or live.
 
-cool: the hottest rate at which every cell of the frontier has runs of three seeds or more, and all of them live.
+cool: the highest rate at which every cell of the frontier has runs of three seeds or more, and all of them survive.
 hot: of the rates that every scheme at 100 blocks has three seeds or more at, hotter than cool, and at which plain at 100 blocks is
     uniform and dead, here and at its nearest colder rate of the frontier, the one at which most cells are uniform, here and at their
     nearest rate towards their edge; the coldest of several.
 decided: of a cell at the hot rate: all of seeds 0-7 have one fate, all of them have it at the neighbour on the lattice towards the
-    cell's edge too, and all of seeds 8-15 confirm it at the hot rate. Else it is a coin, with its fraction of dead.
+    cell's edge too, and all of seeds 8-15 confirm it at the hot rate. Else its seeds are mixed, or, where only the neighbour differs,
+    it is borderline.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from suite.sweep.frontier import FIRST_SEEDS
 
 FIRST, CONFIRMING = range(8), range(8, 16)
 DEEPEST, REFERENCE = 100, "plain"
+FATES = {"dead": "dead", "unusable": "stuck or untrained", "live": "survived"}  # in words
 
 Fates = Mapping[float, Mapping[int, str]]  # by rate and seed, of one cell
 
@@ -60,7 +62,7 @@ def rates(runs: pd.DataFrame) -> tuple[float, float]:
     found = fates(runs)
     cool = [lr for lr in KNOWN if all(_uniform(cell, lr) == "live" for cell in found.values())]
     if not cool:
-        raise ValueError("no rate at which every cell of the frontier lives")
+        raise ValueError("no rate at which every cell of the frontier survives")
     deepest = [cell for (_, depth), cell in found.items() if depth == DEEPEST]
     reference = found[REFERENCE, DEEPEST]
     hot = [lr for lr in KNOWN if lr > cool[-1] and all(len(cell.get(lr, {})) >= FIRST_SEEDS for cell in deepest)
@@ -72,8 +74,8 @@ def rates(runs: pd.DataFrame) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known of a cell at a rate: how many of its runs have each fate, and `decided`: a fate, "" for a coin,
-    or None where runs that the rule asks for are missing."""
+    """What is known of a cell at a rate: how many of its runs have each fate, and `decided`: a fate, "" where seeds or the
+    neighbouring rate differ, or None where runs that the rule asks for are missing."""
 
     counts: Mapping[str, int]
     decided: str | None
@@ -83,14 +85,14 @@ class Standing:
         return sum(self.counts.values())
 
     @property
-    def is_coin(self) -> bool:
-        """Whether another seed, or a rate beside it, is known to end otherwise."""
-        return self.decided == ""
+    def word(self) -> str:
+        """"mixed" where seeds end differently, "borderline" where only those at the neighbouring rate do; else ""."""
+        return "" if self.decided != "" else "mixed" if len(self.counts) > 1 else "borderline"
 
     def __str__(self) -> str:
-        """"1 of 8 dead [.003, .53], 7 of 8 live [.47, .997]": each fate with the exact 95 % interval of its share (Clopper, Pearson)."""
-        named = [name for name in ("dead", "unusable", "live") if name in self.counts]
-        return ", ".join(f"{self.counts[name]} of {self.n} {name} {share(self.counts[name], self.n)}" for name in named)
+        """"1 of 8 dead [.003, .53], 7 of 8 survived [.47, .997]": fates, exact 95 % intervals of shares (Clopper, Pearson)."""
+        return ", ".join(f"{self.counts[name]} of {self.n} {word} {share(self.counts[name], self.n)}"
+                         for name, word in FATES.items() if name in self.counts)  # fmt: skip
 
 
 def share(k: int, n: int) -> str:
@@ -117,7 +119,7 @@ def standing(runs: pd.DataFrame, lr: float) -> dict[tuple[str, int], Standing]:
 
 
 def missing(runs: pd.DataFrame, lr: float) -> list[tuple[str, int, float, int]]:
-    """(scheme, depth, rate, seed) of the runs that `standing` still asks for, cells that are coins already left out."""
+    """(scheme, depth, rate, seed) of the runs that `standing` still asks for, cells that are mixed already left out."""
     out = []
     for (scheme, depth), found in fates(runs).items():
         here = found.get(lr, {})

@@ -1,4 +1,4 @@
-"""How well `detect` judges logs whose truth is known, as tables of the README."""
+"""How well `detect` judges logs whose truth is known, as tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def detecting(folder: Path) -> str:
           row.unknown, row.too_short, row.survived] for row in rows[rows["truth"] == "dead"].itertuples()),
     )  # fmt: skip
     second = table(
-        ["logs of runs that live", "logs", "false alarms", "per 1,000", "unknown"],
+        ["logs of runs that survived", "logs", "false alarms", "per 1,000", "unknown"],
         ([_name(row), row.logs, row.dead, _per_thousand(row.dead, row.logs), row.unknown]
          for row in rows[rows["truth"] == "alive"].itertuples()),
     )  # fmt: skip

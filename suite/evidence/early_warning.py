@@ -193,7 +193,7 @@ def area(cells: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float, floa
 
 
 def early_warning(results: Path) -> str:
-    """README's tables: loss and gradient norm of all runs, and of healthy deaths alone; what was audited."""
+    """Tables: loss and gradient norm of all runs, and of healthy deaths alone; what was audited."""
     folders = [results / name for name in ("frontier", "anatomy") if (results / name).is_dir()]
     found, seen = list(curves(folders)), list(audited([folder for folder in folders if folder.name == "anatomy"]))
     tables = [("all deaths", found, lambda life: life.crash > START, SIGNALS, HORIZONS),
@@ -203,7 +203,7 @@ def early_warning(results: Path) -> str:
     for title, lives, counts, names, horizons in tables:
         living, dead = [life for life in lives if life.crash is None], [life for life in lives if life.crash and counts(life)]
         if living and dead:
-            parts.append(_table(f"{title} (n = {len(dead)}; {len(living)} lived)", dead, living, list(names), horizons))
+            parts.append(_table(f"{title} (n = {len(dead)}; {len(living)} survived)", dead, living, list(names), horizons))
     return "\n\n".join(parts)
 
 
@@ -212,7 +212,7 @@ def _table(title: str, dead: list[Life], living: list[Life], names: list[str], h
     compared = (max((one.n for one in column if one), default=0) for column in zip(*scored))
     none, some = poisson_interval(0)[1] / len(living), int(ONE_IN * len(living))
     head = [title, *(f"area, {h} to {GAP} steps before (n = {n})" for h, n in zip(horizons, compared)),
-            f"alarm in the last {WARN} steps; false alarms in 0 of {len(living)} runs that lived [0, {none:.2g}]",
+            f"alarm in the last {WARN} steps; false alarms in 0 of {len(living)} runs that survived [0, {none:.2g}]",
             f"false alarms in {some} of {len(living)}"]  # fmt: skip
     def alarms(name: str) -> list[Warned]:
         return [warned(dead, name, line(living, name, passing)) for passing in (0.0, ONE_IN)]

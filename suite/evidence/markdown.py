@@ -1,4 +1,4 @@
-"""Tables for the README."""
+"""Tables for the pages."""
 
 from collections.abc import Iterable, Mapping
 

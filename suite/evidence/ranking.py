@@ -1,8 +1,9 @@
-"""README's ranking of the schemes at each depth, by what does not change when a scheme rescales its learning rate."""
+"""The ranking of the schemes at each depth, by what does not change when a scheme rescales its learning rate."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import pandas as pd
 from scipy.stats import ttest_rel
@@ -11,19 +12,27 @@ from suite.evidence.edges import describe
 from suite.evidence.markdown import table
 from suite.evidence.measures import Measures
 from suite.evidence.stats import holm
+from suite.evidence.words import called
 
-SAME = "="  # beside a best loss: a tie
-TIED = 0.05  # a scheme whose difference from the best has a larger p is not told apart from it
+TOLD_APART = 0.05  # largest p of a pair of schemes of which one is taken to be better
 
 
-def ranked(found: Sequence[Measures]) -> list[tuple[Measures, bool]]:
-    """The cells of one depth from the best loss up, each with whether it is not told apart from the first.
+def placed(found: Sequence[Measures]) -> list[tuple[Measures, tuple[int, int]]]:
+    """The cells of one depth from the best loss up, each with the best and the worst place that it may have.
 
-    By seeds in pairs (Student), Holm over the schemes of the depth; a cell without fresh runs of the same seeds is no tie.
+    Another stands surely before or behind it where runs of the same seeds tell the two apart (Student, in pairs, Holm
+    over all pairs of cells), or where there are no such runs.
     """
-    first, *others = sorted(found, key=lambda one: one.best_loss.value)
-    adjusted = holm([_p(first.best_values, other.best_values) for other in others])
-    return [(first, True), *((other, p > TIED) for other, p in zip(others, adjusted))]
+    found = sorted(found, key=lambda one: one.best_loss.value)
+    pairs = list(combinations(range(len(found)), 2))
+    known = holm([_p(found[i].best_values, found[j].best_values) for i, j in pairs])
+    apart = [pair for pair, p in zip(pairs, known) if p <= TOLD_APART]
+    return [(one, (1 + sum(j == k for _, j in apart), len(found) - sum(i == k for i, _ in apart))) for k, one in enumerate(found)]
+
+
+def place(at: tuple[int, int]) -> str:
+    """Places in words: "1", or "2 to 4" of a scheme that ties with others."""
+    return f"{at[0]}" if at[0] == at[1] else f"{at[0]} to {at[1]}"
 
 
 def _p(one: pd.Series, other: pd.Series) -> float:
@@ -35,15 +44,15 @@ def ranking(found: Sequence[Measures]) -> str:
     """Markdown: a table for each depth, deepest first."""
     parts = []
     for depth in sorted({one.cell.depth for one in found}, reverse=True):
-        rows = [_row(one, tied) for one, tied in ranked([one for one in found if one.cell.depth == depth])]
-        heads = [f"{depth} blocks", "best loss", "at rate", "window (octaves)", "margin (octaves)", "LR10", "LR50", "LR sensitivity"]
+        rows = [_row(one, at) for one, at in placed([one for one in found if one.cell.depth == depth])]
+        heads = [f"{depth} blocks", "place", "best loss", "at rate", "window", "margin", "LR10", "LR50", "LR sensitivity"]
         parts.append(table(heads, rows))
     return "\n\n".join(parts)
 
 
-def _row(one: Measures, tied: bool) -> list[object]:
+def _row(one: Measures, at: tuple[int, int]) -> list[object]:
     loss = one.best_loss
     ends = "" if pd.isna(loss.low) else f" [{loss.low:.3f}, {loss.high:.3f}]"
     n = f"n = {one.fresh}" if one.fresh else f"n = {len(one.best_values)}, of the search"
-    return [one.cell.label, f"{loss.value:.3f}{ends} ({n})" + f" {SAME}" * tied, f"{one.best_lr:.2e}", one.window, one.margin,
+    return [called(one.cell.label), place(at), f"{loss.value:.3f}{ends} ({n})", f"{one.best_lr:.2e}", one.window, one.margin,
             describe(one.edge.lr10), describe(one.edge.lr50), f"{one.sensitivity:.2f}"]  # fmt: skip

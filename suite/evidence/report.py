@@ -1,4 +1,4 @@
-"""The results in words and tables for people: the README's blocks, generated from the committed runs."""
+"""The results as tables for people: what became of each cell, and the edges of a frontier."""
 
 from __future__ import annotations
 
@@ -8,27 +8,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from suite.environment import ROOT
-from suite.evidence.anatomy import anatomy
 from suite.evidence.cells import in_order, runs_of
 from suite.evidence.decided import Standing, standing
-from suite.evidence.deep import deep
-from suite.evidence.detecting import detecting
-from suite.evidence.early_warning import early_warning
 from suite.evidence.edges import PRIMARY, REFERENCE, Edge, Ratio, describe, edges_beside, hypotheses, ratios
-from suite.evidence.findings import findings
 from suite.evidence.markdown import grid, table
 from suite.evidence.measures import measures
-from suite.evidence.ranking import SAME, ranking
+from suite.evidence.ranking import ranking
+from suite.evidence.words import called, render
 from suite.presets import PROTOCOLS
 from suite.records.beside import compare
 from suite.records.store import TABLES, format_table, read
 from suite.sweep.frontier import PRECISION
 
-END = "<!-- end -->"
 WORDS = {"survived": "survived", "stuck": "**stuck**", "collapsed": "**collapsed**", "degraded": "**degraded**", "nonfinite": "**nan**",
          "untrained": "**untrained**", "too_short": "too short"}  # fmt: skip
-README = ROOT / "README.md"
 SEEN = ("data", "scheme", "arm", "params", "writers", "depth", "lr", "mine_seeds", "mine_outcome", "mine_crash_step", "mine_final_loss",
         "committed_seeds", "committed_outcome", "committed_crash_step", "committed_final_loss", "agree")  # fmt: skip
 
@@ -38,9 +31,7 @@ def beside(mine: Path, committed: Path) -> str:
     rates.
 
     all_seeds: what the committed frontier's runs of a laptop cell came to; where they disagree, so may yours: `agree`
-    is then "coin".
-
-    One cell of a search says little: near an edge it is a coin.
+    is then "mixed" or "borderline". One cell of a search says little: near an edge it ends by chance.
     """
     if mine.name in PROTOCOLS and PROTOCOLS[mine.name].search:
         return edges_beside(mine, committed)
@@ -49,8 +40,8 @@ def beside(mine: Path, committed: Path) -> str:
     for row in rows:
         known = seeds.get((row["scheme"], (float(row["lr"]), int(row["depth"]))))
         row["all_seeds"] = known and str(known)
-        if row["agree"] is False and known and known.is_coin:
-            row["agree"] = "coin"
+        if row["agree"] is False and known and known.word:
+            row["agree"] = known.word
     return format_table(rows, (*SEEN, *["all_seeds"] * bool(seeds)))
 
 
@@ -65,7 +56,8 @@ def outcome_table(folder: Path, frontier: Path) -> str:
     cells, many = {}, _standings(frontier, set(runs["lr"]))
     for (scheme, lr, depth), at in runs.groupby(["scheme", "lr", "depth"], sort=False):
         key = scheme, (lr, depth)
-        cells[key] = "; ".join(_cell(run, scores) for run in at.itertuples()) + (f" ({many[key]})" if key in many else "")
+        beside = f" ({many[key]})" if key in many else ""
+        cells[called(scheme), key[1]] = "; ".join(_cell(run, scores) for run in at.itertuples()) + beside
     return grid({(lr, depth): f"{depth} blocks, {lr:g}" for lr, depth in places}, cells)
 
 
@@ -91,54 +83,42 @@ def edge_tables(folder: Path) -> str:
     """Markdown of a frontier: the ranking of the schemes at each depth, the edges of one scale compared, the edges of the dead."""
     runs = runs_of(folder)
     found = measures(runs)
-    horizon = found[0].edge.horizon
-    return "\n\n".join([
-        ranking(found),
-        "Best loss: mean held-out loss at the best rate, *c* for a run that is not usable; the rate was chosen by other seeds. "
-        f"{SAME} beside it: not told apart from the depth's best (pairs of seeds, Holm). Window: octaves of rate with an expected loss "
-        f"within 5 % of the depth's best. Margin: octaves from the best rate to LR10. LR10, LR50: a tenth, half, of the runs are not "
-        f"usable by step {horizon}. LR sensitivity: Wortsman et al. 2023. Intervals are 95 %.",
-        f"LR50@{horizon} over {REFERENCE}'s. An edge moves with the scale of a scheme's branch, so only MV-Split, at beta 1, is compared "
-        "on equal terms; that comparison was fixed beforehand ([hypotheses.csv](results/hypotheses.csv)).", _ratio_table(folder, runs),
-        f"Where half are dead, of the dead and the living alone (by step {horizon}):",
-        _by_depth([one.edge for one in found], _dead), *_thresholds(folder.parent / "instrument"), *_search(folder.parent / "instrument"),
-    ])  # fmt: skip
+    instrument = folder.parent / "instrument"
+    return render("edges", ranking=ranking(found), horizon=found[0].edge.horizon, reference=REFERENCE, ratios=_ratio_table(folder, runs),
+                  dead=_by_depth([one.edge for one in found], _dead), thresholds=_thresholds(instrument),
+                  search=_search(instrument))  # fmt: skip
 
 
-def _thresholds(folder: Path) -> list[str]:
-    """What other thresholds of the crash rule make of the comparison that was fixed beforehand; nothing where it was not asked."""
+def _thresholds(folder: Path) -> str:
+    """What other thresholds of the crash rule make of the comparison that was fixed beforehand; "" where it was not asked."""
     if not (folder / TABLES["thresholds"].path).exists():
-        return []
+        return ""
     known = read(folder, "thresholds")
     depths, rows = sorted(set(known["depth"])), []
     for (name, value), at in known.groupby(["threshold", "value"], sort=False):
         ours = at[at["scheme"] == PRIMARY[0]].set_index("depth").loc[depths]
         rows.append([name, f"{value:g}", f"{at['changed'].sum()} of {at['runs'].sum()}",
                      *(f"{one.ratio:.2f} [{one.ratio_low:.2f}, {one.ratio_high:.2f}]" for one in ours.itertuples())])  # fmt: skip
-    words = ("The same comparison under other thresholds of the crash rule: *stuck* and *arming* as shares of *c* (in use: 0.6 and 0.8), "
-             "*window* in steps (50). Changed: runs with another outcome. `results/instrument/thresholds.csv` has every cell.")  # fmt: skip
-    return [words, table(["threshold", "value", "changed", *(f"{depth} blocks" for depth in depths)], rows)]
+    return table(["threshold", "value", "changed", *(f"{depth} blocks" for depth in depths)], rows)
 
 
-def _search(folder: Path) -> list[str]:
-    """What the search costs and how often its intervals hold the truth; nothing where it was not asked."""
+def _search(folder: Path) -> dict[str, object]:
+    """What the search costs and how often its intervals hold the truth; nothing where it was not asked.
+
+    shares: its block-steps over those of the searches that trained the runs; simulated: the rows of simulation.csv that are its.
+    """
     if not (folder / TABLES["replay"].path).exists():
-        return []
+        return {}
     replay, simulated = read(folder, "replay"), read(folder, "simulation")
     steps = {design: replay[(replay["design"] == design) & replay["precision"].isin(at)]["block_steps"].sum()
              for design, at in (("committed", [np.nan]), ("grid", [np.nan]), ("targets", [PRECISION]))}  # fmt: skip
     ours = simulated[(simulated["design"] == "targets") & (simulated["precision"] == PRECISION)]
-    edge, ratio = (f"{ours[name].min():.2f} to {ours[name].max():.2f}" for name in ("coverage", "ratio_coverage"))
-    shares = [f"{steps['targets'] / steps[design]:.0%}" for design in ("committed", "grid")]
-    return [f"The search, replayed on these runs, finds the edges with {shares[0]} of the block-steps that the edges took, {shares[1]} of "
-            f"those of the first search for this edge alone. In {ours['cells'].min()} simulated searches a setting ({len(ours)} settings: "
-            f"slopes {ours['slope'].min():g} to {ours['slope'].max():g}, share of the seed {ours['share'].min():g} to "
-            f"{ours['share'].max():g}) its 95 % intervals held the truth in {edge} of the cells, those of ratios in {ratio}."]  # fmt: skip
+    return {"simulated": ours, "shares": [steps["targets"] / steps[design] for design in ("committed", "grid")]}
 
 
 def _by_depth(found: Sequence[Edge], text: Callable[[Edge], str]) -> str:
     depths = sorted({edge.cell.depth for edge in found})
-    return grid({depth: f"{depth} blocks" for depth in depths}, {(edge.cell.label, edge.cell.depth): text(edge) for edge in found})
+    return grid({depth: f"{depth} blocks" for depth in depths}, {(called(edge.cell.label), edge.cell.depth): text(edge) for edge in found})
 
 
 def _dead(edge: Edge) -> str:
@@ -151,57 +131,8 @@ def _dead(edge: Edge) -> str:
 def _ratio_table(folder: Path, runs: pd.DataFrame) -> str:
     found = sorted(ratios(runs, hypotheses(folder.parent, folder.name)), key=lambda one: (one.adjusted is None, one.depth))
     return table(["scheme", "blocks", f"LR50 over {REFERENCE}'s", "comparison"],
-                 ([one.scheme, one.depth, f"{one} (n = {one.n[0]} and {one.n[1]})", _fixed(one)] for one in found))  # fmt: skip
+                 ([called(one.scheme), one.depth, f"{one} (n = {one.n[0]} and {one.n[1]})", _fixed(one)] for one in found))  # fmt: skip
 
 
 def _fixed(one: Ratio) -> str:
     return "exploratory" if one.adjusted is None else f"fixed beforehand, p = {one.adjusted:.2g} (Holm)"
-
-
-BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # by the folder that must be there: marker, and what stands below it
-    "laptop": ("<!-- outcomes: made by `python -m suite report` -->",
-               lambda results: outcome_table(results / "laptop", results / "frontier")),
-    "frontier": ("<!-- critical rates: made by `python -m suite report` -->",
-                 lambda results: edge_tables(results / "frontier")),
-    "anatomy": ("<!-- deaths: made by `python -m suite report` -->", anatomy),
-    "deep": ("<!-- the paper's depths: made by `python -m suite report` -->", deep),
-}
-DETECT = "<!-- detect: made by `python -m suite report` -->"
-WARNING = "<!-- early warning: made by `python -m suite report` -->"
-FOUND = "<!-- findings: made by `python -m suite report` -->"  # of the committed results alone
-
-
-def _has(folder: Path) -> bool:
-    """Whether a folder has runs of the protocol's version of today."""
-    return (runs_of(folder)["protocol_version"] == PROTOCOLS[folder.name].version).any()
-
-
-def blocks(results: Path) -> dict[str, str]:
-    """By its first line, each block of the README for which the results folder has the runs."""
-    made = {begin: make(results) for name, (begin, make) in BLOCKS.items() if _has(results / name)}
-    if (results / "detect").is_dir():
-        made[DETECT] = detecting(results / "detect")
-    if results.resolve() == ROOT / "results" and all(_has(results / name) for name in ("laptop", "frontier")):
-        made[FOUND], made[WARNING] = findings(results), early_warning(results)
-    return {begin: f"{begin}\n\n{text}\n\n{END}" for begin, text in made.items()}
-
-
-def readme_differs(results: Path) -> list[str]:
-    """A problem line for each of the README's blocks that is not that of the committed runs."""
-    if not README.exists():
-        return []
-    text = README.read_text(encoding="utf-8")
-    return [f"README.md: what stands below {begin} is not what {results.name} gives; mend with: python -m suite report --write"
-            for begin, block in blocks(results).items() if block not in text]  # fmt: skip
-
-
-def write_readme(results: Path) -> None:
-    """Replace the README's blocks; ValueError if their markers are gone."""
-    text = README.read_text(encoding="utf-8")
-    for begin, block in blocks(results).items():
-        before, found, rest = text.partition(begin)
-        _, end, after = rest.partition(END)
-        if not (found and end):
-            raise ValueError(f"README.md: the markers {begin} and {END} are missing")
-        text = before + block + after
-    README.write_text(text, encoding="utf-8")

@@ -51,8 +51,7 @@ def run_of(row: dict[str, str], catalogue: Catalogue) -> Run:
 
 
 def verify(results: Path, catalogue: Catalogue | None = None) -> tuple[int, list[str]]:
-    """(rows checked, problems): schema, digests, run ids, verdicts and aggregates of every protocol, and the README's
-    table.
+    """(rows checked, problems): schema, digests, run ids, verdicts and aggregates of every protocol.
 
     Of runs of an older protocol version ids and settings cannot be recomputed; all that rests on their rows alone is.
     """

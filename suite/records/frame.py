@@ -46,7 +46,7 @@ def of_run(path: Path, table: Table):
 
 @lru_cache(maxsize=KEPT)
 def _of_run(path: Path, table: Table, data: bytes):
-    """Remembered by what the file holds: tables, verdicts, figures and README's blocks ask for the same runs."""
+    """Remembered by what the file holds: tables, verdicts, figures and the pages' blocks ask for the same runs."""
     return typed(table, parse(path, table, unpacked(path, data)))
 
 

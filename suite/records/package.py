@@ -25,7 +25,8 @@ NO_OWNER = ("quality",)  # its row of real images is of no run, so its run_id is
 def package_text(folder) -> str:
     """`datapackage.json` (Data Package 2.0) for the tables that exist: the public column dictionary, byte for byte repeatable.
 
-    The path of a table of one file a run is a pattern: a package does not grow with its runs.
+    The path of a table of one file a run is a pattern: a package does not grow with its runs. That of a results folder lists the packages
+    of the folders in it as `packages`, a property of our own.
     """
     resources = []
     for table in TABLES.values():
@@ -55,7 +56,15 @@ def package_text(folder) -> str:
                        "for all files that fit it: one a run, all with one header, curves/SCHEME-LDEPTH/RUN_ID.csv.gz.",
         "schema_version": SCHEMA_VERSION, "resources": resources,
     }  # fmt: skip
+    if inner := _packages(Path(folder)):
+        package["packages"] = inner
     return json.dumps(package, indent=1, ensure_ascii=False) + "\n"
+
+
+def _packages(folder: Path) -> list[dict[str, str]]:
+    """The packages of the folders in a results folder; another results folder in it (a user's) is none of them."""
+    inner = sorted(path.parent for path in folder.glob(f"*/{PACKAGE}") if not (path.parent / TABLES["critical_rates"].path).exists())
+    return [{"name": f"screambench-{_named(one)}", "path": f"{one.name}/{PACKAGE}"} for one in inner]
 
 
 def _named(folder) -> str:

@@ -2,7 +2,7 @@
 
     PYTHONPATH=. OMP_NUM_THREADS=1 python tests/bench/monitor_cost.py
 
-Medians over STEPS steps of processor time, so that other work on the machine matters little; README gives the share at every 50th step.
+Medians over STEPS steps of processor time, so that other work on the machine matters little; docs/detect.md has the share, every 50th step.
 A measured step costs in the training's own forward too: it is taken whole, against the median of the steps that are not measured.
 """
 

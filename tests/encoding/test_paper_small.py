@@ -22,7 +22,7 @@ LENGTH = CUT["horizon"] + CUT["window"]
 
 
 def launch(latents, results, processes):
-    """The README's command, started."""
+    """The command of docs/paper_scale.md, started."""
     words = ["-m", "accelerate.commands.launch", "--config_file", "suite/scale/fsdp2.yaml", "--num_processes", str(processes),
              "--main_process_port", "0", "tests/encoding/paper_small.py", "run", "--protocol", "paper", "--data", f"latents:{latents}",
              "--schemes", "mvsplit", "--params", "beta=1", "--results", str(results)]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What results/critical_rates.csv says, worked out by a stranger: from the tables and the README's text alone, with pandas and scipy.
+"""What results/critical_rates.csv says, worked out by a stranger: from the tables and docs/rules.md alone, with pandas and scipy.
 
     python tests/evidence/stranger.py [RESULTS]
 

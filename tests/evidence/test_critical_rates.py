@@ -133,7 +133,7 @@ def test_a_run_that_is_stuck_does_not_live_at_the_cool_rate():
 
 
 def test_no_rate_fits():
-    with pytest.raises(ValueError, match="lives"):
+    with pytest.raises(ValueError, match="survives"):
         decided.rates(frontier(lambda scheme, depth, k, seed: "collapsed" if scheme == "deepnorm" else None))
     with pytest.raises(ValueError, match="plain at 100"):
         decided.rates(frontier(lambda scheme, depth, k, seed: "survived" if (scheme, depth) == ("plain", 100) else None))
@@ -156,9 +156,9 @@ def test_decided_needs_sixteen_runs_and_eight_at_the_neighbour():
 
 
 @pytest.mark.parametrize(("counts", "words"), [
-    ({"live": 15, "dead": 1}, "1 of 16 dead [.002, .302], 15 of 16 live [.698, .998]"),
+    ({"live": 15, "dead": 1}, "1 of 16 dead [.002, .302], 15 of 16 survived [.698, .998]"),
     ({"dead": 16}, "16 of 16 dead [.794, 1]"),
-    ({"live": 3}, "3 of 3 live [.292, 1]"),
+    ({"live": 3}, "3 of 3 survived [.292, 1]"),
 ])
 def test_a_standing_in_words_has_the_exact_interval_of_each_share(counts, words):
     """16 of 16 alike leave a share of .79 to 1 (.025 ** (1/16) = .794)."""

@@ -1,4 +1,4 @@
-"""The cells of README's table of the paper's own depths, in words."""
+"""The cells of the table of the paper's own depths, in words."""
 
 from collections import Counter
 
@@ -20,15 +20,15 @@ def described(rows):
 
 def test_a_cell_names_its_fates_with_steps_and_losses():
     assert grid({25: "25 blocks", 50: "50 blocks"}, {("plain", 50): "x"}).splitlines()[-1] == "| plain | - | x |"
-    assert described([row("survived"), row("survived", 0.9)]) == "2 of 2 live, 0.800 (0.700 to 0.900)"
+    assert described([row("survived"), row("survived", 0.9)]) == "2 of 2 survived, 0.800 (0.700 to 0.900)"
     rows = [row("collapsed", 2.0, 120), row("nonfinite", None, 80), row("stuck", 1.5), row("survived", 0.72)]
-    assert described(rows) == "2 of 4 dead (steps 80, 120); 1 of 4 unusable; 1 of 4 live, 0.720"
+    assert described(rows) == "2 of 4 dead (steps 80, 120); 1 of 4 stuck or untrained; 1 of 4 survived, 0.720"
 
 
 def test_a_run_with_an_event_behind_the_horizon_lives_but_lends_its_loss_to_no_mean():
     rows = [row("survived", 1.34, late=602), row("survived", 0.73)]
-    assert described(rows) == "2 of 2 live, one falling at step 602, behind the horizon, 0.730"
-    assert described(rows[:1]) == "1 of 1 live, one falling at step 602, behind the horizon"
+    assert described(rows) == "2 of 2 survived, one falling at step 602, behind the horizon, 0.730"
+    assert described(rows[:1]) == "1 of 1 survived, one falling at step 602, behind the horizon"
 
 
 def test_what_the_readme_says_of_400_and_1000_blocks_is_the_tables():

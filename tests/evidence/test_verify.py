@@ -165,13 +165,13 @@ def test_sample_pictures_count(copy, how):
     assert any(words in line for line in problems_of(copy)), how
 
 
-def test_a_users_results_are_not_held_against_the_readme(copy, monkeypatch, capsys):
+def test_a_users_results_are_not_held_against_the_pages(copy, monkeypatch, capsys):
     """Which is of more runs than these."""
     words = ["verify", "--results", str(copy)]
     assert cli.main(words) == 0
     monkeypatch.setattr(reading, "COMMITTED", copy.resolve())
     assert cli.main(words) == 1
-    assert any("README" in line for line in capsys.readouterr().err.splitlines())
+    assert any("docs/findings.md" in line for line in capsys.readouterr().err.splitlines())
 
 
 @pytest.mark.parametrize("column", ["fid", "kid", "features_digest", "fid_n"])

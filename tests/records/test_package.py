@@ -19,6 +19,12 @@ def test_every_package_has_a_name_of_its_own_and_says_whose_and_whence_it_is():
         assert [one["name"] for one in package["licenses"]] == ["MIT"] and len(package["sources"]) == 2
 
 
+def test_the_package_of_the_results_lists_all_others():
+    listed = {ROOT / "results" / one["path"]: one["name"] for one in PACKAGES["results"]["packages"]}
+    assert {path.parent.name for path in listed} | {"results"} == set(PACKAGES)
+    assert all(PACKAGES[path.parent.name]["name"] == name for path, name in listed.items())
+
+
 @pytest.mark.parametrize("column", ["outcome", "state", "mms_signature"])
 def test_the_meaning_of_a_column_of_words_has_every_word(column):
     (found,) = [one for one in TABLES["runs"].columns if one.name == column]

@@ -101,6 +101,9 @@ def test_the_papers_plan_is_costed_without_its_data(capsys):
     assert "no" in rows[400, 1].split() and "yes" in rows[400, 8].split() and "yes" in rows[1000, 16].split()
     assert "4.58 to" in rows[400, 8] and "128 to" in rows[400, 8]  # 101,000 steps of 4.58 s
     assert "estimated, measured nowhere here" in text and "none of it measured" in text
+    hours = [re.search(r"(\d+) to (\d+) h", rows[depth, 8]).groups() for depth in (400, 1000)]
+    page = " ".join((ROOT / "docs" / "paper_scale.md").read_text(encoding="utf-8").split())
+    assert "it says {} to {} hours a run at 400 blocks and {} to {} at 1000".format(*hours[0], *hours[1]) in page
 
 
 def test_data_of_ones_own_must_be_there_for_costs_too():

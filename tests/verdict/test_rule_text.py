@@ -1,4 +1,4 @@
-"""The README's text of the crash rule says all: written anew here from the text alone, it gives every committed verdict."""
+"""The text of the crash rule in docs/rules.md says all: written anew here from the text alone, it gives every committed verdict."""
 
 from pathlib import Path
 from statistics import mean, median
@@ -14,7 +14,7 @@ def short_medians(losses):
 
 
 def verdict(steps, losses, norms, c, horizon, window, heldout, warmup=50):
-    """(outcome, crash step) as README's "how a crash is defined" has it."""
+    """(outcome, crash step) as "How a crash is defined" in docs/rules.md has it."""
     bad = next((i for i in range(len(steps)) if not (abs(losses[i]) < 1e300 and abs(norms[i]) < 1e300)), None)
     broken = bad is not None and steps[bad] <= horizon
     usable = losses[:bad]

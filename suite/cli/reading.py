@@ -100,7 +100,7 @@ def _pictures(results: Path) -> Path:
 
 
 def verify(args) -> int:
-    from suite.evidence import critical_rates
+    from suite.evidence import claims, critical_rates
     from suite.evidence.report import readme_differs
     from suite.evidence.verify import verify
     from suite.isolation.catalogue import read
@@ -109,7 +109,7 @@ def verify(args) -> int:
     catalogue, pictures, committed = read(args.plugin), _pictures(args.results), args.results.resolve() == COMMITTED
     warn(catalogue)
     drawn = pictures.is_dir() or committed  # a user may not have drawn any yet
-    asked = [(critical_rates.differs, args.results), *[(readme_differs, args.results)] * committed]
+    asked = [(critical_rates.differs, args.results), *[(readme_differs, args.results), (claims.differs, args.results)] * committed]
     asked += [(stale, args.results, pictures)] * drawn
     beside = [Fork() for _ in asked]  # meanwhile, each in a process of its own
     for process, question in zip(beside, asked, strict=True):
@@ -144,6 +144,15 @@ def report(args) -> int:
         write_readme(args.results)
     else:
         print("\n\n".join(made.values()))
+    return 0
+
+
+def claims(args) -> int:
+    from suite.evidence.claims import reproduction, write
+
+    if not _protocol_folders(args.results):
+        raise ValueError(f"{args.results}: no results to judge claims by; start with: python -m suite run")
+    print(write(args.results) if args.write else reproduction(args.results), end="\n" * args.write)
     return 0
 
 

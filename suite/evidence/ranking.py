@@ -26,6 +26,11 @@ def ranked(found: Sequence[Measures]) -> list[tuple[Measures, bool]]:
     return [(first, True), *((other, p > TIED) for other, p in zip(others, adjusted))]
 
 
+def paired(one: Measures, over: Measures) -> pd.Series:
+    """By seed that both have: the loss of one at its best rate over that of the other, less 1."""
+    return (one.best_values / over.best_values).dropna() - 1
+
+
 def _p(one: pd.Series, other: pd.Series) -> float:
     seeds = one.index.intersection(other.index)
     return float(ttest_rel(one[seeds], other[seeds]).pvalue) if len(seeds) > 2 else 0.0

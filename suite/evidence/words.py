@@ -1,0 +1,36 @@
+"""Words for people: schemes as their papers call them, and the sentences of templates/, filled with numbers of the tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+CALLED = {"layerscale": "LayerScale", "rezero": "ReZero", "deepnorm": "DeepNorm", "mvsplit": "MV-Split", "sites=attn": "on attention alone"}
+
+
+def called(name: str) -> str:
+    """A scheme, with what follows it, in words: "mvsplit sites=attn" is "MV-Split on attention alone"; others stay as they are."""
+    return " ".join(CALLED.get(word, word) for word in name.split(" "))
+
+
+def thousandths(rate: float) -> str:
+    """A learning rate in thousandths: 5.74e-3 is "5.74"."""
+    return f"{1e3 * rate:.3g}" if rate < 1e-3 else f"{1e3 * rate:.2f}"
+
+
+def render(template: str, **values) -> str:
+    """templates/NAME.md.j2 with values in it. Raises jinja2.UndefinedError where it asks for one that is not given."""
+    return _TEMPLATES.get_template(f"{template}.md.j2").render(values)
+
+
+def holds(true: bool, words: str) -> None:
+    """Raises ValueError where the tables contradict what a template says of them."""
+    if not true:
+        raise ValueError(f"the tables do not bear out {words!r}; mend suite/evidence/templates")
+
+
+_TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).with_name("templates")), undefined=StrictUndefined, trim_blocks=True,
+                         lstrip_blocks=True)  # fmt: skip
+_TEMPLATES.filters["called"] = called
+_TEMPLATES.filters["thousandths"] = thousandths

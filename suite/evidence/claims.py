@@ -63,7 +63,8 @@ def headline(results: Path) -> str:
     rows = [[claim.says, f"[{claim.verdict}]({PAGE}#{claim.anchor})", f"{claim.parts[0].says}: {claim.parts[0].seen}"]
             for claim in (known[title] for title in SHOWN)]  # fmt: skip
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-    return f"{table(['the paper says', 'verdict', 'ours'], rows)}\n\nOf all {len(known)} claims: {said}. [{PAGE}]({PAGE}) has each with its rule."
+    shown = table(["the paper says", "verdict", "ours"], rows)
+    return f"{shown}\n\nOf all {len(known)} claims: {said}. [{PAGE}]({PAGE}) has each with its rule."
 
 
 def _place(results: Path) -> Path:

@@ -58,8 +58,9 @@ def _high_rates(tables: Tables) -> Claim:
         parts.append(Part(f"LR50 at {deepest} blocks over LR50 at {min(plain)}", seen,
                           Rule(0.9, 1.0, 1.1, "a tenth is less than one step of the lattice of rates, 15 %")))  # fmt: skip
     return Claim(
-        "It hits deep plain networks at high rates", "Deep plain Post-Norm networks crash at learning rates that they first train well with.",
-        "Fig. 2 and 3, section 6.1", "400 blocks crash at 1.56e-4 and at half of it: 2 of 2 runs", tuple(parts), ("frontier/runs.csv",),
+        "It hits deep plain networks at high rates",
+        "Deep plain Post-Norm networks crash at learning rates that they first train well with.", "Fig. 2 and 3, section 6.1",
+        "400 blocks crash at 1.56e-4 and at half of it: 2 of 2 runs", tuple(parts), ("frontier/runs.csv",),
         note="The paper has no sweep of rates and no sweep of depths; that an edge falls with depth is our reading of its claim.",
     )  # fmt: skip
 
@@ -78,10 +79,10 @@ def _healthy(tables: Tables) -> Claim:
                           Rule(0.05, 0.01, why="a twentieth of the runs in a thousand steps; a hundredth is rarer than these tables "
                                                "can see")))  # fmt: skip
     return Claim(
-        "It can strike a long-healthy run", "A network that has trained well for thousands of steps collapses without a change of anything.",
+        "It can strike a long-healthy run", "A network that has trained well for thousands of steps collapses, and nothing was changed.",
         "Fig. 3, Fig. 9", "step 26,423 of 400 blocks at half the rate, from a loss of .79", tuple(parts), (*LONG, "anatomy/evals.csv"),
-        note=f"Healthy: the held-out loss last measured before the event is below {HEALTHY:g} c. Ours are steps 1,000 to 3,000 at rates just "
-             "below the edge, not steps 3,400 to 26,000.",
+        note=f"Healthy: the held-out loss last measured before the event is below {HEALTHY:g} c. Ours are steps 1,000 to 3,000 at rates "
+             "just below the edge, not steps 3,400 to 26,000.",
     )  # fmt: skip
 
 
@@ -104,7 +105,7 @@ def _half(tables: Tables) -> Claim:
             Part("how much rarer a death is in a step at half the rate", seen,
                  Rule(2.0, 1.0, 0.5, "half as many deaths; no fewer; twice as many")),
             Part("plain runs that die at half the rate all the same, by step 3,000", share(died, runs, "runs"),
-                 Rule(0.05, 0.01, why="one run in twenty says that it is not removed; one in a hundred is rarer than these tables can see")),
+                 Rule(0.05, 0.01, why="one run in twenty says that it is not removed; a hundredth is rarer than these tables can see")),
         )  # fmt: skip
     return Claim(
         "Half the rate delays it", "Halving the learning rate delays the crash and does not remove it.", "section 6.1, Fig. 9",

@@ -81,9 +81,9 @@ class Tables:
 
     @cached_property
     def aftermath(self) -> pd.DataFrame:
-        """The dead of the long runs, with `jump` (steps that the loss takes from LOW to HIGH of the way to c, nan if it does not), `seen` (steps
-        trained behind SETTLE), `lowest` (of the way to c, the lowest short median there) and `top_norm` (largest raw gradient norm within
-        ten steps of the crash)."""
+        """The dead of the long runs, with `jump` (steps that the loss takes from LOW to HIGH of the way to c, nan if it does not), `seen`
+        (steps trained behind SETTLE), `lowest` (of the way to c, the lowest short median there) and `top_norm` (largest raw gradient
+        norm within ten steps of the crash)."""
         parts, out = {folder.name: RowsByRun(folder) for folder in self._long}, []
         for run in self.long[self.long["outcome"].isin(DEAD)].to_dict("records"):
             curve = parts[run["protocol"]].frame("curves", run)

@@ -107,7 +107,8 @@ def runs(scheme, outcomes, **more):
     params = f"alpha=0,{BOTH}" if scheme == "mvsplit" else "-"
     return pd.DataFrame([{"run_id": f"{scheme}{i}", "scheme": scheme, "params": params, "protocol": "anatomy", "depth": 100, "lr": 5.35e-3,
                           "seed": i, "outcome": outcome, "state": "mean_dominated", "horizon": 400,
-                          "crash_step": np.nan if outcome == "survived" else 100.0} | {name: values[i] if isinstance(values, list) else values for name, values in more.items()}
+                          "crash_step": np.nan if outcome == "survived" else 100.0}
+                         | {name: values[i] if isinstance(values, list) else values for name, values in more.items()}
                          for i, outcome in enumerate(outcomes)])  # fmt: skip
 
 

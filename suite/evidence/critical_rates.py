@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from suite.evidence.cells import runs_of
 from suite.evidence.measures import Estimate, Measures, measures
@@ -12,6 +14,7 @@ from suite.evidence.stats import Critical
 from suite.presets import PROTOCOLS
 from suite.records.csvfile import as_text, render
 from suite.records.package import is_current
+from suite.records.schema import Table
 from suite.records.store import TABLES, content, write_package, write_rows
 
 TABLE = TABLES["critical_rates"]
@@ -20,15 +23,22 @@ TABLE = TABLES["critical_rates"]
 def rows(results: Path) -> list[dict[str, object]]:
     """A row for each cell of every search protocol that the folder has runs of."""
     out = []
-    for protocol in (p for p in PROTOCOLS.values() if p.search):
-        runs = runs_of(results / protocol.name)
-        for found in measures(runs) if len(runs) else ():
+    for shared, every, runs in measured(results):
+        for found in every:
             cell = found.cell
             tokens = runs.loc[(runs["scheme"] == cell.scheme) & (runs["data"] == cell.data), "image_tokens"].iloc[0]
-            shared = {"protocol": protocol.name, "horizon": found.edge.horizon, "image_tokens": int(tokens)}
-            shared |= {column.name: getattr(cell, column.name) for column in TABLE.columns if column.name in cell._fields}
-            out.append(shared | row(found))
+            here = {column.name: getattr(cell, column.name) for column in TABLE.columns if column.name in cell._fields}
+            out.append(shared | {"image_tokens": int(tokens)} | here | row(found))
     return out
+
+
+def measured(results: Path) -> Iterator[tuple[dict[str, object], list[Measures], pd.DataFrame]]:
+    """Of every search protocol that the folder has runs of: what its rows share, the numbers of its cells, its runs."""
+    for protocol in (p for p in PROTOCOLS.values() if p.search):
+        runs = runs_of(results / protocol.name)
+        if len(runs):
+            found = measures(runs)
+            yield {"protocol": protocol.name, "horizon": found[0].edge.horizon}, found, runs
 
 
 def row(found: Measures) -> dict[str, object]:
@@ -59,16 +69,24 @@ def _critical(name: str, one: Critical) -> dict[str, object]:
 
 def write(results: Path) -> None:
     """Write the table of a results folder, where it has runs of a search."""
-    if made := rows(results):
-        write_rows(results / TABLE.path, TABLE, made)
-        write_package(results)
+    write_table(results, TABLE, rows(results))
 
 
 def differs(results: Path) -> list[str]:
     """A problem line where the table, or the package beside it, is not what the runs give."""
-    path = results / TABLE.path
-    if not path.exists():
-        return []
-    if content(path) != render(TABLE, as_text(path, TABLE, rows(results))) or not is_current(results):
+    return table_differs(results, TABLE, rows)
+
+
+def write_table(results: Path, table: Table, made: list[dict[str, object]]) -> None:
+    """Write a table that follows from the runs of a results folder, and the package beside it; nothing where there is no row."""
+    if made:
+        write_rows(results / table.path, table, made)
+        write_package(results)
+
+
+def table_differs(results: Path, table: Table, make: Callable[[Path], list[dict[str, object]]]) -> list[str]:
+    """A problem line where such a table, or the package beside it, is not what the runs give; nothing where it is not there."""
+    path = results / table.path
+    if path.exists() and (content(path) != render(table, as_text(path, table, make(results))) or not is_current(results)):
         return [f"{path}: is not what the runs give; mend with: python -m suite report --write"]
     return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import pandas as pd
 from scipy.stats import ttest_rel
@@ -13,6 +14,7 @@ from suite.evidence.measures import Measures
 from suite.evidence.stats import holm
 
 SAME = "="  # beside a best loss: a tie
+TOLD_APART = 0.05  # largest p of a pair of schemes of which one is taken to be better
 TIED = 0.05  # a scheme whose difference from the best has a larger p is not told apart from it
 
 
@@ -24,6 +26,19 @@ def ranked(found: Sequence[Measures]) -> list[tuple[Measures, bool]]:
     first, *others = sorted(found, key=lambda one: one.best_loss.value)
     adjusted = holm([_p(first.best_values, other.best_values) for other in others])
     return [(first, True), *((other, p > TIED) for other, p in zip(others, adjusted))]
+
+
+def placed(found: Sequence[Measures]) -> list[tuple[Measures, tuple[int, int]]]:
+    """The cells of one depth from the best loss up, each with the best and the worst place that it may have.
+
+    Another stands surely before or behind it where runs of the same seeds tell the two apart (Student, in pairs, Holm
+    over all pairs of cells), or where there are no such runs.
+    """
+    found = sorted(found, key=lambda one: one.best_loss.value)
+    pairs = list(combinations(range(len(found)), 2))
+    known = holm([_p(found[i].best_values, found[j].best_values) for i, j in pairs])
+    apart = [pair for pair, p in zip(pairs, known) if p <= TOLD_APART]
+    return [(one, (1 + sum(j == k for _, j in apart), len(found) - sum(i == k for i, _ in apart))) for k, one in enumerate(found)]
 
 
 def paired(one: Measures, over: Measures) -> pd.Series:

@@ -10,8 +10,8 @@ from paper_figures.audit import EVENT, SITES, audit_of, before, dissected, name_
 from paper_figures.figure import figure
 from paper_figures.runs import caption, load_runs
 from paper_figures.style import CONSTANT, handle, legend, page, scheme_look
+from suite.evidence.events import ACTIVE, through_origin
 
-ACTIVE = 0.5  # A - 1 above which the paper calls a layer active
 PAPER = {"attn": ((0.169, 0.306), (0.961, 0.808)), "ffn": ((0.126, 0.499), (0.985, 0.829))}  # slope, R2: before, at t*
 GREY = "#9a9a9a"
 
@@ -53,15 +53,6 @@ def amplification(folder: Path, title: str):
         handle("full coherence, y = x", **CONSTANT),
     ])  # fmt: skip
     return fig
-
-
-def through_origin(x, y) -> tuple[float, float]:
-    """Slope of the least-squares line through the origin, and R2 about the mean; nan with fewer than two points."""
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    if len(x) < 2 or not (x**2).sum():
-        return float("nan"), float("nan")
-    slope, spread = (x * y).sum() / (x**2).sum(), ((y - y.mean()) ** 2).sum()
-    return float(slope), float(1 - ((y - slope * x) ** 2).sum() / spread) if spread else float("nan")
 
 
 def _panel(ax, usual, event, site: str, colour, limit: float) -> None:

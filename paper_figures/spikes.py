@@ -10,9 +10,9 @@ from matplotlib.patches import Patch
 from paper_figures.figure import figure, some
 from paper_figures.runs import caption, crash_of, curves_of, load_runs, main_setting
 from paper_figures.style import NEUTRAL, PALETTE, handle, legend, page, plain_log
+from suite.evidence.spikes import SHALLOW, families, fatal, summary, until_crash
 from suite.records.store import read
 
-SHALLOW = 2  # the paper's families at the onset end at L2
 QKV, READ, OTHER = "Q, K, V", "FFN input W_13", "embedding, final, gates"
 KINDS = {"Q": QKV, "K": QKV, "V": QKV, "WO": "attention writer W_O", "W13": READ, "W2": "FFN writer W_2"}
 COLOURS = dict(zip((QKV, KINDS["WO"], READ, KINDS["W2"], OTHER), (PALETTE[i] for i in (0, 3, 8, 1, 2))))  # in the order of legends
@@ -25,39 +25,9 @@ CONSTANT = {"color": "#8a8a8a", "linestyle": (0, (1, 1)), "linewidth": 1.4, "zor
 CRASH = {"color": NEUTRAL, "linestyle": (0, (4, 3)), "linewidth": 1.2, "zorder": 1}
 
 
-# ---- the rows of spikes.csv
-
-def until_crash(spikes, row):
-    """One row per spike of a run up to its crash, or all where it had none: what comes later is no warning.
-
-    back: whether no crash followed within the confirmation window.
-    """
-    mine, crash = spikes[(spikes["run_id"] == row.run_id) & (spikes["rank"] == 1)].sort_values("step"), crash_of(row)
-    mine = mine.assign(back=mine["recovered"].fillna(False).astype(bool))
-    return mine if crash is None else mine[mine["step"] <= crash]
-
-
-def fatal(spikes, row) -> list[int]:
-    """Steps of the spikes in the window before a crash, the last being the one nearest to it."""
-    return [] if crash_of(row) is None else until_crash(spikes, row).query("not back")["step"].tolist()
-
-
-def families(spikes, run_id: str, step: int):
-    """The families of one spike, the largest first, with `square` (of their norm), `weight`, its `kind` in the words of
-    the legend, and whether they are `shallow`: where the paper's onset lies, in L0 to L2 or the embedding."""
-    top = spikes[(spikes["run_id"] == run_id) & (spikes["step"] == step)].sort_values("rank")
-    parts = top["family"].str.extract(r"L(?P<block>\d+) (?P<weight>.+)")
-    shallow = (top["family"] == "Embed") | (parts["block"].astype(float) <= SHALLOW)
-    kind = parts["weight"].map(KINDS).fillna(OTHER)
-    return top.assign(square=top["family_grad_norm"] ** 2, weight=parts["weight"], kind=kind, shallow=shallow)
-
-
-def summary(top) -> dict[str, float]:
-    """Of a spike's families: their part of the squared norm; how many, and what share of theirs, are shallow, W_O, W_2."""
-    out = {"covered": top["square"].sum() / top["grad_norm"].iloc[0] ** 2}
-    for name, mask in (("shallow", top["shallow"]), *((name, top["weight"] == name) for name in ("WO", "W2"))):
-        out[name], out[f"{name}_share"] = int(mask.sum()), float(top["square"][mask].sum() / top["square"].sum())
-    return out
+def kinds(top):
+    """Of each family of a spike its kind of weight, in the words of the legend."""
+    return top["weight"].map(KINDS).fillna(OTHER)
 
 
 def notes_of(row, spikes, step: int) -> list[str]:
@@ -120,9 +90,9 @@ def _notes(traced, spikes, step: int) -> list[str]:
 
 def draw_bars(ax, top, title: str) -> list:
     """The families of one spike, the largest on top, coloured by kind of weight; returns the legend entries."""
-    _bars(ax, list(top["family"]), list(top["family_grad_norm"]), [COLOURS[name] for name in top["kind"]])
+    _bars(ax, list(top["family"]), list(top["family_grad_norm"]), [COLOURS[name] for name in kinds(top)])
     ax.set_title(title)
-    return [Patch(color=colour, label=name) for name, colour in COLOURS.items() if name in set(top["kind"])]
+    return [Patch(color=colour, label=name) for name, colour in COLOURS.items() if name in set(kinds(top))]
 
 
 def _bars(ax, names, values, colours) -> None:
@@ -189,7 +159,7 @@ def _composition(ax, spikes, row) -> list:
     steps, seen = fatal(spikes, row)[-MOST:], set()
     for x, step in enumerate(steps):
         top, bottom = families(spikes, row.run_id, step), 0.0
-        shares = top.groupby("kind")["square"].sum() / top["square"].sum()
+        shares = top.groupby(kinds(top))["square"].sum() / top["square"].sum()
         for name in (name for name in COLOURS if name in shares):
             ax.bar(x, shares[name], bottom=bottom, color=COLOURS[name], width=0.8, zorder=2)
             bottom += shares[name]

@@ -14,7 +14,7 @@ __all__ = ["leave", "main", "parser"]
 VERBS = {
     "list": reading.show, "plan": training.plan, "run": training.run, "encode": training.encode, "status": reading.status,
     "collect": reading.collect, "figures": reading.figures, "verify": reading.verify, "report": reading.report,
-    "detect": reading.detect, "bench": reading.bench,
+    "claims": reading.claims, "detect": reading.detect, "bench": reading.bench,
 }  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def status(args) -> int:
 
 
 def collect(args) -> int:
-    from suite.evidence import critical_rates
+    from suite.evidence import critical_rates, ranking_table
     from suite.evidence.report import beside
     from suite.presets import PROTOCOLS
     from suite.records.checks import check_folder
@@ -71,6 +71,7 @@ def collect(args) -> int:
             problems += check_folder(folder) + check_parts(folder)
     if not problems and args.results.resolve() != COMMITTED:  # those of the committed results stand with their pages (`report --write`)
         critical_rates.write(args.results)
+        ranking_table.write(args.results)
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0
@@ -100,7 +101,7 @@ def _pictures(results: Path) -> Path:
 
 
 def verify(args) -> int:
-    from suite.evidence import critical_rates, pages
+    from suite.evidence import claims, critical_rates, pages, ranking_table
     from suite.evidence.verify import verify
     from suite.isolation.catalogue import read
     from suite.isolation.forks import Fork
@@ -108,7 +109,8 @@ def verify(args) -> int:
     catalogue, pictures, committed = read(args.plugin), _pictures(args.results), args.results.resolve() == COMMITTED
     warn(catalogue)
     drawn = pictures.is_dir() or committed  # a user may not have drawn any yet
-    asked = [(critical_rates.differs, args.results), *[(pages.differ, args.results)] * committed]
+    asked = [(critical_rates.differs, args.results), (ranking_table.differs, args.results)]
+    asked += [(pages.differ, args.results), (claims.differs, args.results)] * committed
     asked += [(stale, args.results, pictures)] * drawn
     beside = [Fork() for _ in asked]  # meanwhile, each in a process of its own
     for process, question in zip(beside, asked, strict=True):
@@ -133,16 +135,26 @@ def verify(args) -> int:
 
 
 def report(args) -> int:
-    from suite.evidence import critical_rates, pages
+    from suite.evidence import critical_rates, pages, ranking_table
 
     if not (made := pages.blocks(args.results)):
         raise ValueError(f"{args.results}: no laptop or frontier results to report; start with: python -m suite run")
     if args.write:
         critical_rates.write(args.results)
+        ranking_table.write(args.results)
         if args.results.resolve() == COMMITTED:
             pages.write(args.results)
     else:
         print("\n\n".join(made.values()))
+    return 0
+
+
+def claims(args) -> int:
+    from suite.evidence.claims import reproduction, write
+
+    if not _protocol_folders(args.results):
+        raise ValueError(f"{args.results}: no results to judge claims by; start with: python -m suite run")
+    print(write(args.results) if args.write else reproduction(args.results), end="\n" * args.write)
     return 0
 
 

@@ -11,12 +11,14 @@ from suite.evidence.critical_rates import BESIDE, pooled
 from suite.evidence.hypotheses import equal_deaths, hypotheses_table, judge, of_cell
 from suite.evidence.markdown import table
 from suite.evidence.ranking import ranking
+from suite.evidence.words import called
 from suite.presets import PROTOCOLS
 from suite.sweep.search import MS, RUNS
 
 NAME = "scale"
 FAMILIES = ("fixed gain", "fixed gain, centered", "LayerScale", "MV-Split")
-GAIN = {"gain": "g", "layerscale": "init", "mvsplit": "beta", "split": "beta"}  # the parameter that is the scale of a branch at the start
+# by scheme, the parameter that is the scale of the branch at the start
+GAIN = {"gain": "g", "layerscale": "init", "mvsplit": "beta", "split": "beta", "rezero_start": "start"}
 
 
 def family(cell: Cell) -> str:
@@ -29,10 +31,12 @@ def family(cell: Cell) -> str:
     return {"plain": "fixed gain", "gain": "fixed gain", "layerscale": "LayerScale", "mvsplit": "MV-Split"}.get(cell.scheme, "") * whole
 
 
-def start(cell: Cell) -> float:
-    """Scale of the branch beside its trunk at the start: 1 for plain."""
+def start(cell: Cell) -> float | None:
+    """The factor on a branch beside its trunk at the start, as the scheme's parameters give it; None where that is not known here."""
     params = dict(item.split("=") for item in cell.params.split(",") if "=" in item)
-    return float(params[GAIN[cell.scheme]]) if cell.scheme in GAIN else 1.0
+    known = {"plain": 1.0, "featscale": 1.0, "desimilar": 1.0, "rezero": 0.0, "deepnorm": (2 * cell.depth) ** -0.25}
+    known |= {scheme: params.get(name) for scheme, name in GAIN.items()}
+    return None if known.get(cell.scheme) is None else float(known[cell.scheme])
 
 
 def branch_scale(results: Path) -> str:
@@ -43,7 +47,7 @@ def branch_scale(results: Path) -> str:
     deaths = [(one.cell.label, one.cell.depth, *equal_deaths(of_cell(runs, one))) for one in found]
     parts = [
         ranking(found), "Deaths that end with all tokens equal:",
-        table(["scheme", "blocks", "with equal tokens", "deaths"], [(label, depth, k, n) for label, depth, k, n in deaths if n]),
+        table(["scheme", "blocks", "with equal tokens", "deaths"], [(called(label), depth, k, n) for label, depth, k, n in deaths if n]),
         "The hypotheses, written down before the protocol's first run:", hypotheses_table(judge(results, NAME)),
     ]  # fmt: skip
     if left := missing({(one.cell.label, one.cell.depth) for one in found}):
@@ -56,7 +60,7 @@ def missing(known: set[tuple[str, int]]) -> str:
     protocol, out = PROTOCOLS[NAME], []
     wanted = [(_label(cell), depth) for cell in protocol.cells for depth in cell.depths or protocol.depths]
     for depth in sorted({depth for _, depth in wanted}):
-        labels = [label for label, at in wanted if at == depth and (label, at) not in known]
+        labels = [called(label) for label, at in wanted if at == depth and (label, at) not in known]
         hours = len(labels) * RUNS * depth * protocol.length * MS / 3.6e6
         if labels:
             out.append(f"at {depth} blocks {', '.join(labels)} (about {hours:.0f} core-hours)")

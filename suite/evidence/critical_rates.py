@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from suite.evidence.stats import Critical
 from suite.presets import PROTOCOLS
 from suite.records.csvfile import as_text, render
 from suite.records.package import is_current
+from suite.records.schema import Table
 from suite.records.store import TABLES, content, write_package, write_rows
 
 TABLE = TABLES["critical_rates"]
@@ -30,18 +32,24 @@ def pooled(results: Path, protocol: str) -> list[Measures]:
 def rows(results: Path) -> list[dict[str, object]]:
     """A row for each cell of every search protocol that the folder has runs of."""
     out = []
-    for protocol in (p for p in PROTOCOLS.values() if p.search):
-        runs = runs_of(results / protocol.name)
-        own = set(cells(runs)) if len(runs) else set()
-        for found in pooled(results, protocol.name):
+    for shared, every, runs in measured(results):
+        own = cells(runs)
+        for found in every:
             cell = found.cell
             if cell not in own:
                 continue
             tokens = runs.loc[(runs["scheme"] == cell.scheme) & (runs["data"] == cell.data), "image_tokens"].iloc[0]
-            shared = {"protocol": protocol.name, "horizon": found.edge.horizon, "image_tokens": int(tokens)}
-            shared |= {column.name: getattr(cell, column.name) for column in TABLE.columns if column.name in cell._fields}
-            out.append(shared | row(found))
+            here = {column.name: getattr(cell, column.name) for column in TABLE.columns if column.name in cell._fields}
+            out.append(shared | {"image_tokens": int(tokens)} | here | row(found))
     return out
+
+
+def measured(results: Path) -> Iterator[tuple[dict[str, object], list[Measures], pd.DataFrame]]:
+    """Of every search protocol that the folder has runs of: what its rows share, the numbers of its cells and of those it stands
+    beside, its runs."""
+    for protocol in (p for p in PROTOCOLS.values() if p.search):
+        if found := pooled(results, protocol.name):
+            yield {"protocol": protocol.name, "horizon": found[0].edge.horizon}, found, runs_of(results / protocol.name)
 
 
 def row(found: Measures) -> dict[str, object]:
@@ -72,16 +80,24 @@ def _critical(name: str, one: Critical) -> dict[str, object]:
 
 def write(results: Path) -> None:
     """Write the table of a results folder, where it has runs of a search."""
-    if made := rows(results):
-        write_rows(results / TABLE.path, TABLE, made)
-        write_package(results)
+    write_table(results, TABLE, rows(results))
 
 
 def differs(results: Path) -> list[str]:
     """A problem line where the table, or the package beside it, is not what the runs give."""
-    path = results / TABLE.path
-    if not path.exists():
-        return []
-    if content(path) != render(TABLE, as_text(path, TABLE, rows(results))) or not is_current(results):
+    return table_differs(results, TABLE, rows)
+
+
+def write_table(results: Path, table: Table, made: list[dict[str, object]]) -> None:
+    """Write a table that follows from the runs of a results folder, and the package beside it; nothing where there is no row."""
+    if made:
+        write_rows(results / table.path, table, made)
+        write_package(results)
+
+
+def table_differs(results: Path, table: Table, make: Callable[[Path], list[dict[str, object]]]) -> list[str]:
+    """A problem line where such a table, or the package beside it, is not what the runs give; nothing where it is not there."""
+    path = results / table.path
+    if path.exists() and (content(path) != render(table, as_text(path, table, make(results))) or not is_current(results)):
         return [f"{path}: is not what the runs give; mend with: python -m suite report --write"]
     return []

@@ -23,6 +23,7 @@ from suite.evidence.edges import hypotheses, judged
 from suite.evidence.markdown import table
 from suite.evidence.measures import Estimate, Measures
 from suite.evidence.stats import holm, ratio
+from suite.evidence.words import called
 from suite.verdict.outcome import DEAD
 
 ALPHA = 0.05
@@ -180,7 +181,8 @@ def hypotheses_table(found: Sequence[Judged]) -> str:
         row = one.row
         margin = f"{row.margin:g} octave" if row.quantity == "window" else f"{row.margin:.0%}"
         within = "" if pd.isna(row.margin) else f" within {margin}"
-        claim = f"{WORDS[row.quantity]} of {row.scheme} {row.claim}{' than' if row.claim != 'same' else ' as'} {row.over}'s{within}"
+        than = "as" if row.claim == "same" else "than"
+        claim = f"{WORDS[row.quantity]} of {called(row.scheme)} {row.claim} {than} {called(row.over)}'s{within}"
         p = "" if one.adjusted is None else f"{one.adjusted:.2g}"
         rows.append([claim, one.found.text if one.found else "", p, one.verdict])
     return table(["claim", "found", "p (Holm)", "verdict"], rows)

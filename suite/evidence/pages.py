@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from suite.environment import ROOT
+from suite.evidence import claims
 from suite.evidence.anatomy import anatomy
+from suite.evidence.branch_scale import branch_scale
 from suite.evidence.cells import runs_of
 from suite.evidence.costs import costs
 from suite.evidence.deep import deep
@@ -39,6 +41,8 @@ class Block(NamedTuple):
 BLOCKS = (
     Block("README.md", "failure", ("anatomy",), failure),
     Block("README.md", "ranking", ("frontier", "bench"), headline),
+    Block("README.md", "claims", ("frontier", "anatomy", "deep", "stdinit", "detect", "bench"), claims.headline),
+    Block("docs/branch_scale.md", "branch scale", ("scale", "frontier"), branch_scale),
     Block("docs/findings.md", "findings", ("frontier", "anatomy", "rounding", "frontier64"), findings),
     Block("docs/findings.md", "critical rates", ("frontier",), lambda results: edge_tables(results / "frontier"), True),
     Block("docs/findings.md", "outcomes", ("laptop",),

@@ -6,12 +6,16 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-CALLED = {"layerscale": "LayerScale", "rezero": "ReZero", "deepnorm": "DeepNorm", "mvsplit": "MV-Split", "sites=attn": "on attention alone"}
+CALLED = {"gain": "fixed gain", "split": "parts of MV-Split,", "featscale": "FeatScale", "layerscale": "LayerScale", "rezero": "ReZero", "deepnorm": "DeepNorm", "mvsplit": "MV-Split",
+          "sites=attn": "on attention alone"}
 
 
 def called(name: str) -> str:
     """A scheme, with what follows it, in words: "mvsplit sites=attn" is "MV-Split on attention alone"; others stay as they are."""
-    return " ".join(CALLED.get(word, word) for word in name.split(" "))
+    scheme, *words = name.split(" ")
+    if scheme == "split" and words[-2:] == ["learn=none", "mean=none"]:  # X + beta P F, beta fixed
+        return " ".join(["centered fixed gain", *(word.replace("beta=", "g=") for word in words[:-2])])
+    return " ".join(CALLED.get(word, word) for word in (scheme, *words))
 
 
 def thousandths(rate: float) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 SCHEMA_VERSION = "7"
 MEASURED = ("bench", "rounding", "detect")  # tables of no protocol's runs, whose rows say where they were made
-OF_NO_RUN = (*MEASURED, "critical_rates", "hypotheses", "thresholds", "replay", "simulation")
+OF_NO_RUN = (*MEASURED, "critical_rates", "ranking", "hypotheses", "thresholds", "replay", "simulation")
 # columns of runs.csv that follow from its others: `verify` works them out again, and `rows_digest` leaves them out
 DERIVED = ("trajectory",)
 # columns that say where a row was made; `suite.environment.provenance` fills them
@@ -92,6 +92,9 @@ TABLES = {name: Table(name, path, meaning, key, _columns(name), *order) for name
     ("detect", "detect.csv", "how well `detect` judges logs whose truth is known (results/detect/judge_all.py)",
      ("truth", "family", "cut", "every")),
     ("critical_rates", "critical_rates.csv", "what each cell of the searches is ranked by: one row a cell",
+     ("protocol", "scheme", "arm", "params", "writers", "gate_lr", "depth", "data"),
+     ("protocol", "depth", "data", "arm", "best_loss", "scheme", "params", "writers", "gate_lr")),
+    ("ranking", "ranking.csv", "the ranking of the schemes at every depth: one row a cell",
      ("protocol", "scheme", "arm", "params", "writers", "gate_lr", "depth", "data"),
      ("protocol", "depth", "data", "arm", "best_loss", "scheme", "params", "writers", "gate_lr")),
     ("hypotheses", "hypotheses.csv", "comparisons that were fixed before the runs; all others are exploratory",

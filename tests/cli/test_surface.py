@@ -40,6 +40,7 @@ VERBS = {
     "figures": ["--check", "--out DIR", "--results DIR"],
     "verify": ["--rerun K", "--seed N", "--plugin FILE", "--results DIR"],
     "report": ["--write", "--results DIR"],
+    "claims": ["--write", "--results DIR"],
     "detect": ["file", "--column NAME", "--constant-loss X", "--plot FILE"],
     "bench": ["--quick", "--only EXPR", "--results DIR"],
 }

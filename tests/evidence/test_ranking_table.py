@@ -1,0 +1,69 @@
+"""ranking.csv against the other committed tables, with pandas alone, and against a table that was changed."""
+
+import shutil
+
+import pandas as pd
+import pytest
+
+from suite.environment import ROOT
+from suite.evidence import ranking_table
+from suite.evidence.cells import Cell
+
+RESULTS = ROOT / "results"
+KEY = ["protocol", "scheme", "params", "depth"]
+
+
+@pytest.fixture(scope="module")
+def told():
+    return pd.read_csv(RESULTS / "ranking.csv")
+
+
+def test_it_has_the_cells_and_the_numbers_of_critical_rates(told):
+    other = pd.read_csv(RESULTS / "critical_rates.csv")
+    shared = [name for name in told if name in other]
+    assert "best_loss" in shared and "window_high" in shared and len(told) == len(other)
+    pd.testing.assert_frame_equal(*(table.sort_values(KEY)[shared].reset_index(drop=True) for table in (told, other)))
+
+
+def test_deaths_are_those_of_the_runs(told):
+    for row in told.itertuples():
+        runs = pd.read_csv(RESULTS / row.protocol / "runs.csv")
+        dead = runs[(runs["scheme"] == row.scheme) & (runs["depth"] == row.depth) & runs["crash_step"].notna()]
+        assert (row.deaths, row.deaths_equal) == (len(dead), (dead["state"] == "mean_dominated").sum())
+    assert told["deaths"].sum() > 100 and (told["deaths_equal"] < told["deaths"]).any()
+
+
+def test_the_cost_is_that_of_the_bench(told):
+    bench = pd.read_csv(RESULTS / "bench" / "bench.csv").query("phase == 'step' and device == 'cpu' and over_plain.notna()")
+    known = bench.set_index(["scheme", "depth"])["over_plain"]
+    costs = told.set_index(["scheme", "depth"])["step_over_plain"].dropna()
+    assert dict(costs[costs.index.get_level_values("scheme") != "plain"]) == {at: known[at] for at in costs.index if at[0] != "plain"}
+    assert len(costs) == 5 and (costs["plain"] == 1).all()
+
+
+def test_places(told):
+    """The lowest loss of a depth has place 1; places are ranges in order; who ties with the best may have place 1 too."""
+    for _, rows in told.groupby(["protocol", "depth"]):
+        rows = rows.sort_values("best_loss")
+        assert rows["place"].iloc[0] == 1 and rows["place"].between(1, rows["place_last"]).all() and rows["place_last"].max() == len(rows)
+        assert list(rows["tied_with_best"]) == list(rows["place"] == 1)
+        order = range(1, len(rows) + 1)
+        assert all(first <= place <= last for first, place, last in zip(rows["place"], order, rows["place_last"]))
+
+
+@pytest.mark.parametrize(("scheme", "params", "factor"), [
+    ("plain", "-", 1.0), ("mvsplit", "alpha=0,beta=0.03,sites=both", 0.03), ("layerscale", "init=0.01", 0.01), ("rezero", "-", 0.0),
+    ("deepnorm", "alpha=0,beta=0", 0.265915), ("mine", "beta=2", None),
+])  # fmt: skip
+def test_the_scale_of_a_branch(scheme, params, factor):
+    found = ranking_table.scale(Cell(scheme, "controlled", params, "zero", 1.0, "digits", True, 100))
+    assert found is None if factor is None else found == pytest.approx(factor, abs=1e-6)
+
+
+def test_what_verify_says(tmp_path):
+    assert ranking_table.differs(RESULTS) == [] == ranking_table.differs(tmp_path)
+    for path in RESULTS.iterdir():
+        (tmp_path / path.name).symlink_to(path) if path.is_dir() else shutil.copy(path, tmp_path)
+    path = tmp_path / "ranking.csv"
+    path.write_text(path.read_text().replace(",39,38,", ",39,37,"))
+    assert len(ranking_table.differs(tmp_path)) == 1

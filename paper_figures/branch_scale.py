@@ -9,8 +9,8 @@ import numpy as np
 from paper_figures.figure import figure, some
 from paper_figures.runs import caption, load_runs
 from paper_figures.style import OTHERS, handle, legend, page, plain_log, scheme_look
-from suite.evidence.branch_scale import FAMILIES, family, start
 from suite.evidence.critical_rates import pooled
+from suite.evidence.families import FAMILIES, family, start
 from suite.evidence.measures import Measures
 
 LOOKS = {"fixed gain": (OTHERS[1], "o"), "fixed gain, centered": (OTHERS[2], "s"), "LayerScale": scheme_look("layerscale"),

@@ -6,37 +6,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from suite.evidence.cells import STD, Cell, finished, name, runs_of
+from suite.evidence.cells import STD, finished, name, runs_of
 from suite.evidence.critical_rates import BESIDE, pooled
 from suite.evidence.hypotheses import equal_deaths, hypotheses_table, judge, of_cell
 from suite.evidence.markdown import table
 from suite.evidence.ranking import ranking
 from suite.evidence.words import called
 from suite.presets import PROTOCOLS
-from suite.sweep.search import MS, RUNS
+from suite.sweep.frontier import core_hours
 
 NAME = "scale"
-FAMILIES = ("fixed gain", "fixed gain, centered", "LayerScale", "MV-Split")
-# by scheme, the parameter that is the scale of the branch at the start
-GAIN = {"gain": "g", "layerscale": "init", "mvsplit": "beta", "split": "beta", "rezero_start": "start"}
-
-
-def family(cell: Cell) -> str:
-    """Which of FAMILIES a cell is of; "" for none: another scheme, another part of the split, standard writers."""
-    if cell.writers != "zero" or cell.gate_lr != 1 or cell.arm != "controlled":
-        return ""
-    if cell.scheme == "split":
-        return "fixed gain, centered" if cell.label.endswith("learn=none mean=none") else ""
-    whole = cell.scheme != "mvsplit" or "sites=both" in cell.params.split(",")
-    return {"plain": "fixed gain", "gain": "fixed gain", "layerscale": "LayerScale", "mvsplit": "MV-Split"}.get(cell.scheme, "") * whole
-
-
-def start(cell: Cell) -> float | None:
-    """The factor on a branch beside its trunk at the start, as the scheme's parameters give it; None where that is not known here."""
-    params = dict(item.split("=") for item in cell.params.split(",") if "=" in item)
-    known = {"plain": 1.0, "featscale": 1.0, "desimilar": 1.0, "rezero": 0.0, "deepnorm": (2 * cell.depth) ** -0.25}
-    known |= {scheme: params.get(name) for scheme, name in GAIN.items()}
-    return None if known.get(cell.scheme) is None else float(known[cell.scheme])
 
 
 def branch_scale(results: Path) -> str:
@@ -61,7 +40,7 @@ def missing(known: set[tuple[str, int]]) -> str:
     wanted = [(_label(cell), depth) for cell in protocol.cells for depth in cell.depths or protocol.depths]
     for depth in sorted({depth for _, depth in wanted}):
         labels = [called(label) for label, at in wanted if at == depth and (label, at) not in known]
-        hours = len(labels) * RUNS * depth * protocol.length * MS / 3.6e6
+        hours = len(labels) * core_hours(depth, protocol.length)
         if labels:
             out.append(f"at {depth} blocks {', '.join(labels)} (about {hours:.0f} core-hours)")
     return "; ".join(out)

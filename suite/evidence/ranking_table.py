@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from suite.evidence.bench import FOLDER, on_cpu
-from suite.evidence.branch_scale import start
 from suite.evidence.cells import Cell, cells
 from suite.evidence.critical_rates import measured, row, table_differs, write_table
 from suite.evidence.edges import REFERENCE
+from suite.evidence.families import start
 from suite.evidence.ranking import placed
 from suite.records.store import TABLES, read
 from suite.verdict.outcome import DEAD

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-CALLED = {"gain": "fixed gain", "split": "parts of MV-Split,", "featscale": "FeatScale", "layerscale": "LayerScale", "rezero": "ReZero", "deepnorm": "DeepNorm", "mvsplit": "MV-Split",
+CALLED = {"gain": "fixed gain", "split": "parts of MV-Split,", "featscale": "FeatScale", "layerscale": "LayerScale",
+          "rezero": "ReZero", "deepnorm": "DeepNorm", "mvsplit": "MV-Split",
           "sites=attn": "on attention alone"}
 
 

@@ -29,6 +29,9 @@ ANCHOR, STRIDE = 10, 3  # the cold side is looked at at these points, from the e
 WORSE = 1.1  # times the lowest mean loss: there the cold side ends
 ABOVE, HOT = (3, 6), 2  # points above the edge among which so many runs must be known, to notice a cell that lives again
 OPEN = 0.95  # of the posterior beyond the lattice: there the search for an edge ends
+RUNS = 50  # of a cell, in whole lives: 26 for its edge (results/instrument/replay.csv), some 16 beside it, 8 at its best rate
+PATCH = 2  # of the runs that MS was measured on
+MS = 1.1  # a block and step of one worker: all seconds of results/frontier/throughput.csv over the blocks and steps of its runs
 RESERVED = range(FRESH, FRESH + 8)  # seeds that no search ever has: the loss at the best rate is theirs
 
 
@@ -165,3 +168,8 @@ def by_point(runs: Sequence[Seen]) -> Mapping[int, list[float]]:
     for run in runs:
         out[run.k].append(run.value)
     return out
+
+
+def core_hours(depth: int, length: int, patch: int = PATCH) -> float:
+    """About what the search of one cell costs on a processor core like ours; the time of a block is taken to grow with its image tokens."""
+    return RUNS * depth * length * (PATCH / patch) ** 2 * MS / 3.6e6

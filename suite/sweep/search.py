@@ -18,10 +18,7 @@ from suite.sweep import frontier
 from suite.sweep.groups import default_size
 from suite.sweep.plan import Selection, SelectionError, make_plan, protocol_named
 
-RUNS = 50  # of a cell, in whole lives: 26 for its edge (results/instrument/replay.csv), some 16 beside it, 8 at its best rate
 LEAST, ROUND = 2, 8  # runs of a cell in a round: a CPU of two cores has one for each; more at once learn less from each other
-PATCH = 2  # of the runs that MS was measured on
-MS = 1.1  # a block and step of one worker: all seconds of results/frontier/throughput.csv over the blocks and steps of its runs
 
 
 def is_search(selection: Selection) -> bool:
@@ -88,5 +85,5 @@ def _seen(lr: float, seed: int, row: Mapping[str, str]) -> frontier.Seen:
 
 
 def core_hours(cells: Sequence[Run]) -> float:
-    """About what a whole search costs on a processor core like ours; the time of a block is taken to grow with its image tokens."""
-    return sum(RUNS * cell.depth * cell.protocol.length * (PATCH / cell.protocol.patch) ** 2 for cell in cells) * MS / 3.6e6
+    """About what the search of some cells costs from nothing."""
+    return sum(frontier.core_hours(cell.depth, cell.protocol.length, cell.protocol.patch) for cell in cells)

@@ -5,8 +5,9 @@ import pytest
 from test_hypotheses import folder, runs
 
 from paper_figures.branch_scale import branch_scale as drawn
-from suite.evidence.branch_scale import branch_scale, family, missing, start
+from suite.evidence.branch_scale import branch_scale, missing
 from suite.evidence.cells import Cell
+from suite.evidence.families import family, start
 from suite.presets import PROTOCOLS
 
 

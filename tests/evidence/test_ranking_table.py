@@ -7,7 +7,6 @@ import pytest
 
 from suite.environment import ROOT
 from suite.evidence import ranking_table
-from suite.evidence.cells import Cell
 
 RESULTS = ROOT / "results"
 KEY = ["protocol", "scheme", "params", "depth"]
@@ -50,14 +49,6 @@ def test_places(told):
         order = range(1, len(rows) + 1)
         assert all(first <= place <= last for first, place, last in zip(rows["place"], order, rows["place_last"]))
 
-
-@pytest.mark.parametrize(("scheme", "params", "factor"), [
-    ("plain", "-", 1.0), ("mvsplit", "alpha=0,beta=0.03,sites=both", 0.03), ("layerscale", "init=0.01", 0.01), ("rezero", "-", 0.0),
-    ("deepnorm", "alpha=0,beta=0", 0.265915), ("mine", "beta=2", None),
-])  # fmt: skip
-def test_the_scale_of_a_branch(scheme, params, factor):
-    found = ranking_table.scale(Cell(scheme, "controlled", params, "zero", 1.0, "digits", True, 100))
-    assert found is None if factor is None else found == pytest.approx(factor, abs=1e-6)
 
 
 def test_what_verify_says(tmp_path):

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from suite.evidence.again import edges_again, nudges
 from suite.evidence.cells import controlled, runs_of
 from suite.evidence.decided import standing
 from suite.evidence.edges import PRIMARY, REFERENCE, Edge, edges, hypotheses, ratios
 from suite.evidence.hazard import risks, with_health
 from suite.evidence.words import holds, render
 from suite.presets import PROTOCOLS
-from suite.records.store import read
 from suite.verdict.outcome import DEAD, UNUSABLE
 
 LEVEL_OF_TEST = 0.05  # of a p, after Holm
@@ -30,7 +30,7 @@ def findings(results: Path) -> str:
         "findings", short=frontier.horizon, depth=depth, high=high, below=_below(results), plain=_plain(edges(runs)),
         level=LEVEL_OF_TEST, compared=sorted(compared, key=lambda one: one.depth), ways=_ways(runs), dead=_dead(runs), well=WELL,
         standing={scheme: found for (scheme, at), found in standing(runs, high).items() if at == depth and found.n},
-        tokens=_more_tokens(results), rounding=_roundings(results),
+        tokens=_more_tokens(results), rounding=_roundings(results), again=edges_again(results),
     )  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def _more_tokens(results: Path) -> list[dict[str, object]]:
 
 def _roundings(results: Path) -> dict[str, object]:
     """What became of one run of each scheme under other roundings."""
-    runs = read(results / "rounding", "rounding").query("counts")
+    runs, _ = nudges(results)
     kinds = runs["outcome"].mask(runs["outcome"].isin(DEAD), "dead")
     by = {scheme: (_counts(kinds[mine.index]), len(mine)) for scheme, mine in runs.groupby("scheme", sort=False)}
     return {"by": by, **{name: ", ".join(f"{value:g}" for value in sorted(set(runs[name]))) for name in ("depth", "lr")}}

@@ -35,6 +35,11 @@ def place(at: tuple[int, int]) -> str:
     return f"{at[0]}" if at[0] == at[1] else f"{at[0]} to {at[1]}"
 
 
+def paired(one: Measures, over: Measures) -> pd.Series:
+    """By seed that both have: the loss of one at its best rate over that of the other, less 1."""
+    return (one.best_values / over.best_values).dropna() - 1
+
+
 def _p(one: pd.Series, other: pd.Series) -> float:
     seeds = one.index.intersection(other.index)
     return float(ttest_rel(one[seeds], other[seeds]).pvalue) if len(seeds) > 2 else 0.0

@@ -139,6 +139,8 @@ def report(args) -> int:
     from suite.evidence import critical_rates, ranking_table
     from suite.evidence.report import blocks, write_readme
 
+    if args.html:
+        return _html(args.results, args.html)
     if not (made := blocks(args.results)):
         raise ValueError(f"{args.results}: no laptop or frontier results to report; start with: python -m suite run")
     if args.write:
@@ -147,6 +149,18 @@ def report(args) -> int:
         write_readme(args.results)
     else:
         print("\n\n".join(made.values()))
+    return 0
+
+
+def _html(results: Path, file: Path) -> int:
+    from paper_figures.gallery import gallery
+    from suite.evidence.html import page
+
+    if not _protocol_folders(results):
+        raise ValueError(f"{results}: no results to report; start with: python -m suite run")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(page(results, gallery(results, _pictures(results))), encoding="utf-8")
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

@@ -37,7 +37,7 @@ def _block(lines: list[str]) -> Markup:
         head, _, *rows = ([cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines)
         return table(head, rows)
     if found := re.match(r"(#+) (.*)", lines[0]):
-        size = min(6, len(found[1]) + 2)
+        size = min(6, max(3, len(found[1])))  # below the heading of a section
         return Markup("<h{0}>{1}</h{0}>").format(size, inline(found[2]))
     if lines[0].startswith("- "):
         items = re.split(r"\n- ", "\n".join(lines)[2:])

@@ -115,10 +115,14 @@ def _ranking(results: Path) -> Section | None:
               _interval(row, "best_loss", 3) + (f" (n = {row['fresh']})" if row["fresh"] else " (of the search)"),
               _interval(row, "window"), _interval(row, "margin"), f"{_rate(row, 'lr50')} (n = {row['lr50_runs']})",
               f"{row['deaths_equal']} of {row['deaths']}",
-              "-" if row["step_over_plain"] is None else f"{row['step_over_plain'] - 1:+.0%}".replace("+0%", "0%")] for row in rows]))  # fmt: skip
+              _cost(row["step_over_plain"])] for row in rows]))  # fmt: skip
     how = ("python -m suite report", "tables: ranking.csv, frontier/runs.csv, bench/bench.csv",
            "train them again: python -m suite run --protocol frontier")  # fmt: skip
     return Section("Ranking", Markup("\n").join(parts), how=how) if len(parts) > 1 else None
+
+
+def _cost(over: float | None) -> str:
+    return "-" if over is None else "0%" if over == 1 else f"{over - 1:+.0%}"
 
 
 def _place(row: dict) -> str:

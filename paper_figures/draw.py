@@ -34,11 +34,11 @@ def figures() -> list[Recipe]:
 def draw_all(results: Path, out: Path) -> int:
     """Draw all protocols found under `results` into `out`; exit status 0, 1 if a figure broke, 2 if there is no run."""
     results, out = Path(results), Path(out)
-    if not _folders(results):
+    if not folders(results):
         print(f"{results}: no results to draw; start with: python -m suite run", file=sys.stderr)
         return 2
     drawn, broken = [], False
-    for folder in _folders(results):
+    for folder in folders(results):
         pictures, bad = draw_folder(folder, out)
         drawn, broken = drawn + pictures, broken or bad
     if drawn:
@@ -50,7 +50,7 @@ def draw_all(results: Path, out: Path) -> int:
 def draw_folder(folder: Path, out: Path) -> tuple[list[dict], bool]:
     """Draw what the tables of one folder allow; rows figure, file, tables, and whether a figure broke."""
     drawn, broken = [], False
-    for stem, recipe, page in _drawn(folder):
+    for stem, recipe, page in pages(folder):
         if isinstance(page, str):
             broken = True
             print(f"{stem}: {page}", file=sys.stderr)
@@ -65,19 +65,19 @@ def stale(results: Path, out: Path) -> list[str]:
     """One line for every picture in `out` that does not show what the tables under `results` give; writes nothing."""
     expected, problems = set(), []
     with contextlib.redirect_stderr(io.StringIO()):  # why a figure is not drawn is no news here
-        for stem, _, page in (found for folder in _folders(Path(results)) for found in _drawn(folder)):
+        for stem, _, page in (found for folder in folders(Path(results)) for found in pages(folder)):
             files = [out / f"{stem}.{kind}" for kind in style.KINDS]
             expected.update(files)
             if isinstance(page, str):
                 problems.append(f"{files[0]}: its figure cannot be drawn: {page.strip().splitlines()[-1]}")
                 continue
             mark = style.shows(page)
-            problems += [f"{path}: {what}; draw it with: python -m suite figures" for path in files if (what := _fault(path, mark))]
+            problems += [f"{path}: {what}; draw it with: python -m suite figures" for path in files if (what := fault(path, mark))]
     unknown = {path for kind in style.KINDS for path in out.glob(f"*.{kind}")} - expected
     return problems + [f"{path}: no table gives this picture; remove it" for path in sorted(unknown)]
 
 
-def _fault(path: Path, mark: str) -> str:
+def fault(path: Path, mark: str) -> str:
     """Why a picture is not one of this mark, or "". Where the mark stands the pixels are believed."""
     if not path.is_file():
         return "missing"
@@ -95,12 +95,12 @@ def _fault(path: Path, mark: str) -> str:
     return ""
 
 
-def _folders(results: Path) -> list[Path]:
+def folders(results: Path) -> list[Path]:
     """The folders of protocols and of benchmarks."""
     return sorted({path.parent for name in ("runs", "bench") for path in results.glob(f"*/{TABLES[name].path}")})
 
 
-def _drawn(folder: Path) -> Iterator[tuple[str, Recipe, Figure | str]]:
+def pages(folder: Path) -> Iterator[tuple[str, Recipe, Figure | str]]:
     """(file stem, recipe, figure or the words of the error that kept it) of all figures that a folder allows."""
     search = folder.name in PROTOCOLS and PROTOCOLS[folder.name].search  # hundreds of cells: too many for a panel each
     for recipe in figures():

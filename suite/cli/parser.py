@@ -95,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--results", type=directory, default=COMMITTED, metavar="DIR", help="default: the committed tables")
     report = add("report", help="the outcomes of `laptop` and the critical rates of `frontier`, in Markdown")
     report.add_argument("--write", action="store_true", help="put them into README.md and docs/")
+    report.add_argument("--html", type=Path, metavar="FILE", help="instead write one page with all of it, claims and figures too")
     report.add_argument("--results", type=directory, default=COMMITTED, metavar="DIR", help="default: the committed tables")
     claims = add("claims", help="a verdict on every claim of the paper, in Markdown")
     claims.add_argument("--write", action="store_true", help="write them to REPRODUCTION.md")

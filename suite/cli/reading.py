@@ -137,6 +137,8 @@ def verify(args) -> int:
 def report(args) -> int:
     from suite.evidence import critical_rates, pages, ranking_table
 
+    if args.html:
+        return _html(args.results, args.html)
     if not (made := pages.blocks(args.results)):
         raise ValueError(f"{args.results}: no laptop or frontier results to report; start with: python -m suite run")
     if args.write:
@@ -146,6 +148,18 @@ def report(args) -> int:
             pages.write(args.results)
     else:
         print("\n\n".join(made.values()))
+    return 0
+
+
+def _html(results: Path, file: Path) -> int:
+    from paper_figures.gallery import gallery
+    from suite.evidence.html import page
+
+    if not _protocol_folders(results):
+        raise ValueError(f"{results}: no results to report; start with: python -m suite run")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(page(results, gallery(results, _pictures(results))), encoding="utf-8")
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

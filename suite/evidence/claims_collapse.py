@@ -195,7 +195,7 @@ def _unforeseen(tables: Tables) -> Claim:
         "Its onset cannot be foreseen", "The step of the crash is not predictable.", "App. L",
         "no number; the published trace is calm until ten steps before", (
             Part("deaths of healthy runs that loss or gradient norm warn of 25 steps ahead, by a line that no run that lived ever passed",
-                 seen, Rule(0.25, 0.5, why="a warning that misses three deaths in four is of no use; one that foresees half is")),
+                 seen, Rule(0.25, 0.5, why="a warning that misses three deaths in four is of no use; one that foresees half of them is")),
         ), (*LONG, "anatomy/curves", "anatomy64/curves"),
         note="Five signals were tried, made of loss and gradient norm; another may do better. All schemes together.",
     )  # fmt: skip

@@ -36,7 +36,7 @@ def _prevents(tables: Tables) -> Claim:
         "no collapse in 80,000 steps at 400 blocks (beta = 1) and 1000 blocks (beta = .03), one run each", (
             Part("deaths of MV-Split (beta = 1) that end with equal tokens",
                  share((dead["state"] == "mean_dominated").sum(), len(dead), "deaths"), FEW),
-        ), RUNS, needs="a sweep over beta: at a small one the branch is another",
+        ), RUNS, needs="a sweep over beta at the start",
         note=f"It dies otherwise: {len(dead)} of our runs with beta = 1 died, their tokens apart. Of {len(plain)} deaths of plain "
              f"{(plain['state'] == 'mean_dominated').sum()} end with equal tokens.",
     )  # fmt: skip

@@ -38,7 +38,8 @@ class Tables:
 
     @cached_property
     def _long(self) -> list[Path]:
-        return [self.results / name for name in LONG if self._has(name)]
+        """The folders of the long runs: those that are there, or else one that is empty."""
+        return [self.results / name for name in LONG if self._has(name)] or [self.results / LONG[0]]
 
     def _has(self, protocol: str) -> bool:
         return (self.results / protocol / TABLES["runs"].path).exists()
@@ -73,7 +74,7 @@ class Tables:
     @cached_property
     def long(self) -> pd.DataFrame:
         """The runs below their edge, with health."""
-        return pd.concat([with_health(folder) for folder in self._long], ignore_index=True) if self._long else self.runs
+        return pd.concat([with_health(folder) for folder in self._long], ignore_index=True)
 
     @cached_property
     def events(self) -> pd.DataFrame:
@@ -98,7 +99,7 @@ class Tables:
     @cached_property
     def warnings(self) -> list[Warned]:
         """Of each signal: the healthy deaths that it warns of, by a line that no run that lived ever passed."""
-        lives = list(curves(self._long)) if self._long else []
+        lives = list(curves(self._long))
         living, dead = [life for life in lives if life.crash is None], [life for life in lives if life.crash and life.healthy]
         return [warned(dead, name, line(living, name, 0.0)) for name in SIGNALS] if living and dead else []
 

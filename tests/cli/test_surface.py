@@ -39,7 +39,7 @@ VERBS = {
     "collect": ["--from DIR", "--protocol NAME", "--results DIR"],
     "figures": ["--check", "--out DIR", "--results DIR"],
     "verify": ["--rerun K", "--seed N", "--plugin FILE", "--results DIR"],
-    "report": ["--write", "--results DIR"],
+    "report": ["--write", "--html FILE", "--results DIR"],
     "claims": ["--write", "--results DIR"],
     "detect": ["file", "--column NAME", "--constant-loss X", "--plot FILE"],
     "bench": ["--quick", "--only EXPR", "--results DIR"],

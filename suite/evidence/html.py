@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from suite.environment import ROOT
 from suite.evidence import claims, critical_rates, ranking_table
-from suite.evidence.cells import finished, name, runs_of
+from suite.evidence.cells import finished, runs_of
+from suite.evidence.cells import name as label
 from suite.evidence.edges import hypotheses, ratios
 from suite.evidence.findings import findings
 from suite.evidence.hazard import CUT, PER, risks, with_health
@@ -111,7 +112,7 @@ def _ranking(results: Path) -> Section | None:
         parts.append(blocks(f"### {depth} blocks ({protocol})"))
         parts.append(table(
             ["place", "scheme", "scale", "best loss", "window", "margin", "edge", "deaths with equal tokens", "cost"],
-            [[_place(row), called(name(row["scheme"], row["params"])), "-" if row["scale"] is None else number(row["scale"]),
+            [[_place(row), _scheme(row), "-" if row["scale"] is None else number(row["scale"]),
               _interval(row, "best_loss", 3) + (f" (n = {row['fresh']})" if row["fresh"] else " (of the search)"),
               _interval(row, "window"), _interval(row, "margin"), f"{_rate(row, 'lr50')} (n = {row['lr50_runs']})",
               f"{row['deaths_equal']} of {row['deaths']}",
@@ -119,6 +120,10 @@ def _ranking(results: Path) -> Section | None:
     how = ("python -m suite report", "tables: ranking.csv, frontier/runs.csv, bench/bench.csv",
            "train them again: python -m suite run --protocol frontier")  # fmt: skip
     return Section("Ranking", Markup("\n").join(parts), how=how) if len(parts) > 1 else None
+
+
+def _scheme(row: dict) -> str:
+    return called(label(row["scheme"], row["params"]))
 
 
 def _cost(over: float | None) -> str:
@@ -137,7 +142,7 @@ def _edges(results: Path) -> Section | None:
     for (protocol, depth), at in _by_place(rows).items():
         parts.append(blocks(f"### {depth} blocks ({protocol})"))
         parts.append(table(["scheme", "best rate", "window", "LR10", "LR50", "sensitivity", "runs"],
-                           [[called(name(row["scheme"], row["params"])), number(1e3 * row["best_lr"]), _interval(row, "window"), _rate(row, "lr10"),
+                           [[_scheme(row), number(1e3 * row["best_lr"]), _interval(row, "window"), _rate(row, "lr10"),
                              _rate(row, "lr50"), f"{row['sensitivity']:.2f}", row["runs"]] for row in at]))  # fmt: skip
     compared = ratios(runs_of(results / "frontier"), hypotheses(results, "frontier")) if (results / "hypotheses.csv").exists() else []
     if asked := [one for one in compared if one.adjusted is not None]:

@@ -42,6 +42,7 @@ VERBS = {
     "report": ["--write", "--results DIR"],
     "detect": ["file", "--column NAME", "--constant-loss X", "--plot FILE"],
     "bench": ["--quick", "--only EXPR", "--results DIR"],
+    "autopsy": [*SELECTION],
 }
 
 

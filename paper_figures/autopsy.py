@@ -15,7 +15,7 @@ from suite.evidence.jackknife import LEVEL
 from suite.records.store import read
 
 COLUMNS = {  # interventions, those on what the image says first
-    "none": "nothing", "own": "own patch:\nanother's", "others": "other tokens:\nanother's", "all": "whole input:\nanother's",
+    "none": "nothing\nexchanged", "own": "own patch:\nanother's", "others": "other tokens:\nanother's", "all": "whole input:\nanother's",
     "time": "other tokens:\nanother t", "caption": "caption:\nanother", "positions": "positions:\nexchanged",
     "attention": "attention:\nremoved",
 }  # fmt: skip
@@ -36,7 +36,7 @@ def interventions(folder: Path, title: str):
                     key=lambda item: (scheme_order(item[0][0]), item[0]))  # fmt: skip
     levels = read(folder, "references")
     fig, body = page(10.5, 0.9 + 3.5 * len(groups), title, _caption(table))
-    panels = body.subplots(len(groups), 1, squeeze=False, sharex=True)[:, 0]
+    panels = body.subplots(len(groups), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
     for ax, ((scheme, _, depth, tokens), group) in zip(panels, groups, strict=True):
         same = levels[(levels["image_tokens"] == tokens) & levels["data"].isin(group["data"])]
         _panel(ax, group, scheme_look(scheme)[0], same)
@@ -50,8 +50,9 @@ def interventions(folder: Path, title: str):
 def _panel(ax, group, colour: str, levels) -> None:
     """A point for each network in each column; above it what the loss of the dead rises by."""
     for level in levels.itertuples():
-        ax.axhline(level.loss, **CONSTANT | {"linewidth": 0.7})
-        ax.annotate(LEVELS[level.level], (1.005, level.loss), xycoords=("axes fraction", "data"), va="center", fontsize=7.5, color=NEUTRAL)
+        ax.axhline(level.heldout_loss, **CONSTANT | {"linewidth": 0.7})
+        ax.annotate(LEVELS[level.level], (1.005, level.heldout_loss), xycoords=("axes fraction", "data"), va="center", fontsize=7.5,
+                    color=NEUTRAL)  # fmt: skip
     networks = group.drop_duplicates("run_id").sort_values(["fate", "lr", "seed"])["run_id"]
     place = dict(zip(networks, np.linspace(-SPREAD, SPREAD, len(networks)) if len(networks) > 1 else [0.0], strict=True))
     columns = {name: x for x, name in enumerate(COLUMNS)}
@@ -60,7 +61,7 @@ def _panel(ax, group, colour: str, levels) -> None:
                 zorder=3, **MARKS[name])  # fmt: skip
     for name, rise in rises(group[group["fate"] == "dead"]).items():
         if name != "none":
-            text = f"{rise.mean:+.3f}" + ("" if rise.half is None else f"\n± {rise.half:.3f}")
+            text = f"{rise.mean:+.3f}".replace("-0.000", "+0.000") + ("" if rise.half is None else f"\n± {rise.half:.3f}")
             ax.annotate(text, (columns[name], 1.02), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=7.5)
     ax.set(xlim=(-0.5, len(COLUMNS) - 0.5), ylabel="held-out loss")
     ax.grid(False, axis="x")
@@ -84,6 +85,6 @@ def _caption(table) -> str:
         f"{len(networks)} networks, {commits(networks['commit'])}.{dead} A point is a network: the mean squared error of its answer for a "
         f"target token, held against that token's own velocity, over all tokens of {table['samples'].max()} held-out images with fixed "
         "noise and t; other tokens are of the image, and at the same t where nothing else is said. From left to right: by rate and seed, "
-        f"alive first. Above: what the loss of the dead rises by, mean over networks with the {100 * LEVEL:g} % interval (Student's). "
-        "Dashed: the best predictors that see so much, on the training images (references.csv); linear: one map for each t."
+        f"the dead first. Above: what the loss of the dead rises by, mean over networks with the {100 * LEVEL:g} % interval (Student's). "
+        "Dashed: the same of the best predictors that see so much (references.csv), fitted to training images; linear: a map for each t."
     )

@@ -35,7 +35,8 @@ def folder(tmp_path):
     rows += rows_of("plain", 9, "survived", 0.7, {"own": 1.0, "all": 2.0}) + rows_of("mvsplit", 9, "stuck", 1.3, {"own": 0.1})
     write_rows(folder / "autopsy.csv", TABLES["autopsy"], rows)
     write_rows(folder / "references.csv", TABLES["references"],
-               [{"data": "digits", "image_tokens": 16, "level": name, "samples": 1500, "loss": loss} for name, loss in LOSSES.items()])
+               [{"data": "digits", "image_tokens": 16, "level": name, "samples": 1500, "loss": 9, "heldout_loss": loss}
+                for name, loss in LOSSES.items()])  # fmt: skip
     write_package(folder)
     return folder
 

@@ -96,7 +96,7 @@ def caption(runs: pd.DataFrame, *notes: str) -> str:
         f"data {', '.join(sorted(set(runs['data']) - {''})) or 'not stated'}",
         _listed(runs["lr"], "learning rate"),
         _listed(runs["horizon"].dropna(), "horizon") + " steps",
-        _commits(runs["commit"]),
+        commits(runs["commit"]),
     ]
     sentences = ["; ".join(facts) + "."]
     name, version = runs["protocol"].iloc[0], runs["protocol_version"].iloc[0]
@@ -128,7 +128,7 @@ def _listed(values, what: str) -> str:
     return f"{what}{'s' if len(values) > 1 else ''} {', '.join(f'{value:g}' for value in values)}"
 
 
-def _commits(column) -> str:
+def commits(column) -> str:
     names = sorted({re.sub(r"^g?([0-9a-f]{9})[0-9a-f]+", r"\1", name) for name in column if name})
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"commit{'s' if len(names) > 1 else ''} {', '.join(names[:3]) or 'unknown'}{more}"

@@ -14,14 +14,14 @@ __all__ = ["leave", "main", "parser"]
 VERBS = {
     "list": reading.show, "plan": training.plan, "run": training.run, "encode": training.encode, "status": reading.status,
     "collect": reading.collect, "figures": reading.figures, "verify": reading.verify, "report": reading.report,
-    "claims": reading.claims, "detect": reading.detect, "bench": reading.bench,
+    "claims": reading.claims, "detect": reading.detect, "bench": reading.bench, "autopsy": training.autopsy,
 }  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; a mistake of the user is one line on standard error and exit status 2."""
     args = parser().parse_args(argv)
-    if args.verb in ("list", "plan", "run", "verify"):
+    if args.verb in ("list", "plan", "run", "verify", "autopsy"):
         from suite.isolation import forks
 
         forks.start()  # while it imports torch, this process reads what it is to do

@@ -23,9 +23,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {line} (see: {self.prog} --help)\n")
 
 
-def _selection_flags(parser: argparse.ArgumentParser) -> None:
+def _selection_flags(parser: argparse.ArgumentParser, protocol: str = "laptop") -> None:
     names = list_of(str, "a name")
-    parser.add_argument("--protocol", default="laptop", metavar="NAME", help="what is fixed (default: laptop)")
+    parser.add_argument("--protocol", default=protocol, metavar="NAME", help=f"what is fixed (default: {protocol})")
     parser.add_argument("--schemes", type=names, metavar="A,B", help="residual schemes (default: the protocol's)")
     parser.add_argument("--params", type=filled, action="append", metavar="[SCHEME:]K=V,...",
                         help="scheme parameters, and writers=zero|std, gate_lr=FACTOR; repeat for more cells")
@@ -78,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
     encode.add_argument("--size", type=positive, metavar="N", help="pixels of the square (default: 256, as the paper)")
     encode.add_argument("--tokens", type=positive, metavar="N", help="of every caption (default: the longest's, at most 256)")
     encode.add_argument("--batch", type=positive, metavar="N", help="images at once (default: what fits)")
+    autopsy = add("autopsy", help="train runs again, here and one by one, and ask what their networks use; about a minute a run")
+    _selection_flags(autopsy, "autopsy")
     _results_flag(add("status", help="how many runs of each protocol are done, by outcome"))
     collect = add("collect", help="your cells beside the committed ones; with --from, after gathering other folders into yours")
     collect.add_argument("--from", dest="sources", type=directory, nargs="+", action="extend", default=[], metavar="DIR",

@@ -1,4 +1,4 @@
-"""`plan`, `run` and `encode`: from a selection to runs, from runs to tables, and from pictures to data."""
+"""`plan`, `run`, `autopsy` and `encode`: from a selection to runs, from runs to tables, and from pictures to data."""
 
 from __future__ import annotations
 
@@ -158,3 +158,65 @@ def _here(args, runs, catalogue) -> int:
     if old := sweep.before.old_failures:
         print(f"{old} runs broke before; --retry-failed repeats them", file=sys.stderr)
     return 1 if sweep.broken or old else 0
+
+
+def autopsy(args) -> int:
+    """Examine the networks of a selection, one by one; those that the table has are left alone."""
+    from suite.isolation import forks
+    from suite.isolation.catalogue import read
+    from suite.presets import PROTOCOLS
+    from suite.records.store import TABLES, put_rows, read_rows, write_package, write_rows
+    from suite.sweep.plan import make_plan
+
+    catalogue, folder = read(args.plugin), args.results.resolve() / "autopsy"
+    runs = make_plan(_selection(args), catalogue=catalogue)
+    warn(catalogue)
+    if not runs:
+        raise ValueError(f"{args.protocol}: a search, which has no rates of its own; name some with --lrs and --seeds")
+    examined, levels = ((TABLES[name], folder / TABLES[name].path) for name in ("autopsy", "references"))
+    known, others = (read_rows(path, table) if path.exists() else [] for table, path in (examined, levels))
+    todo = [run for run in runs if run.run_id not in {row["run_id"] for row in known}]
+    print(f"{len(runs)} networks, {len(runs) - len(todo)} of them examined", file=sys.stderr)
+    folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused before the training
+    data = runs[0].data
+    patches = {runs[0].protocol.patch, *(p.patch for p in PROTOCOLS.values() if p.data == data)}
+    rows = [row for row in others if row["data"] != data] + forks.once(_references, data, sorted(patches))
+    write_rows(levels[1], levels[0], rows)
+    write_package(folder)
+    try:
+        with interruptible():
+            for run in todo:
+                rows = forks.once(_examined, run, catalogue.get(run.scheme, run.arm).file, folder.parent)
+                put_rows(examined[1], examined[0], rows)
+                write_package(folder)
+                print(f"{run.run_id}  {run.label()}: {rows[0]['outcome']}, {rows[0]['state']}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nstopped; what was examined is kept, and the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    print(f"{examined[1]}; to draw it: python -m suite figures --results {args.results}")
+    return 0
+
+
+def _references(data: str, patches: list[int]) -> list[dict]:
+    from suite.data.load import cached
+    from suite.diagnosis.references import references
+
+    return [row for patch in patches for row in references(cached(data), patch)]
+
+
+def _examined(run, file: str, results: Path) -> list[dict]:
+    """Rows of the network of a run, trained to its end in this process; no checkpoint stays."""
+    from suite import environment, files
+    from suite.data.load import cached
+    from suite.diagnosis.autopsy import autopsy
+    from suite.sweep.execute import load_alone
+    from suite.sweep.work_folder import work_folder
+    from suite.training.trainer import Trainer
+
+    load_alone(run, file)
+    trainer = Trainer(run, cached(run.data), work_folder(results, run.run_id))
+    trainer.restore()
+    trainer.train()
+    rows = [row | environment.provenance() for row in autopsy(trainer)]
+    files.remove(trainer.folder)
+    return rows

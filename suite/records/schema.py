@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SCHEMA_VERSION = "7"
-MEASURED = ("bench", "rounding", "detect")  # tables of no protocol's runs, whose rows say where they were made
-OF_NO_RUN = (*MEASURED, "critical_rates", "ranking", "hypotheses", "thresholds", "replay", "simulation")
+MEASURED = ("bench", "rounding", "detect", "autopsy")  # tables of no protocol's runs, whose rows say where they were made
+OF_NO_RUN = (*MEASURED, "critical_rates", "ranking", "hypotheses", "thresholds", "replay", "simulation", "references")
 # columns of runs.csv that follow from its others: `verify` works them out again, and `rows_digest` leaves them out
 DERIVED = ("trajectory",)
 # columns that say where a row was made; `suite.environment.provenance` fills them
@@ -105,4 +105,8 @@ TABLES = {name: Table(name, path, meaning, key, _columns(name), *order) for name
      ("design", "scheme", "depth", "precision")),
     ("simulation", "simulation.csv", "what searches cost, and how often their intervals hold the truth, on simulated cells",
      ("design", "slope", "share", "precision")),
+    ("autopsy", "autopsy.csv", "what networks use: held-out loss where some of what they read is exchanged (`python -m suite autopsy`)",
+     ("run_id", "intervention"), ("scheme", "params", "depth", "lr", "seed", "run_id", "intervention")),
+    ("references", "references.csv", "losses to compare it with: of predictors that see so much and no more",
+     ("data", "image_tokens", "level")),
 )}

@@ -43,6 +43,7 @@ VERBS = {
     "claims": ["--write", "--results DIR"],
     "detect": ["file", "--column NAME", "--constant-loss X", "--plot FILE"],
     "bench": ["--quick", "--only EXPR", "--results DIR"],
+    "autopsy": [*SELECTION],
 }
 
 

@@ -137,9 +137,13 @@ def test_permanence_follows_the_loss_behind_the_crash(lowest, wanted):
     assert verdict(claims_collapse, "It is permanent", aftermath=made.assign(seen=100), runs=made) == UNTESTED
 
 
-@pytest.mark.parametrize(("state", "wanted"), [("other", REPRODUCED), ("mean_dominated", NOT)])
-def test_what_mvsplit_prevents_follows_the_states(state, wanted):
-    assert verdict(claims_schemes, "MV-Split prevents that collapse", runs=runs("mvsplit", ["degraded"] * 40, state=state)) == wanted
+@pytest.mark.parametrize(("whole", "small", "wanted"), [
+    ("other", "other", REPRODUCED), ("other", "mean_dominated", IN_PART), ("mean_dominated", "mean_dominated", NOT),
+])  # fmt: skip
+def test_what_mvsplit_prevents_follows_the_states(whole, small, wanted):
+    made = [runs("mvsplit", ["degraded"] * 40, state=whole),
+            runs("mvsplit", ["collapsed"] * 40, state=small, params="alpha=0,beta=0.1,sites=both")]  # fmt: skip
+    assert verdict(claims_schemes, "MV-Split prevents that collapse", runs=pd.concat(made, ignore_index=True)) == wanted
 
 
 def long(plain, split):

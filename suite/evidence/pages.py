@@ -9,6 +9,7 @@ from typing import NamedTuple
 from suite.environment import ROOT
 from suite.evidence import claims
 from suite.evidence.anatomy import anatomy
+from suite.evidence.autopsy import left_of_the_dead
 from suite.evidence.branch_scale import branch_scale
 from suite.evidence.cells import runs_of
 from suite.evidence.costs import costs
@@ -49,6 +50,7 @@ BLOCKS = (
           lambda results: outcome_table(results / "laptop", results / "frontier"), True),
     Block("docs/findings.md", "the paper's depths", ("deep",), deep, True),
     Block("docs/how_it_dies.md", "deaths", ("anatomy", "frontier"), anatomy, True),
+    Block("docs/how_it_dies.md", "autopsy", ("autopsy",), left_of_the_dead),
     Block("docs/detect.md", "detect", ("detect",), lambda results: detecting(results / "detect"), True),
     Block("docs/detect.md", "early warning", ("frontier", "anatomy"), early_warning),
     Block("docs/performance.md", "costs", ("bench",), costs),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from paper_figures.style import OUTCOMES, scheme_order
+from suite.evidence.words import called
 from suite.presets import PROTOCOLS
 from suite.records.store import read
 from suite.verdict.outcome import DEAD, GONE
@@ -54,14 +55,14 @@ def _changed_params(protocol: str, scheme: str) -> set[str]:
 
 
 def _label(scheme: str, variant: tuple, variants: list[tuple]) -> str:
-    """The scheme and whatever of the variant is not the same in all its variants (of the same arm, for parameters)."""
+    """The scheme, as its paper calls it, and whatever of the variant is not the same in all its variants (of the same arm, for parameters)."""
     arm, params, writers, gate_lr, data, compiled = variant
     differ = [len(set(column)) > 1 for column in zip(*variants, strict=True)]
     siblings = [set(other[1].split(",")) for other in variants if other[0] == arm]
     words = [word for word in params.split(",") if not all(word in sibling for sibling in siblings)]
     words += ["native"] * (arm == "native" and differ[0]) + [f"{writers} writers"] * differ[2]
     words += [f"gate_lr={gate_lr:g}"] * differ[3] + [data] * differ[4] + ["eager"] * (differ[5] and not compiled)
-    return " ".join([scheme, *words])
+    return called(" ".join([scheme, *words]))
 
 
 def main_lr(runs: pd.DataFrame) -> float:

@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 CALLED = {"gain": "fixed gain", "split": "parts of MV-Split,", "featscale": "FeatScale", "layerscale": "LayerScale",
           "rezero": "ReZero", "deepnorm": "DeepNorm", "mvsplit": "MV-Split",
-          "sites=attn": "on attention alone"}
+          "sites=attn": "on attention alone", "sites=both": ""}
 
 
 def called(name: str) -> str:
@@ -16,7 +16,7 @@ def called(name: str) -> str:
     scheme, *words = name.split(" ")
     if scheme == "split" and words[-2:] == ["learn=none", "mean=none"]:  # X + beta P F, beta fixed
         return " ".join(["centered fixed gain", *(word.replace("beta=", "g=") for word in words[:-2])])
-    return " ".join(CALLED.get(word, word) for word in (scheme, *words))
+    return " ".join(filter(None, (CALLED.get(word, word) for word in (scheme, *words))))
 
 
 def thousandths(rate: float) -> str:

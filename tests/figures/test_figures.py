@@ -433,8 +433,8 @@ def test_sample_grids_lose_their_empty_part():
 def test_labels_of_variants(results, tmp_path):
     runs = load_runs(results / "atlas")
     assert list(runs["label"].drop_duplicates()) == [
-        "plain", "layerscale", "rezero", "deepnorm", "mvsplit beta=0.03", "mvsplit beta=1", "hyper-connections"]
-    assert runs.groupby("label")["variant"].first()["mvsplit beta=1"] == 1
+        "plain", "LayerScale", "ReZero", "DeepNorm", "MV-Split beta=0.03", "MV-Split beta=1", "hyper-connections"]
+    assert runs.groupby("label")["variant"].first()["MV-Split beta=1"] == 1
     store = Store(tmp_path)
     for change in ({}, {"arm": "native"}, {"writers": "std"}, {"protocol_version": 0}):
         store.add(record("plain", 2, steps=3, run_id="_".join(["r", *change]), **change))

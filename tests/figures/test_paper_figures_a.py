@@ -172,7 +172,7 @@ def test_one_run_stands_for_each_scheme(results):
     shown = one_run_each(runs, rows.dissected(folder, runs).run)
     assert list(zip(shown["label"], shown["seed"], shown["lr"], strict=True)) == [
         (label, seed, 3.5e-3) for label, seed in (
-            ("plain", 1), ("layerscale", 2), ("mvsplit sites=both", 1), ("mvsplit sites=attn", 1))]
+            ("plain", 1), ("LayerScale", 2), ("MV-Split", 1), ("MV-Split on attention alone", 1))]
     assert set(one_run_each(runs, None)["seed"]) == {0, 2, 1}
 
 

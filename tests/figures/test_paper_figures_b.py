@@ -249,7 +249,7 @@ def test_figure_10_tells_whether_it_crashed(tmp_path, results, crashes):
     bars = axes_titled(figure, "seed 1, step 206: before the crash" if crashes else "the largest; it came back")
     assert [tick.get_text() for tick in bars.get_yticklabels()].count("Final") == 1
     labels = {text.get_text() for ax in (figure.subfigs[0],) for text in ax.legends[0].get_texts()}
-    assert {"plain", "mvsplit sites=attn", "mvsplit sites=both"} <= labels
+    assert {"plain", "MV-Split on attention alone", "MV-Split"} <= labels
 
 
 def test_figure_10_without_a_spike_shows_the_losses(tmp_path):
@@ -263,12 +263,12 @@ def test_figure_10_without_a_spike_shows_the_losses(tmp_path):
 
 def test_figure_11_draws_the_probe(results):
     figure = figure_of(probe, results / "anatomy")
-    main = axes_titled(figure, "mvsplit sites=both: (a)")
+    main = axes_titled(figure, "MV-Split: (a)")
     top = [line for line in main.lines if line.get_color() == style.PALETTE[0] and line.get_marker() == "o"][0]
     assert top.get_xdata()[0] == 0 and top.get_ydata()[-1] == pytest.approx(0.99 * 0.998)
     assert any(np.allclose(line.get_ydata(), 0.41) for line in main.lines)
     assert any(np.allclose(line.get_ydata(), -0.02) for line in main.lines)
-    assert {ax.get_title() for ax in figure.axes} >= {"plain", "rezero", "mvsplit sites=attn"}  # plain: the seed that lived
+    assert {ax.get_title() for ax in figure.axes} >= {"plain", "rezero", "MV-Split on attention alone"}  # plain: the seed that lived
     text = caption_of(figure)
     assert "R² 0.41, error 0.17; shuffled t: |R²| at most 0.020" in text and ".998 and .70" in text and "image-token mean 0.988" in text
 

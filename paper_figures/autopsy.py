@@ -68,12 +68,12 @@ def _panel(ax, group, colour: str, levels) -> None:
 
 
 def _networks(group) -> str:
-    """How many networks of each fate, and what became of their tokens."""
+    """How many networks of each fate, and what became of the tokens of those that are not alive."""
     networks, words = group.drop_duplicates("run_id"), []
     for name in FATES:
         states = Counter(networks.loc[networks["fate"] == name, "state"])
         parts = ", ".join(f"{STATES[state]} in {n}" for state, n in sorted(states.items()))
-        words += [f"{sum(states.values())} {FATES[name]} ({parts})"] if states else []
+        words += [f"{sum(states.values())} {FATES[name]}" + f" ({parts})" * (name != "live")] if states else []
     return "; ".join(words)
 
 

@@ -40,3 +40,9 @@ def test_a_dead_mvsplit_network_knows_where_a_token_is_and_nothing_of_the_image(
     found = rises(dead)
     assert all(abs(found[name].mean) < 0.02 for name in INPUT), found
     assert found["positions"].mean - found["positions"].half > 0.5
+
+
+def test_a_living_network_uses_all_of_these(table):
+    """So an intervention that changes nothing says something of the dead."""
+    live = table.query("fate == 'live' and intervention != 'none'")
+    assert len(live) and (live["rise"] > 4 * live["rise_se"]).all() and (live["change"] > 0.2).all()

@@ -64,7 +64,7 @@ def test_every_network_is_a_point_in_every_column(folder):
         drawn = {float(line.get_ydata()[0]) for line in ax.lines if len(line.get_ydata()) == 2 and line.get_linestyle() != "None"}
         assert drawn == set(LOSSES.values())
         assert {text.get_text() for text in ax.texts} >= set(LEVELS.values())
-    assert panels["plain"].get_title(loc="left").endswith("4 dead (all tokens equal in 4); 1 alive (tokens apart in 1)")
+    assert panels["plain"].get_title(loc="left").endswith("4 dead (all tokens equal in 4); 1 alive")
     assert panels["mvsplit"].get_title(loc="left").endswith("4 dead (tokens apart in 4); 1 stuck or untrained (tokens apart in 1)")
     assert "10 networks" in style.caption_of(figure) and "500 steps behind" in style.caption_of(figure)
 

@@ -12,6 +12,7 @@ from paper_figures.runs import commits
 from paper_figures.style import CONSTANT, NEUTRAL, handle, legend, page, scheme_look, scheme_order
 from suite.evidence.autopsy import rises, with_fate
 from suite.evidence.jackknife import LEVEL
+from suite.evidence.words import called
 from suite.records.store import read
 
 COLUMNS = {  # interventions, those on what the image says first
@@ -40,7 +41,7 @@ def interventions(folder: Path, title: str):
     for ax, ((scheme, _, depth, tokens), group) in zip(panels, groups, strict=True):
         same = levels[(levels["image_tokens"] == tokens) & levels["data"].isin(group["data"])]
         _panel(ax, group, scheme_look(scheme)[0], same)
-        ax.set_title(f"{scheme}, {depth} blocks, {tokens} image tokens: {_networks(group)}", loc="left", pad=30)
+        ax.set_title(f"{called(scheme)}, {depth} blocks, {tokens} image tokens: {_networks(group)}", loc="left", pad=30)
     panels[-1].set_xticks(range(len(COLUMNS)), list(COLUMNS.values()))
     found = [name for name in FATES if (table["fate"] == name).any()]
     legend(body, [handle(FATES[name], linestyle="", color=NEUTRAL, markersize=6, **MARKS[name]) for name in found])

@@ -54,7 +54,7 @@ def test_it_is_drawn_of_every_folder_of_autopsies(folder, tmp_path, capsys):
 def test_every_network_is_a_point_in_every_column(folder):
     figure, table = interventions.draw(folder), with_fate(read(folder, "autopsy"))
     panels = {ax.get_title(loc="left").partition(",")[0]: ax for ax in figure.axes}
-    assert list(panels) == ["plain", "mvsplit"]
+    assert list(panels) == ["plain", "MV-Split"]
     assert list(COLUMNS) == list(dict.fromkeys(COLUMNS)) and set(COLUMNS) == set(table["intervention"])
     for scheme, ax in panels.items():
         points = np.concatenate([line.get_xydata() for line in ax.lines if line.get_linestyle() == "None"])
@@ -65,7 +65,7 @@ def test_every_network_is_a_point_in_every_column(folder):
         assert drawn == set(LOSSES.values())
         assert {text.get_text() for text in ax.texts} >= set(LEVELS.values())
     assert panels["plain"].get_title(loc="left").endswith("4 dead (all tokens equal in 4); 1 alive")
-    assert panels["mvsplit"].get_title(loc="left").endswith("4 dead (tokens apart in 4); 1 stuck or untrained (tokens apart in 1)")
+    assert panels["MV-Split"].get_title(loc="left").endswith("4 dead (tokens apart in 4); 1 stuck or untrained (tokens apart in 1)")
     assert "10 networks" in style.caption_of(figure) and "500 steps behind" in style.caption_of(figure)
 
 

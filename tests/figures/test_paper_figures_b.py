@@ -172,7 +172,7 @@ def test_figure_5_draws_means_floor_and_clipped_norms(results):
     figure = figure_of(quality, results / "anatomy")
     scored, floor, _ = scores_of(results / "anatomy", load_runs(results / "anatomy"))
     fid = next(ax for ax in figure.axes if ax.get_ylabel().startswith("FID"))
-    means = scored[scored["label"] == "layerscale"].groupby("step")["fid"].mean()
+    means = scored[scored["label"] == "LayerScale"].groupby("step")["fid"].mean()
     assert any(np.array_equal(line.get_ydata(), means) for line in fid.lines)
     assert any(np.allclose(line.get_ydata(), floor["fid"]) for line in fid.lines if len(line.get_ydata()) == 2)
     assert fid.get_yscale() == "log"
@@ -194,7 +194,7 @@ def test_table_1(results):
     assert fid == pytest.approx(fids.mean()) and main == f"{fids.mean():.2f} / 6.60"
     assert small == f"{fids.min():.2f}–{fids.max():.2f}"
     assert cells["plain"][180][2].endswith("; 1/3 lost") and cells["plain"][240][2] == "2/3 lost"
-    assert cells["rezero"]["n"] == 3 and "lost" not in cells["rezero"][240][2]
+    assert cells["ReZero"]["n"] == 3 and "lost" not in cells["ReZero"][240][2]
     shown = texts(figure_of(table1, folder))
     assert main in shown and "5.92 / 108.6" in shown and "step 300" in shown and "step 350" not in shown
 
@@ -268,7 +268,7 @@ def test_figure_11_draws_the_probe(results):
     assert top.get_xdata()[0] == 0 and top.get_ydata()[-1] == pytest.approx(0.99 * 0.998)
     assert any(np.allclose(line.get_ydata(), 0.41) for line in main.lines)
     assert any(np.allclose(line.get_ydata(), -0.02) for line in main.lines)
-    assert {ax.get_title() for ax in figure.axes} >= {"plain", "rezero", "MV-Split on attention alone"}  # plain: the seed that lived
+    assert {ax.get_title() for ax in figure.axes} >= {"plain", "ReZero", "MV-Split on attention alone"}  # plain: the seed that lived
     text = caption_of(figure)
     assert "R² 0.41, error 0.17; shuffled t: |R²| at most 0.020" in text and ".998 and .70" in text and "image-token mean 0.988" in text
 

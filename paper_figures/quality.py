@@ -114,7 +114,7 @@ def _norms(ax, runs, curves, clip: float) -> None:
         clipped = sum(norm >= clip for norm in before) / len(before)
         ax.text(0.04, 0.04, f"median {sorted(before)[len(before) // 2]:.2f}\nclipped {clipped:.0%}", fontsize=8,
                 transform=ax.transAxes, zorder=5, bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1})  # fmt: skip
-    ax.set_title(runs["label"].iloc[0], fontsize=8.5)
+    ax.set_title("\n".join(style.wrap(runs["label"].iloc[0], 1.3, 8.5)), fontsize=8.5)
     ax.set(xlabel="step")
     ax.tick_params(labelsize=8)
 

@@ -55,7 +55,7 @@ def _changed_params(protocol: str, scheme: str) -> set[str]:
 
 
 def _label(scheme: str, variant: tuple, variants: list[tuple]) -> str:
-    """The scheme, as its paper calls it, and whatever of the variant is not the same in all its variants (of the same arm, for parameters)."""
+    """The scheme as its paper calls it, and what of the variant is not the same in all its variants (of the same arm, for parameters)."""
     arm, params, writers, gate_lr, data, compiled = variant
     differ = [len(set(column)) > 1 for column in zip(*variants, strict=True)]
     siblings = [set(other[1].split(",")) for other in variants if other[0] == arm]

@@ -56,7 +56,7 @@ def test_every_network_is_a_point_in_every_column(folder):
     panels = {ax.get_title(loc="left").partition(",")[0]: ax for ax in figure.axes}
     assert list(panels) == ["plain", "MV-Split"]
     assert list(COLUMNS) == list(dict.fromkeys(COLUMNS)) and set(COLUMNS) == set(table["intervention"])
-    for scheme, ax in panels.items():
+    for scheme, ax in zip(("plain", "mvsplit"), panels.values(), strict=True):
         points = np.concatenate([line.get_xydata() for line in ax.lines if line.get_linestyle() == "None"])
         for x, name in enumerate(COLUMNS):
             found = sorted(points[np.round(points[:, 0]) == x, 1])

@@ -32,15 +32,18 @@ def branch_scale(folder: Path, title: str):
     fig, body = page(9.6, 4.4, title, caption(runs, words))
     panels = body.subplots(1, 3)
     for ax, name in zip(panels, ("best loss", "window (octaves)", "LR50"), strict=True):
-        ax.set(title=name, xscale="log", xlabel="scale of the branch at the start")
+        ax.set(title=name, xlim=(0.007, 1.5), xlabel="scale of the branch at the start")
+        plain_log(ax, (1, 3), which="x")
+    drawn = []
     for shift, name in zip((-1.5, -0.5, 0.5, 1.5), FAMILIES):
         mine = [one for one in found if one.cell.depth == depth and family(one.cell) == name]
         mine = sorted(((start(one.cell), one) for one in mine), key=lambda pair: pair[0])
         if mine:
+            drawn.append(name)
             _draw(panels, [scale for scale, _ in mine], [one for _, one in mine], 10 ** (shift * SPREAD), LOOKS[name])
     panels[1].set_ylim(bottom=0)
-    plain_log(panels[2], (1, 2, 5))
-    legend(body, [handle(name, color=colour, marker=marker, linestyle="-") for name, (colour, marker) in LOOKS.items()])
+    plain_log(panels[2], (1, 1.5, 2, 3, 5, 7))
+    legend(body, [handle(name, color=LOOKS[name][0], marker=LOOKS[name][1], linestyle="-") for name in drawn])
     return fig
 
 

@@ -5,10 +5,13 @@ import pytest
 from test_hypotheses import folder, runs
 
 from paper_figures.branch_scale import branch_scale as drawn
+from suite.environment import ROOT
 from suite.evidence.branch_scale import branch_scale, missing
 from suite.evidence.cells import Cell
 from suite.evidence.families import family, start
+from suite.evidence.hypotheses import judge
 from suite.presets import PROTOCOLS
+from suite.verdict.outcome import DEAD
 
 
 def cell(scheme, params, writers="zero"):
@@ -58,3 +61,17 @@ def test_the_words_and_the_picture(tmp_path):
     panels = [ax for ax in page.axes if ax.get_title()]
     assert len(panels) == 3
     assert max(len(line.get_xdata()) for line in panels[0].lines) == 3  # plain, g = .3, g = .1: one family
+
+
+def test_what_the_page_says_of_the_cells_that_are_measured():
+    """In words above its block: the gain's edge, its best loss, MV-Split's place and how it dies."""
+    rates = pd.read_csv(ROOT / "results" / "critical_rates.csv").query("depth == 100").set_index(["protocol", "scheme"])
+    gain, split = rates.loc[("scale", "gain")], rates.loc[("scale", "mvsplit")]
+    assert gain["params"] == "g=0.1" and gain["lr50_low"] > 2 * rates.loc[("frontier", "plain"), "lr50_high"]
+    found = {(one.row.quantity, one.row.scheme, one.row.over): one.verdict for one in judge(ROOT / "results", "scale")}
+    assert all(found["best_loss", "gain (best)", over] == "holds" for over in ("layerscale", "rezero", "deepnorm"))
+    places = pd.read_csv(ROOT / "results" / "ranking.csv").query("protocol == 'scale' and scheme == 'mvsplit'")
+    assert list(places["place"]) == [1] and split["fresh"] == 8
+    runs = pd.read_csv(ROOT / "results" / "scale" / "runs.csv")
+    dead = runs[(runs["scheme"] == "mvsplit") & runs["outcome"].isin(DEAD)]
+    assert len(dead) >= 7 and (dead["state"] == "mean_dominated").all()

@@ -1,15 +1,17 @@
 """Do outcomes depend on rounding? The same runs under other instruction sets, eager, and from weights moved by one unit in the last place.
 
-    PYTHONPATH=. python results/rounding/measure.py --schemes plain,mvsplit --depth 100 --lr 0.0107 --results results
+    PYTHONPATH=. python results/rounding/measure.py --schemes plain,mvsplit --lrs 0.0107 --results results
+    PYTHONPATH=. python results/rounding/measure.py --schemes plain --lrs 5.35e-3,6.15e-3 --seeds 0,1,2,3 --variants avx2 --results results
 
-writes RESULTS/rounding/rounding.csv and goes on from what is there. Every variant trains in a process of its own, two at a time: the
-instruction set is read when torch starts. A variant whose first 50 losses are those of an earlier one is no other rounding, and does
-not count.
+writes RESULTS/rounding/rounding.csv and goes on from what is there: one seed under every rounding, or an edge under another. Every
+variant trains in a process of its own, two at a time: the instruction set is read when torch starts. A variant whose first 50 losses
+are those of an earlier one is no other rounding, and does not count.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -33,6 +35,7 @@ VARIANTS = [  # isa, compiled, moved
     *((isa, compiled, 0) for isa in ("default", "avx2", "avx512") for compiled in (True, False)),
     ("default", True, 1), ("default", True, -1),
 ]  # fmt: skip
+NAMES = {isa + "-eager" * (not compiled) + f"{moved:+d}" * bool(moved): (isa, compiled, moved) for isa, compiled, moved in VARIANTS}
 KEY = ("scheme", "depth", "lr", "seed", "isa", "compiled", "moved")
 
 
@@ -96,8 +99,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--schemes", required=True)
     parser.add_argument("--depth", type=int, default=100)
-    parser.add_argument("--lr", type=float, required=True)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lrs", required=True)
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--variants", default=",".join(NAMES), help=f"of {', '.join(NAMES)} (default: all)")
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--results", type=Path, default=Path("results/local"))
     args = parser.parse_args()
     path = args.results / "rounding" / ROUNDING.path
@@ -106,11 +111,11 @@ def main() -> None:
     guard, kinds = threading.Lock(), {column.name: column.type for column in ROUNDING.columns}
 
     def one(task) -> None:
-        scheme, (isa, compiled, moved) = task
-        cells = (scheme, str(args.depth), f"{args.lr:.6g}", str(args.seed), isa, format_value(compiled, "boolean"), str(moved))
+        scheme, lr, seed, (isa, compiled, moved) = task
+        cells = (scheme, str(args.depth), f"{float(lr):.6g}", seed, isa, format_value(compiled, "boolean"), str(moved))
         if cells in known:
             return
-        row = variant(isa, [scheme, str(args.depth), str(args.lr), str(args.seed), str(int(compiled)), str(moved)])
+        row = variant(isa, [scheme, str(args.depth), lr, seed, str(int(compiled)), str(moved)])
         fresh = {name: format_value(row.get(name), kind) for name, kind in kinds.items()}
         with guard:
             rows = counted([*(read_rows(path, ROUNDING) if path.exists() else []), {**fresh, "counts": ""}])
@@ -118,8 +123,9 @@ def main() -> None:
             write_package(path.parent)
         print(*cells, row["outcome"], row["crash_step"], row["final_loss"], flush=True)
 
-    tasks = [(scheme, kind) for scheme in args.schemes.split(",") for kind in VARIANTS]
-    with ThreadPoolExecutor(2) as pool:
+    asked = (args.schemes.split(","), args.seeds.split(","), args.lrs.split(","), [NAMES[name] for name in args.variants.split(",")])
+    tasks = [(scheme, lr, seed, kind) for scheme, seed, lr, kind in itertools.product(*asked)]
+    with ThreadPoolExecutor(args.workers) as pool:
         list(pool.map(one, tasks))
 
 

@@ -20,6 +20,7 @@ from suite.evidence.findings import findings
 from suite.evidence.headline import failure, headline
 from suite.evidence.report import edge_tables, outcome_table
 from suite.presets import PROTOCOLS
+from suite.records.schema import TABLES
 
 END = "<!-- end -->"
 
@@ -65,8 +66,8 @@ def blocks(results: Path) -> dict[Block, str]:
 
 
 def _has(folder: Path) -> bool:
-    """Whether a folder is there; of a protocol's, whether it has runs of the version of today."""
-    if folder.name not in PROTOCOLS:
+    """Whether a folder is there; of a protocol's, whether it has runs of the version of today, or autopsies, which keep no runs."""
+    if folder.name not in PROTOCOLS or (folder / TABLES["autopsy"].path).exists():
         return folder.is_dir()
     return bool((runs_of(folder)["protocol_version"] == PROTOCOLS[folder.name].version).any())
 

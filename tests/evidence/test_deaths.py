@@ -107,11 +107,12 @@ def test_hazards_are_compared_piece_by_piece_at_one_rate_and_at_one_distance():
     plan = replace(PROTOCOLS["anatomy"], depths=(50,), cells=(Cell("plain", lrs=(5e-3, 6e-3)), Cell("mvsplit", lrs=(7e-3, 6e-3)),
                                                               Cell("mvsplit", params="sites=attn", lrs=(6e-3,))))  # fmt: skip
     rows = {(row[0], row[1]): row for row in _ratios(known, plan)}
-    assert [key for key in rows] == [("mvsplit", "rate"), ("mvsplit sites=attn", "rate"), ("mvsplit", "distance: hottest"),
-                                     ("mvsplit", "distance: second"), ("mvsplit", "distance: all")]  # fmt: skip
-    assert rows["mvsplit", "rate"][3:] == ["0.006", "- [0 and 0]", "inf [0.48, inf; 3 and 0]"]  # 3 of 3 at 6000 and 7000 steps
-    assert rows["mvsplit", "distance: hottest"][3:5] == ["0.006 and 0.007", "0 [0, 3.5; 0 and 2]"]  # odds of 1 - .025^(1/2), times 2 / 3
-    assert rows["mvsplit", "distance: all"][5].endswith("; 4 and 0]") and rows["mvsplit sites=attn", "rate"][5].endswith("; 3 and 1]")
+    assert [key for key in rows] == [("MV-Split", "rate"), ("MV-Split on attention alone", "rate"), ("MV-Split", "distance: highest"),
+                                     ("MV-Split", "distance: second"), ("MV-Split", "distance: all")]  # fmt: skip
+    assert rows["MV-Split", "rate"][3:] == ["0.006", "- [0 and 0]", "inf [0.48, inf; 3 and 0]"]  # 3 of 3 at 6000 and 7000 steps
+    assert rows["MV-Split", "distance: highest"][3:5] == ["0.006 and 0.007", "0 [0, 3.5; 0 and 2]"]  # odds of 1 - .025^(1/2), times 2 / 3
+    assert rows["MV-Split", "distance: all"][5].endswith("; 4 and 0]")
+    assert rows["MV-Split on attention alone", "rate"][5].endswith("; 3 and 1]")
 
 
 def test_the_strided_audit_has_its_steps_within_the_window_around_a_crash_too():

@@ -9,22 +9,23 @@ from suite.protocol import Cell, Protocol
 CENTERED = "learn=none,mean=none"  # of `split`: X + beta P F, beta fixed
 
 
+def _four(s: str) -> list[Cell]:
+    """A fixed gain, the same centered, MV-Split and LayerScale, all at one scale; but those that `frontier` has, of the same settings."""
+    cells = [Cell("gain", params=f"g={s}"), Cell("split", params=f"beta={s},{CENTERED}"), Cell("mvsplit", params=f"beta={s}"),
+             Cell("layerscale", params=f"init={s}")]  # fmt: skip
+    return [cell for cell in cells if cell.params not in ("g=1", "beta=1", "init=0.01")]
+
+
 def _scale() -> list[Cell]:
-    """The cells of `scale`, the most telling first; plain, LayerScale at .01 and MV-Split at 1 are in `frontier`, of the same settings."""
-    cells = []
-    for s in ("0.1", "0.01", "0.3", "0.03"):
-        cells += [Cell("gain", params=f"g={s}"), Cell("split", params=f"beta={s},{CENTERED}"), Cell("mvsplit", params=f"beta={s}")]
-        cells += [Cell("layerscale", params=f"init={s}")] if s != "0.01" else []
-    cells += [Cell("split", params=f"beta=1,{CENTERED}"), Cell("layerscale", params="init=1")]
+    """The cells of `scale`, the most telling first."""
+    cells = [cell for s in ("0.1", "0.01", "0.3", "0.03", "1") for cell in _four(s)]
     for s in ("1", "0.03"):
         parts = ("mean=branch", "learn=alpha", "learn=beta,mean=none", "trunk=centered,mean=branch", "over=all", "mean=leak")
         cells += [Cell("split", params=f"beta={s},{part}") for part in parts]
     cells += [Cell("featscale"), Cell("desimilar"), Cell("rezero_start", params="start=0.03")]
     cells += [Cell("gain", params="g=0.03", writers="std"), Cell("layerscale", params="init=0.03", writers="std"),
               Cell("mvsplit", params="beta=0.03", writers="std"), Cell("mvsplit", params="beta=1", writers="std")]  # fmt: skip
-    small = [cell for cell in cells if cell.params in ("g=0.1", "g=0.01", "init=0.1", "init=1", "beta=0.1", "beta=0.01")
-             or cell.params.endswith(CENTERED) and cell.params.split(",")[0] in ("beta=1", "beta=0.1", "beta=0.01")]  # fmt: skip
-    return cells + [replace(cell, depths=(50,)) for cell in small]
+    return cells + [replace(cell, depths=(50,)) for s in ("0.1", "0.01", "1") for cell in _four(s)]
 
 
 def _presets() -> dict[str, Protocol]:

@@ -95,13 +95,26 @@ def stale(results: Path, out: Path) -> list[str]:
     return stale(results, out)
 
 
+def differing_tables(results: Path) -> list[str]:
+    """The tables of the searches that are not what the runs give."""
+    from suite.evidence import critical_rates, ranking_table
+
+    return critical_rates.differs(results) + ranking_table.differs(results)
+
+
+def differing_pages(results: Path) -> list[str]:
+    """The pages that are not what the tables give."""
+    from suite.evidence import claims, pages
+
+    return pages.differ(results) + claims.differs(results)
+
+
 def _pictures(results: Path) -> Path:
     """Where the figures of a results folder go."""
     return COMMITTED.parent / "paper_figures" / "out" if results.resolve() == COMMITTED else results / "figures"
 
 
 def verify(args) -> int:
-    from suite.evidence import claims, critical_rates, pages, ranking_table
     from suite.evidence.verify import verify
     from suite.isolation.catalogue import read
     from suite.isolation.forks import Fork
@@ -109,9 +122,7 @@ def verify(args) -> int:
     catalogue, pictures, committed = read(args.plugin), _pictures(args.results), args.results.resolve() == COMMITTED
     warn(catalogue)
     drawn = pictures.is_dir() or committed  # a user may not have drawn any yet
-    asked = [(critical_rates.differs, args.results), (ranking_table.differs, args.results)]
-    asked += [(pages.differ, args.results), (claims.differs, args.results)] * committed
-    asked += [(stale, args.results, pictures)] * drawn
+    asked = [(differing_tables, args.results), *[(differing_pages, args.results)] * committed, *[(stale, args.results, pictures)] * drawn]
     beside = [Fork() for _ in asked]  # meanwhile, each in a process of its own
     for process, question in zip(beside, asked, strict=True):
         process.ask(*question)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
-
-from suite.evidence.cells import STD, finished, name, runs_of
-from suite.evidence.critical_rates import BESIDE, pooled
-from suite.evidence.hypotheses import equal_deaths, hypotheses_table, judge, of_cell
+from suite.evidence.cells import cells, label, runs_of
+from suite.evidence.critical_rates import pool, pooled
+from suite.evidence.hypotheses import equal_deaths, hypotheses_table, judge
 from suite.evidence.markdown import table
 from suite.evidence.ranking import ranking
 from suite.evidence.words import called
@@ -22,11 +20,11 @@ def branch_scale(results: Path) -> str:
     """Markdown: the ranking at each depth of the protocol, who dies with equal tokens, the hypotheses, and what is not measured yet."""
     own = set(runs_of(results / NAME)["depth"])
     found = [one for one in pooled(results, NAME) if one.cell.depth in own and one.fresh and one.cell.arm == "controlled"]
-    runs = finished(pd.concat([runs_of(results / each) for each in (NAME, BESIDE[NAME])], ignore_index=True))
-    deaths = [(one.cell.label, one.cell.depth, *equal_deaths(of_cell(runs, one))) for one in found]
+    runs = cells(pool(results, NAME))
+    deaths = [(one.cell.label, one.cell.depth, *equal_deaths(runs[one.cell])) for one in found]
     parts = [
         ranking(found), "Deaths that end with all tokens equal:",
-        table(["scheme", "blocks", "with equal tokens", "deaths"], [(called(label), depth, k, n) for label, depth, k, n in deaths if n]),
+        table(["scheme", "blocks", "with equal tokens", "deaths"], [(called(words), depth, k, n) for words, depth, k, n in deaths if n]),
         "The hypotheses, written down before the protocol's first run:", hypotheses_table(judge(results, NAME)),
     ]  # fmt: skip
     if left := missing({(one.cell.label, one.cell.depth) for one in found}):
@@ -37,14 +35,10 @@ def branch_scale(results: Path) -> str:
 def missing(known: set[tuple[str, int]]) -> str:
     """The cells of the plan that have no best loss, by depth, with the hours of a processor core that they take from nothing."""
     protocol, out = PROTOCOLS[NAME], []
-    wanted = [(_label(cell), depth) for cell in protocol.cells for depth in cell.depths or protocol.depths]
+    wanted = [(label(c.scheme, c.params, c.writers, c.arm), depth) for c in protocol.cells for depth in c.depths or protocol.depths]
     for depth in sorted({depth for _, depth in wanted}):
-        labels = [called(label) for label, at in wanted if at == depth and (label, at) not in known]
+        labels = [called(words) for words, at in wanted if at == depth and (words, at) not in known]
         hours = len(labels) * core_hours(depth, protocol.length)
         if labels:
             out.append(f"at {depth} blocks {', '.join(labels)} (about {hours:.0f} core-hours)")
     return "; ".join(out)
-
-
-def _label(cell) -> str:
-    return name(cell.scheme, cell.params) + (" std writers" if cell.scheme in STD and cell.writers == "std" else "")

@@ -36,16 +36,19 @@ class Cell(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The scheme with what its parameters have of the plans' special ones, and its writers and arm where those are not the plans'."""
-        words = [name(self.scheme, self.params)]
-        if self.scheme in STD and self.writers == "std":
-            words.append("std writers")
-        return " ".join(words if self.arm == "controlled" else [*words, self.arm])
+        """As `label` has it."""
+        return label(self.scheme, self.params, self.writers, self.arm)
 
 
 def name(scheme: str, params: str) -> str:
     """A scheme with what its parameters have of the plan's special ones."""
     return " ".join([scheme, *(item for item in params.split(",") if item in SPECIAL)])
+
+
+def label(scheme: str, params: str, writers: str, arm: str) -> str:
+    """A scheme with what its parameters have of the plans' special ones, and its writers and arm where those are not the plans'."""
+    std = ["std writers"] * (scheme in STD and writers == "std")
+    return " ".join([name(scheme, params), *std, *[arm] * (arm != "controlled")])
 
 
 def runs_of(folder: Path) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,25 @@ TABLE = TABLES["critical_rates"]
 BESIDE = {"scale": "frontier"}  # a protocol of the same settings whose cells are its neighbours: the best of all sets the level of a window
 
 
+def pool(results: Path, protocol: str) -> pd.DataFrame:
+    """The runs of a protocol, and those of the one that it stands beside."""
+    return pd.concat([runs_of(folder) for folder in _folders(results, protocol)], ignore_index=True)
+
+
 def pooled(results: Path, protocol: str) -> list[Measures]:
     """The numbers of a search protocol's cells, and of the cells of the protocol that it stands beside; none where it has no runs."""
-    runs = runs_of(results / protocol)
-    if not len(runs) or protocol not in BESIDE:
-        return measures(runs) if len(runs) else []
-    return measures(pd.concat([runs, runs_of(results / BESIDE[protocol])], ignore_index=True))
+    files = [folder / TABLES["runs"].path for folder in _folders(results, protocol)]
+    return list(_pooled(results, protocol, tuple(path.read_bytes() if path.exists() else b"" for path in files)))
+
+
+@lru_cache(maxsize=8)
+def _pooled(results: Path, protocol: str, held: tuple[bytes, ...]) -> tuple[Measures, ...]:
+    """Remembered by what the runs' tables hold: tables, pages and hypotheses ask for the same cells."""
+    return tuple(measures(pool(results, protocol))) if len(runs_of(results / protocol)) else ()
+
+
+def _folders(results: Path, protocol: str) -> list[Path]:
+    return [results / name for name in (protocol, BESIDE.get(protocol)) if name]
 
 
 def rows(results: Path) -> list[dict[str, object]]:

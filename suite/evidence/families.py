@@ -8,6 +8,8 @@ FAMILIES = ("fixed gain", "fixed gain, centered", "LayerScale", "MV-Split")
 # by scheme, the parameter that is the scale of the branch at the start
 GAIN = {"gain": "g", "layerscale": "init", "mvsplit": "beta", "split": "beta", "rezero_start": "start"}
 
+FIXED = ("plain", "deepnorm", "gain", "desimilar")  # what scales the branch stays as it starts
+
 
 def family(cell: Cell) -> str:
     """Which of FAMILIES a cell is of; "" for none: another scheme, another part of the split, standard writers."""

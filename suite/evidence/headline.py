@@ -9,11 +9,13 @@ import pandas as pd
 
 from suite.evidence.bench import on_cpu
 from suite.evidence.cells import controlled, runs_of
+from suite.evidence.critical_rates import pooled
 from suite.evidence.decided import share
 from suite.evidence.edges import PRIMARY, REFERENCE, hypotheses, ratios
+from suite.evidence.families import FIXED, start
 from suite.evidence.hazard import risks, with_health
 from suite.evidence.markdown import table
-from suite.evidence.measures import Measures, measures
+from suite.evidence.measures import Measures
 from suite.evidence.ranking import place, placed
 from suite.evidence.stats import Critical
 from suite.evidence.words import called, holds, render, thousandths
@@ -41,7 +43,7 @@ def failure(results: Path) -> str:
 def headline(results: Path) -> str:
     """Markdown: the ranking at the frontier's greatest depth, and what it says. Raises ValueError where the tables contradict a word."""
     runs = controlled(runs_of(results / "frontier"))
-    every = measures(runs)
+    every = pooled(results, "frontier")
     depths = sorted({one.cell.depth for one in every})
     ranked = placed([one for one in every if one.cell.depth == depths[-1]])
     found = [one for one, _ in ranked]
@@ -95,5 +97,4 @@ def _of(equal: pd.Series) -> str:
 
 
 def _scale(one: Measures) -> str:
-    return render("scale", scheme=one.cell.scheme, depth=one.cell.depth,
-                  params=dict(item.split("=") for item in one.cell.params.split(",") if "=" in item))  # fmt: skip
+    return f"{start(one.cell):.2g}, {'fixed' if one.cell.scheme in FIXED else 'learned'}"

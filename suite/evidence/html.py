@@ -11,11 +11,11 @@ from markupsafe import Markup
 
 from suite.environment import ROOT
 from suite.evidence import claims, critical_rates, ranking_table
-from suite.evidence.cells import finished, runs_of
-from suite.evidence.cells import name as label
+from suite.evidence.cells import finished, label, runs_of
 from suite.evidence.edges import hypotheses, ratios
 from suite.evidence.findings import findings
 from suite.evidence.hazard import CUT, PER, risks, with_health
+from suite.evidence.ranking import place
 from suite.evidence.richtext import blocks, inline, table
 from suite.evidence.verdicts import VERDICTS, number
 from suite.evidence.words import called
@@ -112,7 +112,7 @@ def _ranking(results: Path) -> Section | None:
         parts.append(blocks(f"### {depth} blocks ({protocol})"))
         parts.append(table(
             ["place", "scheme", "scale", "best loss", "window", "margin", "edge", "deaths with equal tokens", "cost"],
-            [[_place(row), _scheme(row), "-" if row["scale"] is None else number(row["scale"]),
+            [[place((row["place"], row["place_last"])), _scheme(row), "-" if row["scale"] is None else number(row["scale"]),
               _interval(row, "best_loss", 3) + (f" (n = {row['fresh']})" if row["fresh"] else " (of the search)"),
               _interval(row, "window"), _interval(row, "margin"), f"{_rate(row, 'lr50')} (n = {row['lr50_runs']})",
               f"{row['deaths_equal']} of {row['deaths']}",
@@ -123,15 +123,11 @@ def _ranking(results: Path) -> Section | None:
 
 
 def _scheme(row: dict) -> str:
-    return called(label(row["scheme"], row["params"]))
+    return called(label(row["scheme"], row["params"], row["writers"], row["arm"]))
 
 
 def _cost(over: float | None) -> str:
     return "-" if over is None else "0%" if over == 1 else f"{over - 1:+.0%}"
-
-
-def _place(row: dict) -> str:
-    return str(row["place"]) if row["place"] == row["place_last"] else f"{row['place']} to {row['place_last']}"
 
 
 def _edges(results: Path) -> Section | None:

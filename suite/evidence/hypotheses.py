@@ -17,8 +17,9 @@ import pandas as pd
 from scipy.stats import norm, sem
 from scipy.stats import t as student
 
-from suite.evidence.cells import finished, runs_of
-from suite.evidence.critical_rates import BESIDE, pooled
+from suite.evidence.cells import Cell
+from suite.evidence.cells import cells as by_cell
+from suite.evidence.critical_rates import pool, pooled
 from suite.evidence.edges import hypotheses, judged
 from suite.evidence.markdown import table
 from suite.evidence.measures import Estimate, Measures
@@ -71,8 +72,7 @@ class Judged:
 def judge(results: Path, protocol: str) -> list[Judged]:
     """Every hypothesis of a protocol, in the order of the file."""
     cells = {(one.cell.label, one.cell.depth): one for one in pooled(results, protocol) if one.cell.arm == "controlled"}
-    names = [protocol, *([BESIDE[protocol]] if protocol in BESIDE else [])]
-    runs = finished(pd.concat([runs_of(results / name) for name in names], ignore_index=True))
+    runs = by_cell(pool(results, protocol))
     rows = list(hypotheses(results, protocol).itertuples())
     pairs = [(_cell(cells, row.scheme, row.depth), _cell(cells, row.over, row.depth)) for row in rows]
     found = [_difference(row, *pair, runs) if all(pair) else None for row, pair in zip(rows, pairs)]
@@ -94,20 +94,20 @@ def _cell(cells: dict[tuple[str, int], Measures], label: str, depth: int) -> Mea
     return ready.get((label, depth))
 
 
-def _difference(row, one: Measures, other: Measures, runs: pd.DataFrame) -> Difference | None:
+def _difference(row, one: Measures, other: Measures, runs: dict[Cell, pd.DataFrame]) -> Difference | None:
     """None where an interval is open or nothing died."""
     if row.quantity == "best_loss":
         return loss_difference(one.best_values, other.best_values)
     if row.quantity == "window":
         return _window_difference(one.window, other.window)
     if row.quantity == "lr50":
-        mine, theirs = (judged(of_cell(runs, each)) for each in (one, other))
+        mine, theirs = (judged(runs[each.cell]) for each in (one, other))
         found = ratio(mine, theirs)
         if found.ratio is None or not 0 < found.low < found.high < np.inf:
             return None
         error = (np.log(found.high) - np.log(found.low)) / 2 / NORMAL
         return Difference(float(np.log(found.ratio)), error, text=f"{found.ratio:.2f} [{found.low:.2f}, {found.high:.2f}] times")
-    return share_difference(*(equal_deaths(of_cell(runs, each)) for each in (one, other)))
+    return share_difference(*(equal_deaths(runs[each.cell]) for each in (one, other)))
 
 
 def loss_difference(one: pd.Series, other: pd.Series) -> Difference | None:
@@ -139,12 +139,6 @@ def share_difference(one: tuple[int, int], other: tuple[int, int]) -> Difference
     (p, n), (q, m) = (((k + 1) / (count + 2), count + 2) for k, count in (one, other))
     words = " against ".join(f"{k} of {count}" for k, count in (one, other))
     return Difference(p - q, float(np.sqrt(p * (1 - p) / n + q * (1 - q) / m)), text=words)
-
-
-def of_cell(runs: pd.DataFrame, one: Measures) -> pd.DataFrame:
-    """The runs of one cell, of finished ones."""
-    cell = one.cell
-    return runs[np.logical_and.reduce([runs[name] == getattr(cell, name) for name in cell._fields])]
 
 
 def equal_deaths(runs: pd.DataFrame) -> tuple[int, int]:

@@ -11,9 +11,9 @@ from suite.evidence.cells import Cell, cells
 from suite.evidence.critical_rates import measured, row, table_differs, write_table
 from suite.evidence.edges import REFERENCE
 from suite.evidence.families import start
+from suite.evidence.hypotheses import equal_deaths
 from suite.evidence.ranking import placed
 from suite.records.store import TABLES, read
-from suite.verdict.outcome import DEAD
 
 TABLE = TABLES["ranking"]
 
@@ -27,9 +27,9 @@ def rows(results: Path) -> list[dict[str, object]]:
             for one, (first, last) in placed([one for one in ready if (one.cell.depth, one.cell.data) == place]):
                 if one.cell not in by_cell:
                     continue
-                dead = by_cell[one.cell][by_cell[one.cell]["outcome"].isin(DEAD)]
+                equal, dead = equal_deaths(by_cell[one.cell])
                 own = {"place": first, "place_last": last, "tied_with_best": first == 1, "scale": start(one.cell),
-                       "lr50_runs": one.edge.lr50.n, "deaths": len(dead), "deaths_equal": int((dead["state"] == "mean_dominated").sum()),
+                       "lr50_runs": one.edge.lr50.n, "deaths": dead, "deaths_equal": equal,
                        "step_over_plain": cost(costs, one.cell)}  # fmt: skip
                 everything = shared | one.cell._asdict() | row(one) | own
                 out.append({column.name: everything.get(column.name) for column in TABLE.columns})

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from suite.evidence.cells import in_order, runs_of
+from suite.evidence.critical_rates import pooled
 from suite.evidence.decided import Standing, standing
 from suite.evidence.edges import PRIMARY, REFERENCE, Edge, Ratio, describe, edges_beside, hypotheses, ratios
 from suite.evidence.markdown import grid, table
-from suite.evidence.measures import measures
 from suite.evidence.ranking import ranking
 from suite.evidence.words import called, render
 from suite.presets import PROTOCOLS
@@ -82,7 +82,7 @@ def _cell(run, scores: pd.Series) -> str:
 def edge_tables(folder: Path) -> str:
     """Markdown of a frontier: the ranking of the schemes at each depth, the edges of one scale compared, the edges of the dead."""
     runs = runs_of(folder)
-    found = measures(runs)
+    found = pooled(folder.parent, folder.name)
     instrument = folder.parent / "instrument"
     return render("edges", ranking=ranking(found), horizon=found[0].edge.horizon, reference=REFERENCE, ratios=_ratio_table(folder, runs),
                   dead=_by_depth([one.edge for one in found], _dead), thresholds=_thresholds(instrument),

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+from on_page import assert_on_page
 
 from paper_figures import draw, style
 from paper_figures.autopsy import COLUMNS, LEVELS, interventions
@@ -80,10 +80,4 @@ def test_the_rise_above_a_column_is_of_the_dead_with_students_interval(folder):
 
 
 def test_all_is_on_the_page_and_large_enough(folder):
-    figure = interventions.draw(folder)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    for part in figure.subfigs:
-        box = part.get_tightbbox(canvas.get_renderer())
-        assert box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y0 >= -1 and box.y1 <= figure.bbox.y1 + 1
-    assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 7
+    assert_on_page(interventions.draw(folder))

@@ -6,8 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+from on_page import assert_on_page
 
 from paper_figures import draw, spikes, style
 from paper_figures.fig10_attention_only import attention_alone
@@ -135,13 +135,7 @@ def test_same_tables_same_bytes(results, tmp_path):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_all_is_on_the_page_and_large_enough(results, recipe):
-    figure = figure_of(recipe, results / "anatomy")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    for part in figure.subfigs:
-        box = part.get_tightbbox(canvas.get_renderer())
-        assert box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y0 >= -1 and box.y1 <= figure.bbox.y1 + 1
-    assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 7
+    assert_on_page(figure_of(recipe, results / "anatomy"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)

@@ -73,11 +73,11 @@ def interventions(velocity: Velocity, data: Dataset, captions: Callable[[Tensor]
     )
 
     def tokens(z_BCHW: Tensor, captions_BSD: Tensor = own, t_B: Tensor = t, attention: bool = True) -> Tensor:
-        return _tokens(velocity(z_BCHW, captions_BSD, t_B, attention), patch)
+        return tokens_of(velocity(z_BCHW, captions_BSD, t_B, attention), patch)
 
     def each(alone: Tensor, rest: Tensor, t_B: Tensor = t) -> Tensor:
         """(B, I, E): for each target token the network's answer where that one is of `alone` and the others are of `rest`."""
-        alone_BIE, rest_BIE = _tokens(alone, patch), _tokens(rest, patch)
+        alone_BIE, rest_BIE = tokens_of(alone, patch), tokens_of(rest, patch)
         out = torch.empty_like(alone_BIE)
         for i in range(out.shape[1]):
             mixed_BIE = rest_BIE.clone()
@@ -87,8 +87,8 @@ def interventions(velocity: Velocity, data: Dataset, captions: Callable[[Tensor]
 
     def moved() -> Tensor:
         """Tokens in another order, and the answers back in the old one."""
-        index_BIE = order_BI[..., None].expand_as(_tokens(z, patch))
-        answer_BIE = tokens(_pixels(_tokens(z, patch).gather(1, index_BIE), z, patch))
+        index_BIE = order_BI[..., None].expand_as(tokens_of(z, patch))
+        answer_BIE = tokens(_pixels(tokens_of(z, patch).gather(1, index_BIE), z, patch))
         return torch.empty_like(answer_BIE).scatter_(1, index_BIE, answer_BIE)
 
     answers = {
@@ -101,7 +101,7 @@ def interventions(velocity: Velocity, data: Dataset, captions: Callable[[Tensor]
         "own": each(another, z),
         "all": tokens(z[partner_B], own[partner_B], t[partner_B]),
     }
-    target_BIE, intact_BIE = _tokens(target, patch), answers["none"]
+    target_BIE, intact_BIE = tokens_of(target, patch), answers["none"]
     loss = {name: (answer - target_BIE).square().mean((1, 2)).double() for name, answer in answers.items()}
     return [
         {"intervention": name, "samples": len(rows)} | _mean("loss", loss[name]) | _mean("rise", loss[name] - loss["none"])
@@ -137,11 +137,11 @@ def _derangements(b: int, i: int) -> Tensor:
     return torch.stack(out)
 
 
-def _tokens(image_BCHW: Tensor, patch: int) -> Tensor:
+def tokens_of(image_BCHW: Tensor, patch: int) -> Tensor:
     """(B, I, E) the pixels of each token."""
     return F.pixel_unshuffle(image_BCHW, patch).flatten(2).transpose(1, 2)
 
 
 def _pixels(tokens_BIE: Tensor, like_BCHW: Tensor, patch: int) -> Tensor:
-    """The inverse of `_tokens`."""
+    """The inverse of `tokens_of`."""
     return F.pixel_shuffle(tokens_BIE.transpose(1, 2).unflatten(2, (like_BCHW.shape[2] // patch, -1)), patch)

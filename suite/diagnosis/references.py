@@ -6,9 +6,9 @@ Shapes: N training images, B held-out ones or their tokens, I image tokens, E va
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
 
 from suite.data.dataset import Dataset
+from suite.diagnosis.autopsy import tokens_of
 from suite.model import flow
 from suite.rng import generator
 
@@ -24,7 +24,7 @@ def references(data: Dataset, patch: int) -> list[dict]:
     """
     rows = data.heldout
     batch = flow.make_batch(data.x0(rows), data.caption(rows), data.empty, 0.0, generator("heldout"))
-    x, z, v = (_tokens(of, patch) for of in (data.x0(data.train), batch.z_BCHW, batch.target_BCHW))
+    x, z, v = (tokens_of(of.double(), patch).numpy() for of in (data.x0(data.train), batch.z_BCHW, batch.target_BCHW))
     t, i = batch.t_B.double().numpy()[:, None], x.shape[1]
     alike = [(*(of.reshape(-1, of.shape[2]) for of in (x, z, v)), t.repeat(i, 0))]
     apart = [(x[:, k], z[:, k], v[:, k], t) for k in range(i)]
@@ -35,12 +35,6 @@ def references(data: Dataset, patch: int) -> list[dict]:
     }  # fmt: skip
     shared = {"data": data.name, "image_tokens": i, "samples": len(x)}
     return [shared | {"level": name, "loss": loss, "heldout_loss": heldout} for name, (loss, heldout) in found.items()]
-
-
-def _tokens(images: Tensor, patch: int) -> np.ndarray:
-    n, c, h, w = images.shape
-    cut = images.double().numpy().reshape(n, c, h // patch, patch, w // patch, patch)
-    return cut.transpose(0, 2, 4, 1, 3, 5).reshape(n, -1, c * patch * patch)
 
 
 def _mean(predictor, groups: list[tuple]) -> Losses:

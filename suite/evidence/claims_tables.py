@@ -14,7 +14,7 @@ import pandas as pd
 from suite.evidence.cells import controlled, finished, runs_of
 from suite.evidence.early_warning import SIGNALS, Warned, curves, line, warned
 from suite.evidence.edges import Ratio, hypotheses, ratios
-from suite.evidence.events import events
+from suite.evidence.events import DEEP, events
 from suite.evidence.hazard import with_health
 from suite.evidence.measures import Measures, measures
 from suite.evidence.trajectories import once
@@ -137,7 +137,7 @@ class Tables:
         parts = RowsByRun(folder)
         for run in finished(runs_of(folder)).to_dict("records"):
             rows = parts.frame("audit", run)
-            rows = rows[(rows["segment"] == "all") & (rows["site"] == "attn") & (rows["layer"] >= 0.75 * run["depth"])]
+            rows = rows[(rows["segment"] == "all") & (rows["site"] == "attn") & (rows["layer"] >= DEEP * run["depth"])]
             out.append(run | {"tcs": rows.loc[rows["step"] == rows["step"].max(), "tcs"].median()})
         return pd.DataFrame(out)
 

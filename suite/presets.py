@@ -88,12 +88,15 @@ def _presets() -> dict[str, Protocol]:
                 cells=(Cell("plain", lrs=(6.15e-3, 5.35e-3)), Cell("mvsplit", lrs=(7.08e-3, 6.15e-3))),
             ),
             replace(
-                laptop, name="autopsy", version=1, purpose="plain and MV-Split, dead for 500 steps and alive: what the networks use",
+                laptop, name="autopsy", version=1, purpose="plain, MV-Split and parts of it, dead for 500 steps and alive: what they use",
                 horizon=750, after_crash=500, heldout_every=400, fid_samples=0, unscored=(), depths=(50,), lrs=(), cells=(
                     # hot: seeds that died in results/frontier by step 250, and more where MV-Split dies first; cool: where each learns best
                     Cell("plain", lrs=(9.36e-3,), seeds=tuple(range(8))), Cell("plain", lrs=(2.01e-3,), seeds=(0, 1)),
                     Cell("mvsplit", lrs=(1.08e-2,), seeds=(0, 1, 4, 6)), Cell("mvsplit", lrs=(1.24e-2,), seeds=(3, 6, 7)),
                     Cell("mvsplit", lrs=(1.64e-2,), seeds=tuple(range(8))), Cell("mvsplit", lrs=(2.66e-3,), seeds=(0, 1)),
+                    # a tenth of that scale, learned and fixed: at 100 blocks all of either die at this rate
+                    Cell("mvsplit", params="beta=0.1", lrs=(2.49e-2,), seeds=tuple(range(4))),
+                    Cell("split", params="beta=0.1,learn=none,mean=none", lrs=(2.49e-2,), seeds=tuple(range(4))),
                 ),
             ),
             Protocol(

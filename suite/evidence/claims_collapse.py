@@ -11,6 +11,7 @@ from suite.evidence.claim import Claim, Part
 from suite.evidence.claims_tables import LOW, Tables
 from suite.evidence.edges import judged
 from suite.evidence.hazard import CUT, HEALTHY, PER, Piece, Risk, hazard_ratio, risks
+from suite.evidence.hypotheses import EQUAL
 from suite.evidence.stats import ratio
 from suite.evidence.verdicts import Rule, Seen, share
 from suite.protocol import KNOWN, rate
@@ -75,7 +76,7 @@ def _healthy(tables: Tables) -> Claim:
     if risk:
         late = risk.pieces[1]
         seen = Seen(*late.hazard, f"{late.deaths} deaths in {late.steps:,} healthy steps") if late.steps else Seen()
-        parts.append(Part(f"deaths of healthy plain runs in {PER} healthy steps, after step {CUT}, below the edge of 400 steps", seen,
+        parts.append(Part(f"deaths of healthy plain runs below their edge, in {PER} healthy steps after step {CUT}", seen,
                           Rule(0.05, 0.01, why="a twentieth of the runs in a thousand steps; a hundredth is rarer than these tables "
                                                "can see")))  # fmt: skip
     return Claim(
@@ -126,7 +127,7 @@ def _equal(tables: Tables) -> Claim:
         "All tokens become equal", "After the crash every token is the same vector: token cosine similarity (TCS) goes to 1.", "Fig. 3f",
         "TCS from .1 to 1.000 within 20 steps, for good", (
             Part("deaths of plain networks with equal tokens at the end (TCS above .9 in the deeper half)",
-                 share((dead["state"] == "mean_dominated").sum(), len(dead), "deaths"), MOST),
+                 share((dead["state"] == EQUAL).sum(), len(dead), "deaths"), MOST),
         ), RUNS,
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ from suite.evidence.claims_collapse import LONG, MOST, RUNS, plain_deaths
 from suite.evidence.claims_tables import BOTH, Tables
 from suite.evidence.edges import of_search
 from suite.evidence.hazard import CUT, hazard_ratio, risks
+from suite.evidence.hypotheses import EQUAL
 from suite.evidence.ranking import paired
 from suite.evidence.spikes import families, fatal, summary
 from suite.evidence.verdicts import Rule, Same, Seen, geometric, mean, share
@@ -37,12 +38,12 @@ def _prevents(tables: Tables) -> Claim:
         "MV-Split prevents that collapse", "With MV-Split the tokens do not become equal.", "Fig. 2, section 5",
         "no collapse in 80,000 steps at 400 blocks (beta = 1) and 1000 blocks (beta = .03), one run each", (
             Part("deaths of MV-Split (beta = 1) that end with equal tokens",
-                 share((dead["state"] == "mean_dominated").sum(), len(dead), "deaths"), FEW),
-            Part("deaths of MV-Split that starts at a smaller beta that end with equal tokens",
-                 share((small["state"] == "mean_dominated").sum(), len(small), "deaths"), FEW),
+                 share((dead["state"] == EQUAL).sum(), len(dead), "deaths"), FEW),
+            Part("the same where beta starts smaller",
+                 share((small["state"] == EQUAL).sum(), len(small), "deaths"), FEW),
         ), RUNS, needs="smaller betas at 400 blocks and more",
         note=f"It dies otherwise: {len(dead)} of our runs with beta = 1 died, their tokens apart. Of {len(plain)} deaths of plain "
-             f"{(plain['state'] == 'mean_dominated').sum()} end with equal tokens.",
+             f"{(plain['state'] == EQUAL).sum()} end with equal tokens.",
     )  # fmt: skip
 
 

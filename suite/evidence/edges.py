@@ -130,6 +130,11 @@ class Ratio:
         return f"{middle}[{self.low:.2f}, {'∞' if self.high == np.inf else format(self.high, '.2f')}]"
 
 
+def compared(scheme: str, depth: int, mine: pd.DataFrame, plain: pd.DataFrame) -> Ratio:
+    """LR50 of a scheme's runs over that of plain's at the same depth."""
+    return Ratio(scheme, REFERENCE, depth, *ratio(judged(mine), judged(plain)), (len(mine), len(plain)))
+
+
 def ratios(runs: pd.DataFrame, fixed: pd.DataFrame) -> list[Ratio]:
     """LR50 of every scheme over plain's, per depth, of the controlled arm; fixed: the rows of `hypotheses` of its protocol."""
     found = {(cell.scheme, cell.depth): mine for cell, mine in cells(of_search(controlled(runs))).items()}
@@ -137,7 +142,7 @@ def ratios(runs: pd.DataFrame, fixed: pd.DataFrame) -> list[Ratio]:
     out = []
     for (scheme, depth), mine in found.items():
         if scheme != REFERENCE and (other := found.get((REFERENCE, depth))) is not None:
-            out.append(Ratio(scheme, REFERENCE, depth, *ratio(judged(mine), judged(other)), (len(mine), len(other))))
+            out.append(compared(scheme, depth, mine, other))
     asked = [one for one in out if (one.scheme, one.over, one.depth) in beforehand]
     adjusted = dict(zip(asked, holm([one.p for one in asked])))
     return [replace(one, adjusted=adjusted.get(one)) for one in out]

@@ -12,6 +12,7 @@ from suite.evidence.cells import controlled, runs_of
 from suite.evidence.decided import standing
 from suite.evidence.edges import PRIMARY, REFERENCE, Edge, edges, hypotheses, ratios
 from suite.evidence.hazard import risks, with_health
+from suite.evidence.hypotheses import EQUAL
 from suite.evidence.words import holds, render
 from suite.presets import PROTOCOLS
 from suite.verdict.outcome import DEAD, UNUSABLE
@@ -86,6 +87,6 @@ def _below(results: Path) -> dict[str, object]:
     cells = []
     for risk in (known[depth, lr, scheme] for depth, lr in shared for scheme in reversed(PRIMARY)):
         gone = runs[runs["died_healthy"] & (runs["name"] == risk.name) & (runs["depth"] == risk.depth) & (runs["lr"] == risk.lr)]
-        as_paper = (gone["mms_signature"].fillna(False) & (gone["state"] == "mean_dominated")).sum()
+        as_paper = (gone["mms_signature"].fillna(False) & (gone["state"] == EQUAL)).sum()
         cells.append({"risk": risk, "healthy": len(gone), "as_paper": as_paper})
     return {"horizon": runs["horizon"].iloc[0], "cells": cells}

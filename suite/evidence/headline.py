@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from suite.evidence.bench import on_cpu
-from suite.evidence.cells import controlled, runs_of
-from suite.evidence.critical_rates import pooled
+from suite.evidence.cells import cells, controlled, runs_of
+from suite.evidence.critical_rates import pool, pooled
 from suite.evidence.decided import share
-from suite.evidence.edges import PRIMARY, REFERENCE, hypotheses, ratios
+from suite.evidence.edges import PRIMARY, REFERENCE, Ratio, compared, hypotheses, ratios
 from suite.evidence.families import FIXED, start
-from suite.evidence.hazard import risks, with_health
+from suite.evidence.hazard import Risk, risks, with_health
+from suite.evidence.hypotheses import EQUAL, equal_deaths
 from suite.evidence.markdown import table
 from suite.evidence.measures import Measures
 from suite.evidence.ranking import place, placed
@@ -25,19 +27,66 @@ from suite.verdict.outcome import DEAD
 AFTER = 400  # steps trained on behind a death that tell whether a run comes back
 
 
-def failure(results: Path) -> str:
-    """Markdown: what became of the schemes of the primary comparison below their edges, and of the dead behind their death."""
+class BelowEdge(NamedTuple):
+    """The deepest, hottest cells of `anatomy` of which the primary comparison has both, and all runs of that protocol."""
+
+    depth: int
+    lr: float
+    plain: Risk
+    split: Risk
+    runs: pd.DataFrame
+
+
+class AtScale(NamedTuple):
+    """The fixed gain with the lowest loss, and MV-Split from the same scale; edges are ratios of LR50 to plain's."""
+
+    g: float
+    gain: Measures
+    edge: Ratio
+    small: Ratio
+    equal: int  # deaths of MV-Split from that scale with equal tokens
+    deaths: int
+
+
+def below_edge(results: Path) -> BelowEdge:
+    """Of the committed runs."""
     runs = with_health(results / "anatomy")
     known = {(risk.depth, risk.lr, risk.name): risk for risk in risks(runs)}
     depth, lr = max(key[:2] for key in known if all((*key[:2], scheme) in known for scheme in PRIMARY))
+    return BelowEdge(depth, lr, known[depth, lr, "plain"], known[depth, lr, "mvsplit"], runs)
+
+
+def at_scale(results: Path, depth: int) -> AtScale:
+    """Of protocol `scale`. Raises ValueError where no gain has an MV-Split network of its scale beside it."""
+    runs = cells(controlled(pool(results, "scale")))
+    found = {one.cell: one for one in pooled(results, "scale") if one.cell.depth == depth and one.cell.writers == "zero" and one.fresh}
+    split = {start(cell): cell for cell in found if cell.scheme == PRIMARY[0] and cell in runs}
+    gains = [one for cell, one in found.items() if cell.scheme == "gain" and start(cell) in split]
+    holds(bool(gains), "a fixed gain and MV-Split from its scale were measured")
+    best = min(gains, key=lambda one: one.best_loss.value)
+    plain = next(mine for cell, mine in runs.items() if cell.scheme == REFERENCE and cell.depth == depth)
+    small = split[start(best.cell)]
+    over = [compared(cell.scheme, depth, runs[cell], plain) for cell in (best.cell, small)]
+    return AtScale(start(best.cell), best, *over, *equal_deaths(runs[small]))
+
+
+def of_plain(results: Path, depth: int) -> Measures:
+    """What plain is ranked by at a depth of the frontier."""
+    return next(one for one in pooled(results, "frontier") if (one.cell.scheme, one.cell.depth) == (REFERENCE, depth))
+
+
+def failure(results: Path) -> str:
+    """Markdown: what became of the schemes of the primary comparison below their edges, and of the dead behind their death."""
+    below = below_edge(results)
+    runs = below.runs
     dead = runs[runs["outcome"].isin(DEAD) & (runs["last_step"] - runs["crash_step"] >= AFTER)]
     up = dead["best_loss"] + (dead["constant_loss"] - dead["best_loss"]) / 2
-    back = int((dead["final_loss"] < up).sum())
-    holds(not back, "no dead run comes back")
-    holds(not (dead.loc[dead["name"] == PRIMARY[0], "state"] == "mean_dominated").any(), "the tokens of MV-Split's dead stay apart")
+    holds(not (dead["final_loss"] < up).any(), "no dead run comes back")
+    holds(not (dead.loc[dead["name"] == PRIMARY[0], "state"] == EQUAL).any(), "the tokens of MV-Split's dead stay apart")
+    holds(below.plain.runs == below.plain.dead == 8 and below.split.dead == len(below.split.when), "all eight plain networks die")
     levels = {scheme: dead.loc[dead["name"] == scheme, "final_loss"] for scheme in PRIMARY}
-    return render("failure", depth=depth, lr=lr, horizon=runs["horizon"].iloc[0], constant=runs["constant_loss"].iloc[0], after=AFTER,
-                  plain=known[depth, lr, "plain"], split=known[depth, lr, "mvsplit"], levels=levels, dead=len(dead))
+    return render("failure", **below._asdict(), horizon=runs["horizon"].iloc[0], constant=runs["constant_loss"].iloc[0], after=AFTER,
+                  levels=levels, dead=len(dead), times=below.lr / of_plain(results, below.depth).best_lr)
 
 
 def headline(results: Path) -> str:
@@ -48,33 +97,34 @@ def headline(results: Path) -> str:
     ranked = placed([one for one in every if one.cell.depth == depths[-1]])
     found = [one for one, _ in ranked]
     dead = runs[(runs["depth"] == depths[-1]) & runs["outcome"].isin(DEAD)]
-    equal = {scheme: (mine["state"] == "mean_dominated") for scheme, mine in dead.groupby("scheme")}
+    equal = {scheme: (mine["state"] == EQUAL) for scheme, mine in dead.groupby("scheme")}
     over = on_cpu(read(results / "bench", "bench"), "step", depths[-1], "over_plain")
-    heads = ["place", "scheme", "scale of the branch", "best loss", "window", "margin", "edge", "deaths with equal tokens", "cost"]
+    heads = ["place", "scheme", "scale", "best loss", "best rate", "window", "margin", "edge", "deaths with equal tokens", "cost"]
     rows = [[place(at), called(one.cell.label), _scale(one), f"{one.best_loss.value:.3f} [{one.best_loss.low:.3f}, "
-             f"{one.best_loss.high:.3f}]", one.window, one.margin, _edge(one.edge.lr50), _of(equal[one.cell.scheme]),
-             f"{over[one.cell.scheme] - 1:+.0%}" if one.cell.scheme in over else "-"]
+             f"{one.best_loss.high:.3f}]", thousandths(one.best_lr), one.window, one.margin, _edge(one.edge.lr50),
+             _of(equal[one.cell.scheme]), f"{over[one.cell.scheme] - 1:+.0%}" if one.cell.scheme in over else "-"]
             for one, at in ranked]  # fmt: skip
-    first = found[0]
+    first, by = found[0], {one.cell.scheme: one for one in found}
     ahead = [depth for depth in depths if _alone(first, [one for one in every if one.cell.depth == depth])]
-    compared = [one for one in ratios(runs, hypotheses(results, "frontier")) if one.depth == depths[-1]]
-    split = next(one for one in compared if one.adjusted is not None)
-    others = [one for one in compared if one.adjusted is None]
+    split = primary(results, depths[-1])
     fresh = runs[runs["run_id"].isin(_fresh(runs, found))]
-    edges = {one.cell.scheme: one.edge.lr50.rate for one in found}
-    small = {one.scheme for one in others}
+    scale = at_scale(results, depths[-1])
     holds(all(one.window.high >= first.window.low for one in found), "intervals of the windows overlap")
     holds(split.ratio > 1 and not equal[PRIMARY[0]].any(), "the split moves the edge up, and no death of it ends with equal tokens")
-    holds(all(equal[scheme].mean() > 0.9 for scheme in small | {REFERENCE}), "a small branch dies as plain does")
-    holds(all(rank[0] >= dict((one.cell.scheme, at) for one, at in ranked)[REFERENCE][0] for one, rank in ranked
-              if one.cell.scheme in small), "a small branch learns no better than plain")  # fmt: skip
+    holds(scale.equal > 0.9 * scale.deaths, "MV-Split from a small branch dies as plain does")
+    hottest = max(found, key=lambda one: one.edge.lr50.middle)
     return render(
-        "headline", table=table(heads, rows), depth=depths[-1], horizon=first.edge.horizon, first=first, ahead=ahead, depths=depths,
-        behind=found[-1].best_loss.value / first.best_loss.value - 1, split=split, equal=equal,
-        others=others, costs=over, at_best=len(fresh),
-        unusable=int((fresh["outcome"] != "survived").sum()), spread=max(edges.values()) / min(edges.values()),
-        margins=2 ** (max(one.margin.value for one in found) - min(one.margin.value for one in found)),
+        "headline", table=table(heads, rows), depth=depths[-1], horizon=first.edge.horizon, first=first, last=found[-1], ahead=ahead,
+        depths=depths, behind=found[-1].best_loss.value / first.best_loss.value - 1, split=split, equal=equal, gain=scale,
+        lower=1 - first.best_loss.value / by[REFERENCE].best_loss.value, at_best=len(fresh),
+        unusable=int((fresh["outcome"] != "survived").sum()), hottest=hottest, plain=by[REFERENCE],
     )  # fmt: skip
+
+
+def primary(results: Path, depth: int) -> Ratio:
+    """The comparison of edges at a depth that was fixed beforehand."""
+    found = ratios(controlled(runs_of(results / "frontier")), hypotheses(results, "frontier"))
+    return next(one for one in found if one.depth == depth and one.adjusted is not None)
 
 
 def _fresh(runs: pd.DataFrame, found: Sequence[Measures]) -> list[str]:

@@ -11,6 +11,9 @@ from markupsafe import Markup
 
 from suite.environment import ROOT
 from suite.evidence import claims, critical_rates, ranking_table
+from suite.evidence.answer import answer
+from suite.evidence.autopsy import left_of_the_dead
+from suite.evidence.branch_scale import branch_scale
 from suite.evidence.cells import finished, label, runs_of
 from suite.evidence.edges import hypotheses, ratios
 from suite.evidence.findings import findings
@@ -51,7 +54,7 @@ def page(results: Path, pictures: Sequence) -> str:
 
     A section of which the folder has no tables is left out. Raises ValueError where the page would be too large.
     """
-    made = [make(results) for make in (_findings, _ranking, _edges, _fates, _survival)]
+    made = [make(results) for make in (_findings, _ranking, _scale, _edges, _fates, _survival, _autopsy)]
     shown = [section for section in made if section]
     known = {picture.stem: picture for picture in pictures}
     chapters, _ = claims.of_folder(results.resolve())
@@ -97,7 +100,7 @@ def _findings(results: Path) -> Section | None:
     if results.resolve() != ROOT / "results":
         return None
     how = ("python -m suite report", "tables: frontier, anatomy, frontier64, rounding")
-    return Section("Findings", blocks(findings(results)), how=how)
+    return Section("Findings", Markup("\n").join([blocks(answer(results)), blocks("### In detail"), blocks(findings(results))]), how=how)
 
 
 def _by_place(rows: list[dict]) -> dict[tuple[str, int], list[dict]]:
@@ -120,6 +123,13 @@ def _ranking(results: Path) -> Section | None:
     how = ("python -m suite report", "tables: ranking.csv, frontier/runs.csv, bench/bench.csv",
            "train them again: python -m suite run --protocol frontier")  # fmt: skip
     return Section("Ranking", Markup("\n").join(parts), how=how) if len(parts) > 1 else None
+
+
+def _scale(results: Path) -> Section | None:
+    if results.resolve() != ROOT / "results":
+        return None
+    how = ("python -m suite report", "tables: scale/runs.csv, hypotheses.csv", "train them again: python -m suite run --protocol scale")
+    return Section("Scale of the branch", blocks(branch_scale(results)), ("scale-branch_scale",), how)
 
 
 def _scheme(row: dict) -> str:
@@ -175,3 +185,10 @@ def _survival(results: Path) -> Section | None:
     how = ("python -m suite report", "tables: anatomy/runs.csv, anatomy/evals.csv, anatomy64",
            "train them again: python -m suite run --protocol anatomy")  # fmt: skip
     return Section("Survival", Markup("\n").join([intro, *parts]), ("anatomy-survival", "anatomy64-survival"), how) if parts else None
+
+
+def _autopsy(results: Path) -> Section | None:
+    if not (results / "autopsy" / TABLES["autopsy"].path).exists():
+        return None
+    how = ("python -m suite autopsy --results results", "tables: autopsy/autopsy.csv, autopsy/references.csv")
+    return Section("Autopsy", blocks(left_of_the_dead(results)), ("autopsy-interventions",), how)

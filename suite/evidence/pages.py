@@ -9,6 +9,7 @@ from typing import NamedTuple
 from suite.environment import ROOT
 from suite.evidence import claims
 from suite.evidence.anatomy import anatomy
+from suite.evidence.answer import answer
 from suite.evidence.autopsy import left_of_the_dead
 from suite.evidence.branch_scale import branch_scale
 from suite.evidence.cells import runs_of
@@ -41,8 +42,9 @@ class Block(NamedTuple):
 
 
 BLOCKS = (
-    Block("README.md", "failure", ("anatomy",), failure),
-    Block("README.md", "ranking", ("frontier", "bench"), headline),
+    Block("README.md", "answer", ("frontier", "anatomy", "scale", "bench"), answer),
+    Block("README.md", "failure", ("anatomy", "frontier"), failure),
+    Block("README.md", "ranking", ("frontier", "scale", "bench"), headline),
     Block("README.md", "claims", ("frontier", "anatomy", "deep", "stdinit", "detect", "bench"), claims.headline),
     Block("docs/branch_scale.md", "branch scale", ("scale", "frontier"), branch_scale),
     Block("docs/findings.md", "findings", ("frontier", "anatomy", "rounding", "frontier64"), findings),

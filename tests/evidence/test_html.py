@@ -125,8 +125,8 @@ def test_blocks_of_markdown():
 @pytest.mark.slow
 def test_the_committed_results_make_a_page():
     found = check(html.page(ROOT / "results", gallery(ROOT / "results", ROOT / "paper_figures" / "out")))
-    assert found.headings == ["ScreamBench: report", "Findings", "Ranking", "Critical rates and windows", "Fates", "Survival", "Claims",
-                              "Figures", "Reproduce"]  # fmt: skip
+    assert found.headings == ["ScreamBench: report", "Findings", "Ranking", "Scale of the branch", "Critical rates and windows", "Fates",
+                              "Survival", "Autopsy", "Claims", "Figures", "Reproduce"]  # fmt: skip
     assert len(found.loads) == len(list((ROOT / "paper_figures" / "out").glob("*.png")))
 
 

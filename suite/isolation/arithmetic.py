@@ -25,8 +25,8 @@ SHARED = (  # besides the suite: what its arithmetic calls by name
     "math", "random", "numpy", "builtins", "accelerate.accelerator", "accelerate.optimizer",
 )  # fmt: skip
 CLASSES = (torch.Tensor, torch.nn.Module, torch.nn.Parameter, torch.nn.Linear, torch.optim.AdamW, torch.optim.Optimizer)
-
-
+# what Python itself puts into a class, at its first copy or pickle (copyreg) or when it is first asked for
+LAZY = ("__slotnames__", "__annotations__", "__annotations_cache__", "__doc__")
 _WRAPPERS = {torch._compile._disable_dynamo(lambda: None).__code__}  # in which torch hides a part of its own from its compiler
 
 
@@ -47,7 +47,7 @@ def unchanged() -> Iterator[None]:
             raise Altered(f"replaces {_called(owner)}.{name}")
     for owner in {owner for owner, _ in names if isinstance(owner, type)}:
         new = [name for name, value in vars(owner).items() if (owner, name) not in names and _bare(value) is value]
-        if new := [name for name in new if name not in ("__annotations__", "__doc__") and name[:3] != "___"]:  # torch's own marks
+        if new := [name for name in new if name not in LAZY and name[:3] != "___"]:  # torch's own marks
             raise Altered(f"replaces {_called(owner)}.{new[0]}")
     new = sorted(key for key in set(torch.library._impls) - kernels if key.startswith("aten/") and not key.endswith("/FuncTorchBatched"))
     if new:  # torch itself enters those left out, at the first `vmap`

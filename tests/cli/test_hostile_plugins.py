@@ -6,6 +6,7 @@ Both doors: a file in `baselines/` of a copied tree, and a plugin.
 import gzip
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -283,6 +284,18 @@ def test_a_body_that_changes_nothing_is_let_through():
     with arithmetic.unchanged():
         torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
         torch.nn.functional.silu(torch.zeros(2))
+
+
+def test_what_python_notes_in_a_class_is_blamed_on_no_scheme():
+    """`copyreg` keeps the names of a class's slots there at the first copy or pickle of one of its objects."""
+    if "__slotnames__" in vars(torch.Tensor):
+        del torch.Tensor.__slotnames__
+    with arithmetic.unchanged():
+        pickle.dumps(torch.zeros(2))
+    assert "__slotnames__" in vars(torch.Tensor)
+    with pytest.raises(arithmetic.Altered, match="torch.Tensor.__add__"), arithmetic.unchanged():
+        torch.Tensor.__add__ = torch.Tensor.__sub__
+    del torch.Tensor.__add__
 
 
 AT_FIRST = """

@@ -133,6 +133,7 @@ print(trainer.state.curve[0])
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # nine processes that compile
 @pytest.mark.skipif(not environment.compiler(), reason="no C++ compiler")
 def test_a_damaged_cache_is_dropped_and_filled_again(tmp_path):
     env = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"}

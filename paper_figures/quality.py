@@ -121,8 +121,9 @@ def _norms(ax, runs, curves, clip: float) -> None:
 
 def _notes(scored, runs, floor, features: str, clip: float) -> list[str]:
     steps = sorted(set(scored["step"]))
-    left = [f"{label} {', '.join(str((group['step'] == step).sum()) for step in steps)} of {(runs['label'] == label).sum()}"
-            for label, group in scored.groupby("label", sort=False)]
+    counts = scored.groupby(["label", "step"]).size().unstack(fill_value=0)
+    left = [f"{label} {', '.join(map(str, counts.loc[label]))} of {n}" for label, n in runs.groupby("label", sort=False).size().items()
+            if label in counts.index]  # fmt: skip
     real = "" if floor is None else f" Dashed: real against real, FID {floor['fid']:.2g}, score {floor['inception_score']:.3g}."
     return [
         f"A line is a run, up to its last checkpoint before a crash (X). Runs left at {', '.join(f'{step:g}' for step in steps)} steps: "

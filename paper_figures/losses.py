@@ -25,12 +25,13 @@ def loss_curves(folder: Path, title: str):
     shown = runs[runs["run_id"].isin(curves)]
     panels = sorted(set(zip(shown["lr"], shown["depth"], strict=True)))
     lrs, depths = set(shown["lr"]), set(shown["depth"])
-    columns = len(depths) if len(panels) == len(lrs) * len(depths) else min(len(panels), PER_LINE)
+    whole = len(depths) > 1 and len(panels) == len(lrs) * len(depths)  # a rate a line, a depth a column
+    columns = len(depths) if whole else min(len(panels), PER_LINE)
     lines = -(-len(panels) // columns)
     limits = loss_limits(shown, curves)
     fig, body = page(max(6.0, 1.0 + 3.0 * columns), 1.3 + 2.5 * lines, title, caption(runs, curve_note(limits, curves)))
     axes = body.subplots(lines, columns, sharey=True, squeeze=False).flatten()
-    last_step = max(curve["step"].max() for curve in curves.values())
+    last_step = max(until_horizon(curves[row.run_id], row)["step"].max() for row in shown.itertuples())
     for i, (ax, (lr, depth)) in enumerate(zip(axes, panels, strict=False)):
         draw_curves(ax, shown[(shown["depth"] == depth) & (shown["lr"] == lr)], curves, limits)
         ax.set_title(f"depth {depth}" + (f", learning rate {lr:g}" if len(lrs) > 1 else ""))

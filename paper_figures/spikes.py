@@ -75,7 +75,7 @@ def _seen(top) -> str:
     shallow = summary(top)["shallow"]
     where = f"L0 to L{SHALLOW} or the embedding"
     return (f": the weights of the last spike before a plain run's collapse lie in {where}" if shallow == len(top) else
-            f", unlike the paper's: of the last spike's {len(top)} largest gradients {shallow} lie in {where}")
+            f", unlike the paper's: {shallow} of the last spike's {len(top)} largest gradients lie in {where}")
 
 
 def _notes(traced, spikes, step: int) -> list[str]:

@@ -221,7 +221,7 @@ def test_figure_9_shows_the_last_spike_before_the_crash(results):
     assert [bar.get_width() for bar in bars.patches] == [3, 2, 1] + [0.5] * 12
     assert [tick.get_text() for tick in bars.get_yticklabels()][:3] == ["L0 Q", "Embed", "L70 WO"]
     title = " ".join(figure.subfigs[0].get_suptitle().split())
-    assert title.startswith("Figure 9, unlike the paper's: of the last spike's 15 largest gradients 2 lie in")
+    assert title.startswith("Figure 9, unlike the paper's: 2 of the last spike's 15 largest gradients lie in")
     text = caption_of(figure)
     for part in ("At step 161, 4 before the crash", "Spikes of seed 0 up to its crash: 3, false alarms: 2", "seed 1: step 230, crash 234",
                  "hold 21% of the squared", "have 76% (2 families), all W_O 6% (1), all W_2 18% (12)"):

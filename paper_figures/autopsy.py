@@ -41,7 +41,7 @@ def interventions(folder: Path, title: str):
     for ax, ((scheme, _, depth, tokens), group) in zip(panels, groups, strict=True):
         same = levels[(levels["image_tokens"] == tokens) & levels["data"].isin(group["data"])]
         _panel(ax, group, scheme_look(scheme)[0], same)
-        ax.set_title(f"{called(scheme)}, {depth} blocks, {tokens} image tokens: {_networks(group)}", loc="left", pad=30)
+        ax.set_title(f"{called(scheme)}, {depth} blocks, {tokens} image tokens: {_networks(group)}", loc="left", fontsize=9.5, pad=30)
     panels[-1].set_xticks(range(len(COLUMNS)), list(COLUMNS.values()))
     found = [name for name in FATES if (table["fate"] == name).any()]
     legend(body, [handle(FATES[name], linestyle="", color=NEUTRAL, markersize=6, **MARKS[name]) for name in found])
@@ -83,9 +83,10 @@ def _caption(table) -> str:
     behind = (networks["last_step"] - networks["crash_step"]).dropna()
     dead = f" The dead are examined {behind.min():g} to {behind.max():g} steps behind their crash step." if len(behind) else ""
     return (
-        f"{len(networks)} networks, {commits(networks['commit'])}.{dead} A point is a network: the mean squared error of its answer for a "
+        f"A point is one of {len(networks)} networks: the mean squared error of its answer for a "
         f"target token, held against that token's own velocity, over all tokens of {table['samples'].max()} held-out images with fixed "
         "noise and t; other tokens are of the image, and at the same t where nothing else is said. From left to right: by rate and seed, "
         f"the dead first. Above: what the loss of the dead rises by, mean over networks with the {100 * LEVEL:g} % interval (Student's). "
         "Dashed: the same of the best predictors that see so much (references.csv), fitted to training images; linear: a map for each t."
+        f"{dead}\nautopsy.csv; {commits(networks['commit'])}."
     )

@@ -49,7 +49,8 @@ def critical_rates(folder: Path, title: str):
         for ax, number in zip(panels, (one.best_loss, one.window, one.margin)):
             _estimate(ax, at, number, one)
         _edges(panels[3], at, one)
-    plain_log(panels[3], (1, 2, 5), which="x")
+    low, high = panels[3].dataLim.intervalx
+    plain_log(panels[3], (1, 2, 5) if high > 5 * low else range(1, 10), which="x")  # of a narrow axis three multiples would be none
     for ax, name in zip(panels[1:3], ("window", "margin")):
         ax.set_xlim(0, WIDEST * max(getattr(one, name).value for _, one in drawn))
     panels[0].set_yticks(*zip(*ticks))

@@ -71,7 +71,8 @@ def precursors(folder: Path, title: str):
     kind = f"healthy before (held-out loss below {HEALTHY:g} c)" if found[0].run.died_healthy else "not healthy before"
     fig, body = page(11.5, 1.9 + 0.36 * len(table), title, caption(
         shown, f"Runs that died and were {kind}. Cells: the step, counted from the crash step, at which a quantity left its calm range for "
-        f"{STAYS} steps or more (negative: before the crash); a dash: not from {CALM_UNTIL} steps before to {SIGNATURE_EARLY} behind it. "
+        f"{STAYS} steps or more (negative: before the crash; ≤-{CALM_UNTIL}: outside at the first step that is looked at, or earlier); "
+        f"a dash: not from {CALM_UNTIL} steps before to {SIGNATURE_EARLY} behind it. "
         f"Calm range: {LEAVES:g} scatters about the median of the logarithm over the steps of the window more than {CALM_UNTIL} before "
         "the crash, so what creeps over longer times does not show, and what is restless already is hard to leave. Audit quantities: "
         "median over the last quarter of the blocks. The crash step is the first from which the loss stays high, so its own departure "
@@ -81,7 +82,7 @@ def precursors(folder: Path, title: str):
     shade = ax.pcolormesh(np.arange(columns + 1), np.arange(rows + 1), values, cmap="RdBu", vmin=-limit, vmax=limit, edgecolors="white",
                           linewidth=1.5)  # fmt: skip
     for (y, x), value in np.ndenumerate(values):
-        ax.text(x + 0.5, y + 0.5, f"{value:+.0f}" if value == value else "–", ha="center", va="center", fontsize=9,
+        ax.text(x + 0.5, y + 0.5, _left(value), ha="center", va="center", fontsize=9,
                 color="white" if abs(value) > 0.6 * limit else "black")  # fmt: skip
     names = [name.replace("gradient", "grad.").replace(" ", "\n", 1) for name in table.columns]
     ax.set_xticks(np.arange(columns) + 0.5, names, fontsize=8.5)
@@ -91,6 +92,11 @@ def precursors(folder: Path, title: str):
     bare(ax)
     body.colorbar(shade, ax=ax, label="steps from the crash", fraction=0.03, pad=0.02)
     return fig
+
+
+def _left(value: float) -> str:
+    """The step at which a quantity left its range, in a cell's words."""
+    return "–" if value != value else ("≤" if value <= -CALM_UNTIL else "") + f"{value:+.0f}"
 
 
 def _name(run, labels) -> str:

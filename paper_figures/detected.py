@@ -20,8 +20,7 @@ from suite.verdict.smooth import short_median
 EVERY = 10  # steps between two points of a log, as trainers write by default
 KINDS = (".png", ".pdf", ".svg")
 POINTS = 5000  # drawn of a curve; the lowest and the highest of what lies between are kept
-WORDS = ("Grey: the loss as logged; blue: its median of five points. Red: the step from which it counts as broken, and the level that was "
-         "crossed; dotted where that is not confirmed.")  # fmt: skip
+WORDS = "Grey: the loss as logged; blue: its median of five points. Red lines are dotted where the crash is not confirmed."
 MOST = 12  # runs of one file that are drawn
 
 
@@ -88,8 +87,14 @@ def _panel(axis, log: Log, found: dict) -> None:
     if found["crash_step"] is not None:
         look = {"color": PALETTE[3], "linestyle": "-" if found["confirmed"] else ":"}
         axis.axvline(found["crash_step"], linewidth=1, **look)
+        late = found["crash_step"] > np.mean(axis.get_xlim())  # words stand where no loss is: above it before a jump, below it behind
+        said = {"textcoords": "offset points", "fontsize": 8, "color": PALETTE[3], "ha": "right" if late else "left"}
+        beside = -4 if late else 4
+        axis.annotate("broken from here", (found["crash_step"], 1), (beside, -3), xycoords=("data", "axes fraction"), va="top", **said)
         if found["threshold"] is not None:
             axis.axhline(found["threshold"], linewidth=0.8, **look)
+            axis.annotate("level that was crossed", (found["crash_step"], found["threshold"]), (beside, 3 if late else -3),
+                          va="bottom" if late else "top", **said)  # fmt: skip
         words += f" at step {found['crash_step']:,}" + ("" if found["confirmed"] else ", not confirmed")
     axis.set_title(": ".join(part for part in (log.run, words) if part), loc="left", color=NEUTRAL)
     axis.set(ylabel="loss")

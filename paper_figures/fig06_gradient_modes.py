@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from paper_figures.audit import CRASH_LINE, SITES, audit_of, crash_line_handle, dissected_or_none, log_axis, positive, uniform
+from paper_figures.audit import CRASH_LINE, SITES, audit_of, crash_line_handle, dissected_or_none, log_axis, uniform
 from paper_figures.figure import figure, some
 from paper_figures.runs import caption, crash_of, load_runs, main_lr
 from paper_figures.style import legend, line_of, page, scheme_handles, scheme_look
 
 METRICS = {"g_mean": "mean part, g_mean", "g_ctr": "centered part, g_ctr"}
-SMOOTH = 5  # audited steps in the running median: the stride sees single batches, whose gradients scatter a lot
-FLOOR = 1e-6  # values below are cut off, so that extinct gradients do not flatten the rest
+FLOOR = 1e-6  # values below stand on this edge, so that extinct gradients do not flatten the rest
 
 
 @figure("fig06_gradient_modes", "Figure 6: mean and centered part of the writer gradients along training", ("runs", "audit"),
@@ -24,12 +23,12 @@ def gradient_modes(folder: Path, title: str):
     audit = audit_of(folder, runs)
     shown = runs[runs["run_id"].isin(audit.loc[~audit["window"], "run_id"])]
     shown = one_run_each(some(shown, "no run was audited"), dissected_or_none(folder, runs))
-    bands = {(run_id, site, metric): band(rows, metric, end(row)) for row in shown.itertuples()
+    bands = {(run_id, site, metric): band(rows, metric) for row in shown.itertuples()
              for (run_id, site), rows in audit[audit["run_id"] == row.run_id].groupby(["run_id", "site"]) for metric in METRICS}
-    fig, body = page(10.0, 7.2, title, caption(
-        shown, f"One run per scheme. Line: median over depth at the audited steps, itself a running median of {SMOOTH} "
-        "that stops at a crash; band: quartiles over depth, likewise smoothed. "
-        f"Log axes, cut off below {FLOOR:g}; gaps for exact zeros.", _levels(shown, bands),
+    fig, body = page(10.0, 7.2, f"{title.partition(':')[0]}{_seen(shown, bands)}", caption(
+        shown, "One run per scheme. A mark is an audited step: the median over depth, of one batch; band: quartiles over depth. Nothing is "
+        f"drawn between the last mark before a crash and the first behind it. Log axes; values below {FLOOR:g} stand on the lower edge.",
+        _levels(shown, bands),
         "The paper prints no numbers; it finds that LayerScale shrinks both parts, and that MV-Split bounds the mean "
         "part and keeps a larger centered part."))  # fmt: skip
     axes = body.subplots(2, 2, sharex=True, sharey="row")
@@ -39,11 +38,11 @@ def gradient_modes(folder: Path, title: str):
                 _band(ax, row, bands[row.run_id, site, metric])
             log_axis(ax, "Frobenius norm")
             ax.set_title(f"{SITES[site]}: {METRICS[metric]}")
-        line[0].set_ylim(bottom=max(FLOOR, line[0].get_ylim()[0]))
+        line[0].set_ylim(bottom=max(0.7 * FLOOR, line[0].get_ylim()[0]))
         line[1].set_ylabel("")
     for ax in axes[1]:
         ax.set_xlabel("step")
-    legend(body, scheme_handles(shown, markers=False) + [crash_line_handle()] * bool(shown["crashed"].any()))
+    legend(body, scheme_handles(shown, markers=True) + [crash_line_handle()] * bool(shown["crashed"].any()))
     return fig
 
 
@@ -61,31 +60,45 @@ def end(row) -> float:
     return np.inf if crash_of(row) is None else crash_of(row)
 
 
-def band(rows, metric: str, crash: float) -> pd.DataFrame:
-    """Quartiles over depth by step (columns 0.25, 0.5, 0.75), each a running median that stops at the crash."""
+def band(rows, metric: str) -> pd.DataFrame:
+    """Quartiles over depth by audited step (columns 0.25, 0.5, 0.75)."""
     quartiles = uniform(rows).groupby("step")[metric].quantile([0.25, 0.5, 0.75]).unstack()
-    quartiles = quartiles[quartiles[0.75] > 0]  # the first step of a zero final projection has no gradient at all
-    parts = (quartiles[quartiles.index < crash], quartiles[quartiles.index >= crash])
-    smooth = [part.rolling(SMOOTH, center=True, min_periods=1).median() for part in parts if len(part)]
-    return pd.concat(smooth) if smooth else quartiles
+    return quartiles[quartiles.index > 1]  # the first step of a zero final projection has no gradient at all
 
 
 def _band(ax, row, quartiles) -> None:
-    colour = scheme_look(row.scheme)[0]
-    low, middle, high = (positive(quartiles[q]) for q in (0.25, 0.5, 0.75))
-    ax.fill_between(quartiles.index, low.clip(lower=FLOOR / 100), high, color=colour, alpha=0.15, linewidth=0)
-    ax.plot(middle.index, middle, linewidth=1.4, **line_of(row))
+    """The marks of a run with their quartiles, those before its crash and those behind it apart."""
+    (colour, marker), shown = scheme_look(row.scheme), quartiles.clip(lower=FLOOR)
+    for part in (shown[shown.index < end(row)], shown[shown.index >= end(row)]):
+        ax.fill_between(part.index, part[0.25], part[0.75], color=colour, alpha=0.13, linewidth=0)
+        ax.plot(part.index, part[0.5], linewidth=1.0, marker=marker, markersize=3.5, markeredgewidth=0, **line_of(row))
     if end(row) < np.inf:
         ax.axvline(row.crash_step, **CRASH_LINE | {"color": colour})
 
 
+def _level(row, bands, site: str, metric: str) -> float:
+    """The typical level of a run while it was alive: the median over depth and steps."""
+    middle = bands[row.run_id, site, metric][0.5]
+    return float(middle[middle.index < end(row)].median())
+
+
+def _seen(shown, bands) -> str:
+    """What the picture shows, for its title: MV-Split against plain, held against what the paper finds."""
+    first = {row.scheme: row for row in shown[::-1].itertuples()}  # of a scheme its main variant
+    if not {"plain", "mvsplit"} <= set(first):
+        return ": mean and centered part of the writer gradients along training"
+    smaller, larger = ([_level(first["mvsplit"], bands, site, metric) < _level(first["plain"], bands, site, metric) for site in SITES]
+                       for metric in METRICS)
+    larger = [not lower for lower in larger]
+    return f": MV-Split's mean part is {_both(smaller)}smaller than plain's, its centered part {_both(larger)}larger"
+
+
+def _both(holds: list[bool]) -> str:
+    return "" if all(holds) else "not " if not any(holds) else "at one writer "
+
+
 def _levels(shown, bands) -> str:
-    """The typical level of each run while it was alive, for attention W_O."""
-    words = []
-    for row in shown.itertuples():
-        pair = []
-        for metric in METRICS:
-            middle = bands[row.run_id, "attn", metric][0.5]
-            pair.append(f"{middle[middle.index < end(row)].median():.2g}")
-        words.append(f"{row.label} {' / '.join(pair)}")
+    """The levels of attention W_O in numbers."""
+    words = [f"{row.label} {' / '.join(f'{_level(row, bands, next(iter(SITES)), metric):.2g}' for metric in METRICS)}"
+             for row in shown.itertuples()]
     return f"Median over depth and steps before any crash, attention W_O, g_mean / g_ctr: {'; '.join(words)}."

@@ -9,7 +9,7 @@ import numpy as np
 from paper_figures.audit import SITES, audit_of, deep, heat, log_axis, medians, positive, power, uniform
 from paper_figures.figure import figure, some
 from paper_figures.runs import caption, load_runs, short_outcome
-from paper_figures.style import PALETTE, inner_legend, page
+from paper_figures.style import PALETTE, handle, legend, page
 
 FIRST, LAST = 10, 690  # the paper's checkpoints
 FRONT = 0.9  # its white contour
@@ -28,7 +28,7 @@ def standard_init(folder: Path, title: str):
     shown = shown.sort_values(["lr", "seed"], kind="stable").drop_duplicates("label").sort_index()
     rows = {row.run_id: uniform(audit[audit["run_id"] == row.run_id]) for row in shown.itertuples()}
     blocks = max(part["layer"].nunique() for part in rows.values())
-    fig, body = page(11.0, 0.6 + 3.3 * len(shown), title, caption(
+    fig, body = page(11.0, 0.9 + 3.2 * len(shown), f"{title.partition(':')[0]}{_seen(shown, rows)}", caption(
         shown, f"Checkpoints: steps {FIRST} to {LAST} at the audit's stride, {blocks} blocks. (a) token cosine "
         f"similarity of the trunk at the attention merge, contour at {FRONT}; (b) and (c) medians over checkpoints; "
         "log axis with gaps for exact zeros.",
@@ -36,24 +36,25 @@ def standard_init(folder: Path, title: str):
         "Paper (128 blocks, 256 image tokens): TCS about .3 to above .9 in a front over depth, retention and var_gain "
         "within 0 to 1, row_div 0 to .06 (not zero), and in deep blocks g_mean above g_ctr by several orders of "
         "magnitude."))  # fmt: skip
-    axes = body.subplots(len(shown), 3, squeeze=False, width_ratios=(1.25, 1, 1))
+    axes = body.subplots(len(shown), 3, squeeze=False, sharey="col", width_ratios=(1.25, 1, 1))
     for (similarity, contraction, modes), row in zip(axes, shown.itertuples(), strict=True):
         by_depth = rows[row.run_id].drop(columns="run_id").groupby(["site", "layer"]).median()  # over the checkpoints
         body.colorbar(_similarity(similarity, rows[row.run_id], row.depth), ax=similarity, label="TCS", pad=0.01)
         for metric, (colour, marker) in LINES.items():
             series = by_depth.loc["attn", metric]
             contraction.plot(series.index, series, color=colour, marker=marker, markersize=4, label=metric, linewidth=1.3)
-        contraction.set(xlabel="block", ylabel="ratio", ylim=(0, 1.3 * contraction.get_ylim()[1]))  # room for the legend
-        inner_legend(contraction, "upper right")
+        contraction.set(xlabel="block", ylabel="ratio", ylim=(0, None))
         for (site, metric), (colour, dashes) in MODES.items():
             series = positive(by_depth.loc[site, metric])
-            modes.plot(series.index, series, color=colour, linestyle=dashes, label=f"{metric} {SITES[site]}", linewidth=1.4)
+            modes.plot(series.index, series, color=colour, linestyle=dashes, linewidth=1.4)
         log_axis(modes, "Frobenius norm")
         modes.set_xlabel("block")
-        inner_legend(modes, "best")
-        similarity.set_title(f"(a) {row.scheme}, {row.writers} writers: {short_outcome(row)}", loc="left")
+        similarity.set_title(f"(a) {row.label}, {row.writers} writers: {short_outcome(row)}", loc="left")
         contraction.set_title("(b) attention and branch", loc="left")
         modes.set_title("(c) writer gradients", loc="left")
+    handles = [handle(f"{metric} (b)", color=colour, marker=marker, markersize=4) for metric, (colour, marker) in LINES.items()]
+    handles += [handle(f"{metric} {SITES[site]} (c)", color=colour, linestyle=dashes) for (site, metric), (colour, dashes) in MODES.items()]
+    legend(body, handles)
     return fig
 
 
@@ -65,15 +66,30 @@ def _similarity(ax, rows, depth: int):
     return mesh
 
 
+def _seen(shown, rows) -> str:
+    """What the picture shows, for its title: whether the tokens become alike."""
+    alike = {row.label: _deep_tcs(rows[row.run_id], row.depth) for row in shown.itertuples()}
+    front = [label for label, tcs in alike.items() if (tcs > FRONT).any()]
+    if front:
+        return f": with standard writer init the tokens of {', '.join(front)} become alike"
+    top = max(tcs.max() for tcs in alike.values())
+    return f", unlike the paper's: with standard writer init the tokens stay apart (deep TCS at most {top:.2f})"
+
+
+def _deep_tcs(rows, depth: int):
+    """Median token cosine similarity of the last quarter of the blocks, by step."""
+    rows = deep(rows, depth)
+    return medians(rows[rows["site"] == "attn"], "tcs")
+
+
 def _words(row, rows) -> str:
     """One run in numbers: the front, and how far the mean part outweighs the centered one in the deep blocks."""
-    rows = deep(rows, row.depth)
-    tcs = medians(rows[rows["site"] == "attn"], "tcs")
+    rows, tcs = deep(rows, row.depth), _deep_tcs(rows, row.depth)
     reached = tcs.index[tcs > FRONT]
     front = f"passes {FRONT} at step {reached[0]}" if len(reached) else f"never passes {FRONT}"
     powers = []
     for site in SITES:
         mean, centered = rows.loc[rows["site"] == site, ["g_mean", "g_ctr"]].median()
         powers.append(power(np.log10(mean / centered)) if min(mean, centered) > 0 else "undefined")
-    return (f"{row.scheme} {row.writers}: deep TCS (last quarter) {front}, median {tcs.median():.3g}; deep g_mean / "
+    return (f"{row.label}: deep TCS (last quarter) {front}, median {tcs.median():.3g}; deep g_mean / "
             f"g_ctr {powers[0]} (W_O), {powers[1]} (W_2).")

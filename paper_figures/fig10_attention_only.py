@@ -9,12 +9,13 @@ from paper_figures.losses import SMOOTH, draw_curves, loss_limits
 from paper_figures.runs import caption, curves_of, load_runs, main_setting, short_outcome
 from paper_figures.spikes import draw_bars, draw_events, draw_trace, families, fatal, notes_of
 from paper_figures.style import crash_handle, legend, line_of, page, scheme_handles
+from suite.evidence.spikes import summary
 from suite.records.store import read
 
+PAPER = 0.93  # the share of W_2
 FINDING = ("In the paper (1000 layers) attention-only MV-Split crashes at step 7415, the loss rising from .81 to 2.12 in four steps, and "
-           "the"
-           " spike moves to the unprotected side: 14 of the top 15 families are W_2 (L32 to L55, .063 to .072, about 93% of the"
-           " top-15 mass) and one is the final projection.")
+           "the spike moves to the unprotected side: 14 of the top 15 families are W_2 (L32 to L55, .063 to .072, "
+           f"about {PAPER:.0%} of the top-15 mass) and one is the final projection.")
 
 
 @figure("fig10_attention_only", "Figure 10: MV-Split on attention alone", ("runs", "curves", "spikes"), ("anatomy",))
@@ -27,7 +28,10 @@ def attention_alone(folder: Path, title: str):
     row, step = chosen(alone, spikes)
     calm, limits = step is None, loss_limits(shown, curves)
     notes = ["Their gradient norm never crossed the spike threshold."] if calm else notes_of(row, spikes, step)
-    fig, body = page(7.0 if calm else 9.0, 4.4 if calm else 7.2, title, caption(shown, verdict(alone), *notes, FINDING))
+    seen = f"{title}: {alone['crashed'].sum()} of {len(alone)} runs crashed"
+    if not calm and row.crashed:
+        seen += f"; W_2 has {summary(families(spikes, row.run_id, step))['W2_share']:.0%} of the spike (paper: {PAPER:.0%})"
+    fig, body = page(7.0 if calm else 9.0, 4.4 if calm else 7.2, seen, caption(shown, verdict(alone), *notes, FINDING))
     handles = scheme_handles(shown, markers=False, look_of=look)
     if calm:
         ax = body.subplots()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paper_figures.figure import NotDrawn, figure
+from paper_figures.figure import figure, some
 from paper_figures.quality import features_note, of_one_network
 from paper_figures.runs import caption, load_runs
 from paper_figures.style import CONSTANT, crash_handle, handle, legend, line_of, page, plain_log, scheme_handles, scheme_look
 from suite.records.store import REAL, read
 
+COMPANY = 2  # schemes that a panel must compare
 METRICS = {"heldout_loss": ("held-out loss", "held-out loss at the horizon"), "fid": ("FID of samples", "FID ({}, log scale)")}
 
 
@@ -19,13 +20,12 @@ def heldout(folder: Path, title: str):
     scored, features = of_one_network(read(folder, "quality"), runs)
     last = scored.sort_values("step").groupby("run_id")[["fid", "fid_n"]].last()
     runs, floor = runs.join(last, on="run_id"), last["fid"].get(REAL, float("nan"))
-    if runs["heldout_loss"].isna().all() and runs["fid"].isna().all():
-        raise NotDrawn("no run has a held-out loss or a FID")
     lrs, depths = sorted(set(runs["lr"])), sorted(set(runs["depth"]))
-    scored = sorted(set(runs.loc[runs["fid"].notna(), "lr"]))
-    panels = [("heldout_loss", lr) for lr in lrs] + [("fid", lr) for lr in scored]
-    wide = 1.3 + max(0.95, 0.22 * runs["label"].nunique()) * len(depths)
-    columns = min(len(panels), max(2, int(12.4 / wide)))
+    panels = [(metric, lr) for metric in METRICS for lr in lrs if _has_a_course(runs[runs["lr"] == lr], metric)]
+    some(panels, f"at no rate {COMPANY} schemes have a living run at each of two depths")
+    scored, lrs = ([lr for metric, lr in panels if metric == name] for name in ("fid", "heldout_loss"))
+    wide = 1.1 + max(0.95, 0.19 * runs["label"].nunique()) * len(depths)
+    columns = min(len(panels), max(2, int(12.9 / wide)))
     columns = min(columns, len(lrs)) if scored == lrs and len(lrs) > 1 else columns  # a rate's FID below its loss
     lines = -(-len(panels) // columns)
     fig, body = page(min(13.0, max(6.5, 0.6 + columns * wide)), 1.0 + 3.0 * lines, title if scored else "Held-out loss by depth",
@@ -38,7 +38,7 @@ def heldout(folder: Path, title: str):
         words, label = METRICS[metric]
         _panel(ax, runs[runs["lr"] == lr], runs.drop_duplicates("label"), metric, depths)
         ax.set_ylabel(label.format(features))
-        ax.child_axes[0].set_title(words + (f", learning rate {lr:g}" if len(lrs) > 1 else ""))
+        ax.child_axes[0].set_title(words + (f", rate {lr:g}" if runs["lr"].nunique() > 1 else ""), fontsize=9.5)
         if metric == "fid":
             if min((line.get_ydata().min() for line in ax.lines if len(line.get_ydata())), default=0) > 0:
                 plain_log(ax)
@@ -51,8 +51,14 @@ def heldout(folder: Path, title: str):
     return fig
 
 
+def _has_a_course(runs, metric: str) -> bool:
+    """Whether a panel shows more than scattered points: schemes to compare, each with living runs at two depths."""
+    alive = runs[~runs["gone"] & runs[metric].notna()]
+    return (alive.groupby("label")["depth"].nunique() > 1).sum() >= COMPANY
+
+
 def _panel(ax, runs, looks, metric, depths) -> None:
-    """One marker per run, a line through the means, and on the top edge a strip for runs that are dead or untrained."""
+    """One marker per run, a line through the means of cells that lost no run, and on the top edge a strip for the dead and untrained."""
     strip = ax.inset_axes([0, 1.0, 1, 0.11], sharex=ax)
     strip.set(ylim=(0, 1), facecolor="#f1f1f1")
     strip.set_yticks([0.5], [_gone(runs, "\n")], fontsize=7.5)
@@ -68,7 +74,8 @@ def _panel(ax, runs, looks, metric, depths) -> None:
         alive = mine[~mine["gone"] & mine[metric].notna()]
         ax.plot(alive["depth"].map(x), alive[metric], linestyle="", marker=marker, color=colour, markersize=6.5,
                 markeredgecolor="white", markeredgewidth=0.6, zorder=4)  # fmt: skip
-        means = alive.groupby("depth")[metric].mean()
+        whole = ~mine.groupby("depth")["gone"].any()  # a mean of those that lived would be too good
+        means = alive.groupby("depth")[metric].mean().reindex(whole.index).where(whole)
         ax.plot([x[depth] for depth in means.index], means, linewidth=1.2, alpha=0.7, zorder=3, **line_of(look))
         for depth, group in mine.groupby("depth"):
             if group["gone"].any():
@@ -90,7 +97,7 @@ def _beside(label: str, looks, there: set[str]) -> float:
 
 
 def _notes(runs, features: str, scored: list[float], lrs: list[float]) -> list[str]:
-    notes = ["Lines join the means of runs that lived; one that is dead, or never trained, has only a mark on the top edge."]
+    notes = ["Lines join the means of cells in which every run lived; one that is dead, or never trained, has only a mark on the top edge."]
     if runs[runs["status"] == "done"].groupby(["label", "depth", "lr"])["gone"].nunique().gt(1).any():
         notes.append("A pale mark: some of the seeds.")
     if scored and scored != lrs:

@@ -8,8 +8,8 @@ import numpy as np
 
 from paper_figures.figure import figure, some
 from paper_figures.outcomes import draw_grid
-from paper_figures.runs import caption, crash_of, curves_of, load_runs, main_lr, main_setting, short_outcome
-from paper_figures.style import CONSTANT, crash_handle, handle, legend, line_of, page, plain_log, scheme_handles
+from paper_figures.runs import caption, crash_of, curves_of, load_runs, main_lr, main_setting, short_outcome, until_horizon
+from paper_figures.style import CONSTANT, crash_handle, handle, legend, line_of, mark_crash, page, plain_log, scheme_handles
 from suite.records.store import read
 
 MEDIAN = 11  # points of the running median
@@ -25,12 +25,13 @@ def loss_curves(folder: Path, title: str):
     shown = runs[runs["run_id"].isin(curves)]
     panels = sorted(set(zip(shown["lr"], shown["depth"], strict=True)))
     lrs, depths = set(shown["lr"]), set(shown["depth"])
-    columns = len(depths) if len(panels) == len(lrs) * len(depths) else min(len(panels), PER_LINE)
+    whole = len(depths) > 1 and len(panels) == len(lrs) * len(depths)  # a rate a line, a depth a column
+    columns = len(depths) if whole else min(len(panels), PER_LINE)
     lines = -(-len(panels) // columns)
     limits = loss_limits(shown, curves)
     fig, body = page(max(6.0, 1.0 + 3.0 * columns), 1.3 + 2.5 * lines, title, caption(runs, curve_note(limits, curves)))
     axes = body.subplots(lines, columns, sharey=True, squeeze=False).flatten()
-    last_step = max(curve["step"].max() for curve in curves.values())
+    last_step = max(until_horizon(curves[row.run_id], row)["step"].max() for row in shown.itertuples())
     for i, (ax, (lr, depth)) in enumerate(zip(axes, panels, strict=False)):
         draw_curves(ax, shown[(shown["depth"] == depth) & (shown["lr"] == lr)], curves, limits)
         ax.set_title(f"depth {depth}" + (f", learning rate {lr:g}" if len(lrs) > 1 else ""))
@@ -88,26 +89,22 @@ def full_loss(folder: Path, title: str):
 
 
 def draw_curves(ax, runs, curves, limits, width: int = MEDIAN, look_of=line_of, apart: bool = False) -> None:
-    """Raw losses faint, running medians bold, an X where a run crashed, and the level of the constant predictor.
+    """Raw losses faint, running medians bold, an X half way up the jump of a run that crashed, and the level of the constant predictor.
 
     apart: the median is taken on either side of a crash by itself, so that it neither foresees nor delays it.
     """
     faint = max(0.06, 0.3 / max(1.0, len(runs) / 5))
     _constants(ax, runs)
-    marks = []
     for row in runs.itertuples():
-        curve, look, crash = curves[row.run_id], look_of(row), crash_of(row)
+        curve, look, crash = until_horizon(curves[row.run_id], row), look_of(row), crash_of(row)
         sides = curve["step"] >= (crash if apart and crash else np.inf)
         median = curve.groupby(sides)["loss"].transform(lambda part: part.rolling(width, center=True, min_periods=1).median())
         raw = {"color": look["color"], "linewidth": 0.5, "alpha": faint, "rasterized": True}  # or the pdf grows large
         ax.plot(curve["step"], curve["loss"], zorder=2, **raw)
         ax.plot(curve["step"], median, linewidth=1.5 if len(runs) < 12 else 1.0, zorder=3, **look)
         if crash is not None:
-            before = median[curve["step"] < crash if apart else curve["step"] <= crash].dropna()
-            marks.append((crash, np.clip(before.iloc[-1] if len(before) else limits[1], *limits), look["color"]))
-        while marks and (apart or row.Index == runs.index[-1]):  # over all lines, or each over its own
-            step, level, colour = marks.pop(0)
-            ax.plot(step, level, "X", color=colour, markersize=10, markeredgecolor="white", zorder=5, clip_on=False)
+            level = (row.best_loss + row.constant_loss) / 2  # what the loss must stay above to count as a crash
+            mark_crash(ax, crash, look["color"], float(np.clip(level, *limits)) if np.isfinite(level) else sum(limits) / 2)
     ax.set_ylim(*limits)
     ax.margins(x=0.02)
 
@@ -120,7 +117,7 @@ def _constants(ax, runs) -> None:
 def _heldout(ax, runs, evals) -> None:
     """Held-out losses, logarithmic: fixed noise, so that small differences between schemes show."""
     for row in runs.itertuples():
-        mine = evals[evals["run_id"] == row.run_id].sort_values("step")
+        mine = until_horizon(evals[evals["run_id"] == row.run_id], row).sort_values("step")
         ax.plot(mine["step"], mine["heldout_loss"], linewidth=1.1, alpha=0.85, zorder=3, **line_of(row))
     _constants(ax, runs)
     ax.set_ylim(evals["heldout_loss"].min() * 0.96, min(evals["heldout_loss"].max(), 1.3 * runs["constant_loss"].max()) * 1.04)

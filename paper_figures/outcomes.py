@@ -10,23 +10,28 @@ import pandas as pd
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from paper_figures.figure import figure, some
+from paper_figures.figure import NotDrawn, figure, some
 from paper_figures.runs import caption, load_runs
 from paper_figures.style import OUTCOMES, bare, legend, outcome_handles, outcome_patch, page, scheme_look
 
 PER_LINE = 12  # columns beside each other
+COLUMN = 1.3  # inches
+FEW = 3  # cells below which a grid says no more than its table
 
 
 @figure("outcomes", "Outcome by scheme and depth", ("runs",))
 def outcomes(folder: Path, title: str):
     runs = some(load_runs(folder), "no run yet")
+    if len(runs.groupby(["label", "depth", "lr"])) < FEW and (runs["result"] == "survived").all():
+        raise NotDrawn(f"fewer than {FEW} cells, and every run survived")
     labels, panels = runs["label"].drop_duplicates(), {lr: sorted(set(part["depth"])) for lr, part in runs.groupby("lr")}
     lines = lines_of(panels)
     columns = max(sum(len(panels[lr]) for lr in line) for line in lines)
-    width = max(6.5, 0.4 + 0.085 * max(map(len, labels)) + 0.1 * len(lines[0]) + 1.15 * columns)
+    width = max(6.5, 0.4 + 0.085 * max(map(len, labels)) + 0.1 * len(lines[0]) + COLUMN * columns)
     note = "In a cell: the step of the crash, or the final training loss (running median)."
     if runs.duplicated(["label", "depth", "lr"]).any():
-        note += " Cells of several runs are split by the shares of their outcomes; losses are medians."
+        note += (" Cells of several runs are split by the shares of their outcomes; steps are those at which the dead crashed, from the "
+                 "first to the last; losses are medians.")
     fig, body = page(width, 1.0 + len(lines) * (0.65 + 0.52 * len(labels)), title, caption(runs, note))
     grid = body.add_gridspec(len(lines), columns)
     for y, line in enumerate(lines):
@@ -89,14 +94,17 @@ def cell_text(cell: pd.DataFrame) -> tuple[str, str]:
     counts, done = Counter(cell["result"]), cell[cell["status"] == "done"]
     steps, loss = done["crash_step"].dropna(), done["final_loss"].median()
     detail = "" if pd.isna(loss) else f"loss {loss:.2f}"
-    if len(steps):
-        detail = f"step {steps.min()}" + (f"–{steps.max()}" if steps.max() > steps.min() else "")
+    when = "" if steps.empty else f"{steps.min()}" + f"–{steps.max()}" * bool(steps.max() > steps.min())
+    if when:
+        detail = f"steps {when}" if len(steps) > 1 else f"step {when}"
     if len(cell) == 1:
         return OUTCOMES[cell["result"].iloc[0]][0], detail
     failed = ", ".join(f"{n} {name}" for name, n in counts.items() if name in set(cell["status"]))
     if done.empty:
         return failed, ""
     kinds = set(done["result"])
+    if when and len(kinds) > 1:  # whose steps these are
+        detail = f"{len(steps)} died at {when}"
     result = kinds.pop() if len(kinds) == 1 else "survived"
     return f"{counts[result]}/{len(done)} {OUTCOMES[result][0]}", failed or detail
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from paper_figures import style
 from paper_figures.figure import figure, some
-from paper_figures.runs import caption, crash_of, curves_of, load_runs, main_setting
+from paper_figures.runs import caption, crash_of, curves_of, load_runs, main_setting, until_horizon
 from suite.presets import PROTOCOLS
 from suite.records.store import REAL, read
 
@@ -59,9 +59,11 @@ def quality(folder: Path, title: str):
     some(scored, "no run has a FID")
     curves = curves_of(folder, runs)
     shown = runs[runs["run_id"].isin(curves)]
-    labels = list(shown["label"].drop_duplicates())
+    labels, noise = list(shown["label"].drop_duplicates()), noise_note(scored)
+    scored = scored[~(scored["step"] > scored["horizon"])]  # the last score of a run is behind its horizon
     clip = PROTOCOLS[folder.name].clip if folder.name in PROTOCOLS else 1.0
-    fig, body = style.page(max(9.0, 0.6 + 1.4 * len(labels)), 6.4, title, caption(runs, *_notes(scored, floor, features, clip)))
+    width = max(9.0, 0.6 + 1.4 * len(labels))
+    fig, body = style.page(width, 6.4, title, caption(runs, *_notes(scored, runs, floor, features, clip), noise.strip()))
     above, below = body.add_gridspec(2, 1, height_ratios=(1.25, 1))
     for cell, metric in zip(above.subgridspec(1, 2), METRICS):
         draw_scores(body.add_subplot(cell), scored, runs, metric, floor)
@@ -70,6 +72,7 @@ def quality(folder: Path, title: str):
         ax = body.add_subplot(cell, sharey=first, sharex=first)
         _norms(ax, shown[shown["label"] == label], curves, clip)
         ax.tick_params(labelleft=first is None)
+        ax.set_title("\n".join(style.wrap(label, (width - 0.6) / len(labels) - 0.1, 9)), fontsize=9)
         ax.set_ylabel("gradient norm, clipped" if first is None else "")
         first = first or ax
     handles = style.scheme_handles(runs[runs["label"].isin(set(scored["label"]) | set(labels))], markers=True)
@@ -79,16 +82,14 @@ def quality(folder: Path, title: str):
 
 
 def draw_scores(ax, scored, runs, metric: str, floor) -> None:
-    """A small marker per run and checkpoint, a line through the means of the living, crashes as X on the top edge."""
-    for label, group in scored.groupby("label", sort=False):
-        row = next(runs[runs["label"] == label].itertuples())
-        colour, marker = style.scheme_look(row.scheme)
-        ax.plot(group["step"], group[metric], linestyle="", marker=marker, color=colour, markersize=4.5, alpha=0.45,
-                markeredgewidth=0, zorder=3)  # fmt: skip
-        means = group.groupby("step")[metric].mean()
-        ax.plot(means.index, means, linewidth=1.6, zorder=4, marker=marker, markersize=3, **style.line_of(row))
-    for row in runs[runs["crashed"] & runs["crash_step"].notna()].itertuples():
-        style.crash_on_edge(ax, row.crash_step, style.scheme_look(row.scheme)[0])
+    """A line per run, which ends with its last checkpoint before a crash; crashes as X on the top edge. No mean: it would
+    be of other runs at every checkpoint."""
+    for row in runs.itertuples():
+        mine = scored[scored["run_id"] == row.run_id]
+        ax.plot(mine["step"], mine[metric], linewidth=1.0, alpha=0.75, marker=style.scheme_look(row.scheme)[1], markersize=4.5,
+                markeredgewidth=0, zorder=3, **style.line_of(row))  # fmt: skip
+        if (crash := crash_of(row)) is not None:
+            style.mark_crash(ax, crash, style.scheme_look(row.scheme)[0])
     if floor is not None and floor[metric] == floor[metric]:
         ax.axhline(floor[metric], **style.CONSTANT)
     if metric == "fid" and (scored["fid"] > 0).all():
@@ -101,12 +102,12 @@ def _norms(ax, runs, curves, clip: float) -> None:
     """Gradient norm after clipping, faint, with its running median; and in numbers what it was before any crash."""
     before = []
     for row in runs.itertuples():
-        curve = curves[row.run_id]
+        curve = until_horizon(curves[row.run_id], row)
         norm, look = curve["grad_norm"].clip(lower=1e-12, upper=clip), style.line_of(row)
         ax.plot(curve["step"], norm, color=look["color"], linewidth=0.4, alpha=0.25, rasterized=True, zorder=2)
         ax.plot(curve["step"], norm.rolling(SMOOTH, center=True, min_periods=1).median(), linewidth=1.3, zorder=3, **look)
         if (crash := crash_of(row)) is not None:
-            style.crash_on_edge(ax, crash, look["color"])
+            style.mark_crash(ax, crash, look["color"])
             norm = norm[curve["step"] < crash]
         before += list(norm.dropna())
     style.plain_log(ax)
@@ -114,17 +115,20 @@ def _norms(ax, runs, curves, clip: float) -> None:
         clipped = sum(norm >= clip for norm in before) / len(before)
         ax.text(0.04, 0.04, f"median {sorted(before)[len(before) // 2]:.2f}\nclipped {clipped:.0%}", fontsize=8,
                 transform=ax.transAxes, zorder=5, bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1})  # fmt: skip
-    ax.set_title("\n".join(style.wrap(runs["label"].iloc[0], 1.3, 8.5)), fontsize=8.5)
     ax.set(xlabel="step")
     ax.tick_params(labelsize=8)
 
 
-def _notes(scored, floor, features: str, clip: float) -> list[str]:
+def _notes(scored, runs, floor, features: str, clip: float) -> list[str]:
+    steps = sorted(set(scored["step"]))
+    counts = scored.groupby(["label", "step"]).size().unstack(fill_value=0)
+    left = [f"{label} {', '.join(map(str, counts.loc[label]))} of {n}" for label, n in runs.groupby("label", sort=False).size().items()
+            if label in counts.index]  # fmt: skip
     real = "" if floor is None else f" Dashed: real against real, FID {floor['fid']:.2g}, score {floor['inception_score']:.3g}."
     return [
-        features_note("FID is", scored, features, ", not Inception's FID", "") + f"; compare it with nothing but itself.{real}"
-        + noise_note(scored),
-        "Small markers: runs; lines: means of the runs not crashed by then; scores taken after a crash are left out; X: crash.",
+        f"A line is a run, up to its last checkpoint before a crash (X). Runs left at {', '.join(f'{step:g}' for step in steps)} steps: "
+        f"{'; '.join(left)}.",
+        features_note("FID is", scored, features, ", not Inception's FID", "") + f"; compare it with nothing but itself.{real}",
         f"Lower row: min(gradient norm, clip {clip:g}), raw and running median of {SMOOTH} steps; the numbers are of the steps"
         " before any crash.",
         "The paper (FID-50K, ImageNet) has at its step 50k: LayerScale 2.90, MV-Split 2.60, MV-Split of 1000 layers 2.77; plain at"

@@ -88,8 +88,13 @@ def curves_of(folder: Path, runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {run_id: curve for run_id, curve in curves[curves["run_id"].isin(runs["run_id"])].groupby("run_id")}
 
 
+def until_horizon(rows: pd.DataFrame, run) -> pd.DataFrame:
+    """A run's rows up to its horizon: what follows confirms events, and counts for none."""
+    return rows[~(rows["step"] > run.horizon)]
+
+
 def caption(runs: pd.DataFrame, *notes: str) -> str:
-    """Where a figure's numbers come from: protocol, runs, data, learning rates, horizon and commits; then the notes."""
+    """The notes, and on a second line where a figure's numbers come from: protocol, runs, data, learning rates, horizon and commits."""
     failed = Counter(runs.loc[runs["status"] != "done", "status"])
     facts = [
         f"Protocol {runs['protocol'].iloc[0]} v{runs['protocol_version'].iloc[0]}: {_count(len(runs), 'run')}",
@@ -112,7 +117,7 @@ def caption(runs: pd.DataFrame, *notes: str) -> str:
         sentences.append(f"Behind the horizon, so not counted: an event in {_count(len(late), 'run')}, from step {late.min()} on.")
     if older := runs.attrs.get("older"):
         sentences.append(f"{_count(older, 'run')} of older protocol versions left out.")
-    return " ".join([*sentences, *notes])
+    return " ".join(filter(None, notes)) + "\n" + " ".join(sentences)
 
 
 def _count(n: int, what: str) -> str:

@@ -55,7 +55,7 @@ def spike_trace(folder: Path, title: str):
     row = some(traced, "no plain run that crashed has a traced gradient spike")[0]
     step = fatal(spikes, row)[-1]
     top = families(spikes, row.run_id, step)
-    fig, body = page(9.0, 7.3, title, caption(runs, *_notes(traced, spikes, step)))
+    fig, body = page(9.0, 7.3, f"{title.partition(':')[0]}{_seen(top)}", caption(runs, *_notes(traced, spikes, step)))
     grid = body.add_gridspec(2, 1, height_ratios=(2.2, 1))
     bars, paper, right = grid[0].subgridspec(1, 3, width_ratios=(1, 0.9, 1.35))
     handles = draw_bars(body.add_subplot(bars), top, f"seed {row.seed}, step {step},\n{row.depth} blocks")
@@ -68,6 +68,14 @@ def spike_trace(folder: Path, title: str):
     handles += _composition(body.add_subplot(right), spikes, row)
     legend(body, handles)
     return fig
+
+
+def _seen(top) -> str:
+    """What the picture shows, for its title: where the families of the spike lie, which in the paper are all shallow."""
+    shallow = summary(top)["shallow"]
+    where = f"L0 to L{SHALLOW} or the embedding"
+    return (f": the weights of the last spike before a plain run's collapse lie in {where}" if shallow == len(top) else
+            f", unlike the paper's: {shallow} of the last spike's {len(top)} largest gradients lie in {where}")
 
 
 def _notes(traced, spikes, step: int) -> list[str]:

@@ -104,9 +104,10 @@ def crash_handle(label: str = "crash") -> Line2D:
     return handle(label, linestyle="", marker="X", markersize=9, color=NEUTRAL, markeredgecolor="white")
 
 
-def crash_on_edge(ax, step: float, colour: str) -> None:
-    """The mark of a crash on the top edge."""
-    ax.plot(step, 1.0, "X", transform=ax.get_xaxis_transform(), color=colour, markersize=9, markeredgecolor="white", zorder=6,
+def mark_crash(ax, step: float, colour: str, level: float | None = None) -> None:
+    """The mark of a crash at its step: at a level of the y axis, or on the top edge where the axis shows no loss."""
+    where = ax.get_xaxis_transform() if level is None else ax.transData
+    ax.plot(step, 1.0 if level is None else level, "X", transform=where, color=colour, markersize=9, markeredgecolor="white", zorder=6,
             clip_on=False)  # fmt: skip
 
 
@@ -134,20 +135,24 @@ def inner_legend(ax, loc: str, handles=None) -> None:
 
 
 def page(width: float, height: float, title: str, caption: str):
-    """(figure, body): a body of that size in inches with a title, and below it a caption that takes what it needs."""
-    lines = wrap(caption, width - 0.3, 8)
-    foot_height = 0.14 * len(lines) + 0.1
+    """(figure, body): a body of that size in inches with a title, and below it a caption that takes what it needs; its
+    second line, where the numbers come from, is smaller."""
+    words, _, source = caption.partition("\n")
+    lines, small = wrap(words, width - 0.3, 8) if words else [], wrap(source, width - 0.3, 7) if source else []
+    foot_height = 0.14 * len(lines) + 0.125 * len(small) + 0.15
     figure = Figure(figsize=(width, height + foot_height), layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.05)
     body, foot = figure.subfigures(2, 1, height_ratios=(height, foot_height))
-    foot.text(0.15 / width, 1, "\n".join(lines), va="top", fontsize=8, color=NEUTRAL, linespacing=1.2)
+    for at, part, size in ((0, lines, 8), (0.14 * len(lines) + 0.04 * bool(lines), small, 7)):
+        if part:
+            foot.text(0.15 / width, 1 - at / foot_height, "\n".join(part), va="top", fontsize=size, color=NEUTRAL, linespacing=1.2)
     body.suptitle("\n".join(wrap(title, width - 0.3, 12)), x=0.15 / width, ha="left", fontsize=12, fontweight="bold")
     return figure, body
 
 
 def caption_of(figure) -> str:
     """The caption of a page on one line."""
-    return " ".join(figure.subfigs[-1].texts[0].get_text().split())
+    return " ".join(" ".join(text.get_text() for text in figure.subfigs[-1].texts).split())
 
 
 @cache

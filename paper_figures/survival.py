@@ -11,7 +11,7 @@ from paper_figures.runs import caption, load_runs
 from paper_figures.style import CONSTANT, bare, legend, line_of, page, scheme_handles
 from suite.evidence.hazard import CUT, HEALTHY, kaplan_meier, watched, with_health
 
-ENOUGH = 4  # runs that a band needs
+ENOUGH = 4  # runs that a band needs, and one curve of the figure
 EVERY = 500  # steps between two counts of the runs at risk
 PLACES = ("hottest rate below the edge", "second hottest")
 
@@ -28,6 +28,8 @@ def survival(folder: Path, title: str):
     runs["place"] = runs.groupby(["scheme", "depth"])["lr"].rank("dense", ascending=False).astype(int) - 1
     places, depths = sorted(set(runs["place"])), sorted(set(runs["depth"]))
     entered = watched(runs)
+    if max(len(watched(mine)) for _, mine in runs.groupby(["depth", "label", "lr"])) < ENOUGH:
+        raise NotDrawn(f"no curve would be of {ENOUGH} runs or more")
     fig, body = page(5.6 * len(depths), 3.3 * len(places), title, caption(
         runs, f"Kaplan-Meier: the share of runs that still live, of those that have been healthy (held-out loss below {HEALTHY:g} c), each "
         "at risk from the step of its first good measurement on (late entry), so runs that never became healthy are left out: "

@@ -18,7 +18,7 @@ PAPER = {  # "400 layers, ...": FID/IS at PAPER_STEPS; "—" after a crash
     "MV-Split, 1000 layers": ("5.47 / 117.3", "2.92 / 178.2", "2.68 / 196.6", "2.64 / 209.4", "2.77 / 217.3"),
 }
 GREY = "#767676"
-ROW, NAMES, COLUMN = 0.38, 2.0, 1.28  # inches: height of a row, width of the names and of a column
+ROW, NAMES, COLUMN = 0.38, 2.75, 1.28  # inches: height of a row, width of the names and of a column
 
 
 @figure("table1_quality", "Table 1: FID and score at the checkpoints", ("runs", "quality"), ("anatomy",))

@@ -184,7 +184,7 @@ def _survival(results: Path) -> Section | None:
                    "each scheme's own edge.")  # fmt: skip
     how = ("python -m suite report", "tables: anatomy/runs.csv, anatomy/evals.csv, anatomy64",
            "train them again: python -m suite run --protocol anatomy")  # fmt: skip
-    return Section("Survival", Markup("\n").join([intro, *parts]), ("anatomy-survival", "anatomy64-survival"), how) if parts else None
+    return Section("Survival", Markup("\n").join([intro, *parts]), ("anatomy-survival",), how) if parts else None
 
 
 def _autopsy(results: Path) -> Section | None:

@@ -1,7 +1,6 @@
 """The figures: drawn from the tables alone, the same bytes every time, captioned, and nothing off the page."""
 
 import dataclasses
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from entries import slow_but
-from matplotlib.axes import Axes
+from invented import atlas, broken, laptop, record
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
@@ -21,7 +20,7 @@ from paper_figures.figure import Recipe
 from paper_figures.heldout import heldout
 from paper_figures.losses import headline, loss_curves
 from paper_figures.runs import caption, load_runs
-from paper_figures.samples import _trimmed, samples
+from paper_figures.samples import samples
 from suite import cli
 from suite.environment import ROOT
 from suite.protocol import SCHEMES
@@ -29,100 +28,9 @@ from suite.records.checks import check_folder
 from suite.records.packed import replace
 from suite.records.schema import TABLES
 from suite.records.store import Store, content
-from suite.verdict.outcome import DEAD
 
-CONSTANT = 2.0
 FIRST = [headline, heldout, loss_curves, outcomes.outcomes, samples]
 find_figures = draw.figures
-
-
-def record(scheme, depth, *, lr=0.004, seed=0, protocol="laptop", outcome="survived", at=None, quality=True, params="",
-           steps=450, every=1, **run):
-    """The record of one invented run: a noisy decay to a level that depends on the scheme, and a jump at step `at`."""
-    rng = np.random.default_rng([len(scheme), depth, seed, int(lr * 1e5)])
-    run_id = hashlib.sha256(f"{scheme}-{depth}-{lr}-{seed}-{params}".encode()).hexdigest()[:12]
-    step = np.arange(steps if at is None else min(steps, at + 50))
-    level = 0.6 + 0.03 * (sum(scheme.encode()) % 5) + 0.001 * depth + rng.normal() * 0.02
-    loss = level + (CONSTANT - level) * np.exp(-step / 60)
-    if at is not None:
-        loss = np.where(step >= at, CONSTANT, loss)
-    loss = loss + rng.normal(0, 0.1, len(step))
-    if outcome == "nonfinite":
-        loss[-1] = np.nan
-    ended = loss[-50:].mean() if outcome != "nonfinite" else np.nan
-    row = {
-        "run_id": run_id, "protocol": protocol, "protocol_version": 1, "scheme": scheme, "arm": "controlled",
-        "params": params, "writers": "std" if scheme == "rezero" else "zero", "depth": depth, "lr": lr, "seed": seed,
-        "data": "digits", "horizon": 400, "window": 50, "status": "done", "outcome": outcome,
-        "crash_step": at if outcome in DEAD else None, "confirmed": True if outcome in DEAD else None, "last_step": len(step),
-        "constant_loss": CONSTANT, "compiled": True,
-        "best_loss": level, "final_loss": ended, "heldout_loss": ended, "commit": "0123456789abcdef0123-dirty",
-    }  # fmt: skip
-    out = {"run": row | run, "curve": [{"step": s, "loss": x, "grad_norm": 1.0} for s, x in enumerate(loss)][::every]}
-    if quality:
-        shared = {"fid_features": "digits16", "fid_n": 256}
-        mine = {"step": 450, "fid_status": "crashed"} if at is not None else {
-            "step": 450, "fid": 0.8 + 3 * (level - 0.6) + depth / 50, "fid_status": "ok", **shared}
-        out["quality"] = [mine, {"run_id": "real", "fid": 0.1, "fid_status": "ok", **shared}]
-    return out
-
-
-def broken(scheme, depth, status="error", **run):
-    """The record of an attempt that left nothing behind."""
-    run = {"run_id": f"broken-{scheme}-{depth}", "protocol": "laptop", "protocol_version": 1, "scheme": scheme,
-           "seed": 0, "arm": "controlled", "depth": depth, "lr": 0.004, "data": "digits", "writers": "zero"} | run
-    return {"run": run | {"status": status, "reason": "RuntimeError: no"}}
-
-
-def picture(folder, run):
-    """A sample grid of the size that the suite writes."""
-    path = folder / "samples" / f"{run['scheme']}-L{run['depth']}-{run['run_id']}.png"
-    path.parent.mkdir(exist_ok=True, parents=True)
-    noise = np.random.default_rng(run["depth"]).integers(0, 255, (85, 68), dtype=np.uint8)
-    Image.fromarray(noise).resize((272, 340), Image.Resampling.NEAREST).save(path)
-
-
-def laptop(folder, quality=True):
-    """Five schemes, one seed and learning rate: plain collapses at depth 100, one scheme never trains, one attempt broke."""
-    store = Store(folder)
-    with store.lock():
-        for scheme in SCHEMES:
-            for depth in (25, 100):
-                if (scheme, depth) == ("deepnorm", 25):
-                    record_ = broken(scheme, depth)
-                elif (scheme, depth) == ("rezero", 100):
-                    record_ = record(scheme, depth, outcome="nonfinite", at=222, quality=quality)
-                elif (scheme, depth) == ("plain", 100):
-                    record_ = record(scheme, depth, outcome="collapsed", at=151, quality=quality)
-                else:
-                    record_ = record(scheme, depth, quality=quality)
-                if record_["run"]["status"] == "done":
-                    picture(folder, record_["run"])
-                store.add(record_)
-    return folder
-
-
-def atlas(folder, depths=(25, 100), seeds=(0, 1, 2), lrs=(0.004, 0.01)):
-    """Several seeds and learning rates, a plugin's scheme, variants, mixed cells, a failed seed; shorter curves."""
-    store = Store(folder)
-    variants = [(scheme, "") for scheme in (*SCHEMES[:4], "hyper-connections")]
-    variants += [("mvsplit", "alpha=0,beta=1"), ("mvsplit", "alpha=0,beta=0.03")]
-    with store.lock():
-        for scheme, params in variants:
-            for depth in depths:
-                for lr in lrs:
-                    for seed in seeds:
-                        dies = scheme == "plain" and (lr > 0.005 or depth > 50 and seed)
-                        outcome = ("collapsed", "degraded", "collapsed")[seed]
-                        fate = {"at": 60 + 30 * seed, "outcome": outcome} if dies else {}
-                        if (scheme, depth, lr) == ("layerscale", depths[-1], lrs[-1]):
-                            fate = {"at": 0, "outcome": "untrained"}
-                        item = record(scheme, depth, lr=lr, seed=seed, params=params, protocol="atlas", steps=200,
-                                      every=4, **fate)
-                        if (scheme, depth, seed) == ("deepnorm", depths[0], 2):
-                            item = broken(scheme, depth, "oom", run_id=f"oom-{lr}", lr=lr, seed=seed, protocol="atlas")
-                        store.add(item)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -153,23 +61,6 @@ def drawn(results, tmp_path_factory, first_figures):
 
 def caption_of(recipe, folder):
     return style.caption_of(recipe.draw(folder))
-
-
-def test_panels_only_for_what_was_run(tmp_path):
-    """Three learning rates at one or two of three depths: no empty panel, no column of cells that nobody ran."""
-    store = Store(tmp_path / "anatomy")
-    for depth, lr in ((25, 0.004), (50, 0.004), (100, 0.002), (50, 0.001)):
-        store.add(record("plain", depth, lr=lr, protocol="anatomy"))
-    figure = loss_curves.draw(tmp_path / "anatomy")
-    shown = [ax for ax in figure.findobj(Axes) if ax.axison]
-    assert [ax.get_title() for ax in shown] == ["depth 50, learning rate 0.001", "depth 100, learning rate 0.002",
-                                                "depth 25, learning rate 0.004", "depth 50, learning rate 0.004"]
-    assert len({ax.get_xlim() for ax in shown}) == 1 and all(len(ax.lines) > 1 for ax in shown)
-    figure = outcomes.outcomes.draw(tmp_path / "anatomy")
-    columns = [(ax.get_title(), [t.get_text() for t in ax.get_xticklabels()]) for ax in figure.findobj(Axes)]
-    assert columns == [("lr 0.001", ["50"]), ("lr 0.002", ["100"]), ("learning rate 0.004", ["25", "50"])]
-    assert "not run" not in [text.get_text() for text in figure.findobj(Text)]
-    assert outcomes.lines_of({lr: [25, 50, 100, 200, 400] for lr in (1, 2, 3)}) == [[1, 2], [3]]
 
 
 def test_draws_every_figure_it_can(drawn):
@@ -367,6 +258,9 @@ def test_captions(results):
     for part in ("Protocol laptop v1", "10 runs", "seed 0", "data digits", "learning rate 0.004", "horizon 400 steps",
                  "commit 012345678-dirty", "1 error", "running median"):
         assert part in text
+    assert text.endswith("1 error.")  # where the numbers come from stands last, and smaller
+    words, source = loss_curves.draw(results / "laptop").subfigs[-1].texts
+    assert source.get_text().startswith("Protocol") and source.get_fontsize() < words.get_fontsize()
     text = caption_of(heldout, results / "laptop")
     assert "FID is on a small digit classifier's 16 features with n=256 samples and is not Inception's FID" in text
     text = caption_of(outcomes.outcomes, results / "atlas")
@@ -390,23 +284,6 @@ def test_all_text_is_on_the_page_and_large_enough(results, recipe, protocol):
     assert foot.y1 <= body.y0 * figure.dpi + 1  # the caption is below everything else
 
 
-def test_without_quality_only_the_held_out_panel(tmp_path):
-    folder = laptop(tmp_path / "laptop", quality=False)
-    figure = heldout.draw(folder)
-    assert len(figure.subfigs[0].axes) == 1
-    assert "FID" not in style.caption_of(figure)
-
-
-def test_a_rate_without_scores_has_no_panel_for_them(tmp_path):
-    folder = laptop(tmp_path / "laptop")
-    for lr, quality in ((0.01, False), (0.02, False)):
-        Store(folder).add(record("plain", 25, lr=lr, quality=quality, run_id=f"plain-{lr}"))
-    figure = heldout.draw(folder)
-    titles = [ax.child_axes[0].get_title() for ax in figure.subfigs[0].axes]
-    assert titles == [f"held-out loss, learning rate {lr}" for lr in (0.004, 0.01, 0.02)] + ["FID of samples, learning rate 0.004"]
-    assert "Samples are scored at one rate." in style.caption_of(figure)
-
-
 def test_failures_alone_and_metrics_that_are_nan(tmp_path, capsys):
     folder = tmp_path / "laptop"
     Store(folder).add(broken("plain", 100))
@@ -422,14 +299,6 @@ def test_failures_alone_and_metrics_that_are_nan(tmp_path, capsys):
     assert (tmp_path / "out" / "laptop-loss_curves.png").exists()
 
 
-def test_sample_grids_lose_their_empty_part():
-    page = np.zeros((20, 30, 3))
-    page[2:10, 2:15] = 1
-    assert _trimmed(page).shape == (12, 17, 3)
-    assert _trimmed(page[..., 0]).shape == (12, 17)
-    assert _trimmed(page * 0).shape == page.shape
-
-
 def test_labels_of_variants(results, tmp_path):
     runs = load_runs(results / "atlas")
     assert list(runs["label"].drop_duplicates()) == [
@@ -441,18 +310,6 @@ def test_labels_of_variants(results, tmp_path):
     runs = load_runs(tmp_path)
     assert list(runs["label"]) == ["plain std writers", "plain zero writers", "plain native zero writers"]
     assert "1 run of older protocol versions left out" in caption(runs)
-
-
-def test_outcome_cells(results):
-    runs = load_runs(results / "atlas")
-    plain = runs[(runs["scheme"] == "plain") & (runs["depth"] == 100)]
-    assert outcomes.cell_text(plain[plain["lr"] == 0.004]) == ("1/3 survived", "step 90–120")
-    assert outcomes.cell_text(plain[plain["seed"] == 1].head(1)) == ("degraded", "step 90")
-    assert outcomes.cell_text(plain.head(0)) == ("not run", "")
-    deep = runs[(runs["scheme"] == "deepnorm") & (runs["depth"] == 25) & (runs["lr"] == 0.004)]
-    assert outcomes.cell_text(deep) == ("2/2 survived", "1 oom")
-    scale = runs[(runs["scheme"] == "layerscale") & (runs["depth"] == 100) & (runs["lr"] == 0.01)]
-    assert outcomes.cell_text(scale) == ("3/3 untrained", f"loss {scale['final_loss'].median():.2f}")
 
 
 def test_looks_are_stable():

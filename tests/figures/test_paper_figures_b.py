@@ -162,19 +162,22 @@ def test_scores_after_a_crash_are_left_out(results):
     assert set(scored.query("run_id == 'plain2'")["step"]) == {60, 120, 180, 240, 300, 350}
 
 
-def test_figure_5_draws_means_floor_and_clipped_norms(results):
+def test_figure_5_draws_runs_floor_and_clipped_norms(results):
     figure = figure_of(quality, results / "anatomy")
     scored, floor, _ = scores_of(results / "anatomy", load_runs(results / "anatomy"))
     fid = next(ax for ax in figure.axes if ax.get_ylabel().startswith("FID"))
-    means = scored[scored["label"] == "LayerScale"].groupby("step")["fid"].mean()
-    assert any(np.array_equal(line.get_ydata(), means) for line in fid.lines)
+    for run_id in ("layerscale1", "plain0"):  # a line each, to the horizon or the crash: a mean would be of other runs at every step
+        mine = scored[(scored["run_id"] == run_id) & (scored["step"] <= 300)]
+        assert any(np.array_equal(line.get_xydata(), mine[["step", "fid"]]) for line in fid.lines)
+    assert max(line.get_xdata()[-1] for line in fid.lines if len(line.get_xdata()) > 2) == 300
     assert any(np.allclose(line.get_ydata(), floor["fid"]) for line in fid.lines if len(line.get_ydata()) == 2)
     assert fid.get_yscale() == "log"
     plain = axes_titled(figure, "plain")
     assert max(np.nanmax(line.get_ydata()) for line in plain.lines) == 1.0  # the clip
-    curve = read(results / "anatomy", "curves", "plain").query("run_id == 'plain2'")["grad_norm"].clip(upper=1.0)
+    curve = read(results / "anatomy", "curves", "plain").query("run_id == 'plain2' and step <= 300")["grad_norm"].clip(upper=1.0)
     assert any(np.array_equal(line.get_ydata(), curve) for line in plain.lines)
     text = caption_of(figure)
+    assert "Runs left at 60, 120, 180, 240, 300 steps: plain 3, 3, 2, 1, 1 of 3" in text
     assert "small digit classifier's 16 features with n=256 samples, not Inception's FID" in text and "FID 0.1" in text
 
 
@@ -217,6 +220,8 @@ def test_figure_9_shows_the_last_spike_before_the_crash(results):
     bars = axes_titled(figure, "step 161")
     assert [bar.get_width() for bar in bars.patches] == [3, 2, 1] + [0.5] * 12
     assert [tick.get_text() for tick in bars.get_yticklabels()][:3] == ["L0 Q", "Embed", "L70 WO"]
+    title = " ".join(figure.subfigs[0].get_suptitle().split())
+    assert title.startswith("Figure 9, unlike the paper's: 2 of the last spike's 15 largest gradients lie in")
     text = caption_of(figure)
     for part in ("At step 161, 4 before the crash", "Spikes of seed 0 up to its crash: 3, false alarms: 2", "seed 1: step 230, crash 234",
                  "hold 21% of the squared", "have 76% (2 families), all W_O 6% (1), all W_2 18% (12)"):
@@ -240,6 +245,8 @@ def test_figure_10_tells_whether_it_crashed(tmp_path, results, crashes):
     words = "1 of 3 attention-only runs crashed here: seed 1 collapsed at step 210" if crashes else (
         "None of our 2 attention-only runs crashed in 350 steps")
     assert words in caption_of(figure)
+    title = figure.subfigs[0].get_suptitle()
+    assert title.startswith("Figure 10: MV-Split on attention alone: ") and ("1 of 3 runs crashed; W_2 has" in title) == crashes
     bars = axes_titled(figure, "seed 1, step 206: before the crash" if crashes else "the largest; it came back")
     assert [tick.get_text() for tick in bars.get_yticklabels()].count("Final") == 1
     labels = {text.get_text() for ax in (figure.subfigs[0],) for text in ax.legends[0].get_texts()}

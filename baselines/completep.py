@@ -20,11 +20,11 @@ class CompleteP(PreNorm):
     def __init__(self, site, a: float = 1.0, base: float = 2.0):  # the paper's CompleteP, and the depth that it is tuned at
         super().__init__(site)
         m = site.depth / base
-        self.of_branch = Factors(m ** (a - 1), m**-a)
         self.register_buffer("scale", torch.tensor(m**-a))
+        self.register_buffer("rate", torch.tensor(m ** (a - 1)))
 
     def merge(self, x_BTD, f_BTD, ctx):
         return x_BTD + self.scale * f_BTD
 
     def factors(self, site):
-        return dict.fromkeys(WEIGHTS[site], self.of_branch)
+        return dict.fromkeys(WEIGHTS[site], Factors(self.rate.item(), self.scale.item()))

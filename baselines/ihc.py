@@ -21,7 +21,8 @@ class IdentityHyperConnections(Residual):
     def __init__(self, site, streams: int = 4, alpha: float = 0.01):  # n and alpha of the public implementations
         super().__init__(site)
         self.streams = streams
-        self.gate_map = nn.Parameter(torch.empty(2 * streams, streams * site.width).normal_(std=0.02))  # as the backbone's weights
+        draw = torch.Generator().manual_seed(2 * site.block + (site.site == "ffn"))  # the same of every run: it only makes streams differ
+        self.gate_map = nn.Parameter(torch.empty(2 * streams, streams * site.width).normal_(std=0.02, generator=draw))
         self.gate_alpha = nn.Parameter(torch.full((2, 1), alpha))
         self.gate_bias = nn.Parameter(torch.zeros(2, streams))
 

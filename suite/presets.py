@@ -6,6 +6,9 @@ from dataclasses import replace
 
 from suite.protocol import Cell, Protocol
 
+CONTROLS = (  # most asked for first
+    "prenorm", "prenorm_scaled", "completep", "peri_ln", "keel", "lns", "ihc", "siamese", "subln", "skipinit", "admin",
+)  # fmt: skip
 CENTERED = "learn=none,mean=none"  # of `split`: X + beta P F, beta fixed
 
 
@@ -79,6 +82,10 @@ def _presets() -> dict[str, Protocol]:
             replace(
                 laptop, name="scale", purpose="plain, fixed and learned gains, with and without the split, at equal scales of the branch",
                 search=True, fid_samples=0, lrs=(), unscored=(), seeds=(), depths=(100,), cells=tuple(_scale()),
+            ),
+            replace(
+                laptop, name="controls", purpose="schemes that practitioners use today: where each learns best, and its edge",
+                search=True, fid_samples=0, lrs=(), unscored=(), seeds=(), depths=(100,), cells=tuple(map(Cell, CONTROLS)),
             ),
             anatomy,
             replace(

@@ -21,8 +21,9 @@ def show(args) -> int:
     for p in PROTOCOLS.values():
         print(f"  {p.name:10} v{p.version}  {p.purpose}")
     print("schemes")
+    wide = [max(map(len, column)) for column in zip(*((*key, entry.paper) for key, entry in catalogue.entries.items()), strict=True)]
     for (name, arm), entry in sorted(catalogue.entries.items()):
-        print(f"  {name:10} {arm:10}  {entry.paper:16}  {registry.format_params(entry, {})}")
+        print(f"  {name:{wide[0]}} {arm:{wide[1]}}  {entry.paper:{wide[2]}}  {registry.format_params(entry, {})}")
     warn(catalogue)
     return 0
 

@@ -19,7 +19,8 @@ from suite.records.schema import Table
 from suite.records.store import TABLES, content, write_package, write_rows
 
 TABLE = TABLES["critical_rates"]
-BESIDE = {"scale": "frontier"}  # a protocol of the same settings whose cells are its neighbours: the best of all sets the level of a window
+# a protocol of the same settings whose cells are its neighbours: the best of all sets the level of a window
+BESIDE = {"scale": "frontier", "controls": "frontier"}
 
 
 def pool(results: Path, protocol: str) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from scipy import stats
 
 RESULTS = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parents[2] / "results")
 FRESH, WITHIN, VALLEY, RANGE = 1000, 1.05, 1.1, (1.15e-3, 6e-2)
-BESIDE = {"scale": ["scale", "frontier"]}  # whose cells set the level of a window
+BESIDE = {"scale": ["scale", "frontier"], "controls": ["controls", "frontier"]}  # whose cells set the level of a window
 CELL = ["scheme", "arm", "params", "writers", "depth", "data"]
 
 

@@ -371,7 +371,7 @@ def test_golden_curves_tell_schemes_apart():
     assert len(curves) == len(ENTRIES)
     assert np.allclose(curves.pop("split controlled"), curves["mvsplit controlled"])  # its parts as they stand make MV-Split
     for a, b in combinations(curves, 2):
-        assert np.abs(curves[a] / curves[b] - 1).max() > 1e-3, f"{a} and {b}"
+        assert np.abs(curves[a] / curves[b] - 1).max() > 1e-4, f"{a} and {b}"  # what `test_golden_curves` allows
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -31,24 +32,39 @@ def figures() -> list[Recipe]:
     return sorted(found, key=lambda item: item.name)
 
 
-def draw_all(results: Path, out: Path) -> int:
-    """Draw all protocols found under `results` into `out`; exit status 0, 1 if a figure broke, 2 if there is no run."""
+class Drawn(NamedTuple):
+    """A figure that was drawn: its files are FILE and the same as .pdf."""
+
+    stem: str
+    recipe: Recipe
+    caption: str
+    file: Path
+
+
+class Drawing(NamedTuple):
+    """What was drawn, and an exit status: 0, 1 if a figure broke, 2 if there is no run."""
+
+    figures: list[Drawn]
+    status: int
+
+
+def draw_all(results: Path, out: Path) -> Drawing:
+    """Draw all protocols found under `results` into `out`, and print what was drawn."""
     results, out = Path(results), Path(out)
     if not folders(results):
         print(f"{results}: no results to draw; start with: python -m suite run", file=sys.stderr)
-        return 2
-    drawn, broken = [], False
-    for folder in folders(results):
-        pictures, bad = draw_folder(folder, out)
-        drawn, broken = drawn + pictures, broken or bad
+        return Drawing([], 2)
+    parts = [draw_folder(folder, out) for folder in folders(results)]
+    drawn = [one for part in parts for one in part.figures]
     if drawn:
-        print(format_table(drawn, ("figure", "file", "tables")))
+        print(format_table([{"figure": one.recipe.title, "file": str(one.file), "tables": " ".join(one.recipe.tables)} for one in drawn],
+                           ("figure", "file", "tables")))  # fmt: skip
         print("each also as .pdf")
-    return 1 if broken else 0
+    return Drawing(drawn, max(part.status for part in parts))
 
 
-def draw_folder(folder: Path, out: Path) -> tuple[list[dict], bool]:
-    """Draw what the tables of one folder allow; rows figure, file, tables, and whether a figure broke."""
+def draw_folder(folder: Path, out: Path) -> Drawing:
+    """Draw what the tables of one folder allow."""
     drawn, broken = [], False
     for stem, recipe, page in pages(folder):
         if isinstance(page, str):
@@ -57,8 +73,8 @@ def draw_folder(folder: Path, out: Path) -> tuple[list[dict], bool]:
             continue
         with style.context():
             picture, _ = style.save(page, out / stem)
-        drawn.append({"figure": recipe.title, "file": str(picture), "tables": " ".join(recipe.tables)})
-    return drawn, broken
+        drawn.append(Drawn(stem, recipe, style.caption_of(page), picture))
+    return Drawing(drawn, int(broken))
 
 
 def stale(results: Path, out: Path) -> list[str]:

@@ -198,20 +198,24 @@ def plain_log(ax, subs=(1, 2, 5), which: str = "y") -> None:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write STEM.png (150 dpi) and STEM.pdf, with the mark of what they show, and no date. A file that would not
-    change is left alone."""
+    """Write STEM.png and STEM.pdf. A file that would not change is left alone."""
+    files = {stem.with_name(f"{stem.name}.{kind}"): data for kind, data in rendered(figure).items()}
+    for path, data in files.items():
+        if not path.exists() or path.read_bytes() != data:
+            write_whole(path, data)
+    return list(files)
+
+
+def rendered(figure: Figure) -> dict[str, bytes]:
+    """A figure as a file of each of KINDS (png: 150 dpi), with the mark of what it shows, and no date."""
     mark = shows(figure)
     _settle(figure)
     words = {"png": {"Software": None, "Description": mark},
              "pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Subject": mark}}  # fmt: skip
-    files = []
-    for kind in KINDS:
-        figure.savefig(buffer := io.BytesIO(), format=kind, dpi=150, metadata=words[kind])
-        path = stem.with_name(f"{stem.name}.{kind}")
-        if not path.exists() or path.read_bytes() != buffer.getvalue():
-            write_whole(path, buffer.getvalue())
-        files.append(path)
-    return files
+    out = {kind: io.BytesIO() for kind in KINDS}
+    for kind, data in out.items():
+        figure.savefig(data, format=kind, dpi=150, metadata=words[kind])
+    return {kind: data.getvalue() for kind, data in out.items()}
 
 
 def context():

@@ -10,6 +10,8 @@ from suite.cli.interrupt import interruptible
 from suite.cli.parser import COMMITTED
 from suite.cli.training import warn
 
+REPORT = "report.html"  # beside the figures
+
 
 def show(args) -> int:
     from suite import registry
@@ -80,10 +82,14 @@ def collect(args) -> int:
 
 def figures(args) -> int:
     from paper_figures.draw import draw_all
+    from paper_figures.gallery import of_drawn
 
     out = args.out or _pictures(args.results)
     if not args.check:
-        return draw_all(args.results, out)
+        drawn, status = draw_all(args.results, out)
+        if _protocol_folders(args.results):
+            _html(args.results, out / REPORT, of_drawn(drawn))
+        return status
     problems = stale(args.results, out)
     print("\n".join([*problems, f"{out}: {len(problems)} problems"]))
     return 1 if problems else 0
@@ -147,10 +153,14 @@ def verify(args) -> int:
 
 
 def report(args) -> int:
+    from paper_figures.gallery import gallery
     from suite.evidence import critical_rates, pages, ranking_table
 
     if args.html:
-        return _html(args.results, args.html)
+        if not _protocol_folders(args.results):
+            raise ValueError(f"{args.results}: no results to report; start with: python -m suite run")
+        _html(args.results, args.html, gallery(args.results, _pictures(args.results)))
+        return 0
     if not (made := pages.blocks(args.results)):
         raise ValueError(f"{args.results}: no laptop or frontier results to report; start with: python -m suite run")
     if args.write:
@@ -163,16 +173,13 @@ def report(args) -> int:
     return 0
 
 
-def _html(results: Path, file: Path) -> int:
-    from paper_figures.gallery import gallery
+def _html(results: Path, file: Path, pictures: list) -> None:
+    """Write the page of a results folder, with those pictures of its figures."""
     from suite.evidence.html import page
 
-    if not _protocol_folders(results):
-        raise ValueError(f"{results}: no results to report; start with: python -m suite run")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(page(results, gallery(results, _pictures(results))), encoding="utf-8")
-    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
-    return 0
+    file.write_text(page(results, pictures), encoding="utf-8")
+    print(f"{file}: all of it on one page, {file.stat().st_size / 1e6:.1f} MB")
 
 
 def claims(args) -> int:
@@ -207,8 +214,8 @@ def bench(args) -> int:
         print("\nstopped; nothing was written", file=sys.stderr)
         return 130
     drawn, broken = draw_folder(args.results / FOLDER, _pictures(args.results))
-    for row in drawn:
-        print(f"{row['figure']}: {row['file']}")
+    for one in drawn:
+        print(f"{one.recipe.title}: {one.file}")
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     return 1 if failed or broken else 0

@@ -235,7 +235,7 @@ def test_figure_stays_on_its_page(page):
 @pytest.mark.parametrize("name", ["cpu_model", "started", "commit"])
 def test_timings_of_two_machines_are_not_drawn_together(tmp_path, capsys, name):
     table_of(tmp_path, [row(ms=1.0), row(scheme="mvsplit", ms=1.2, **{name: "another"})])
-    assert draw.draw_all(tmp_path, tmp_path / "out") == 0
+    assert draw.draw_all(tmp_path, tmp_path / "out").status == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("bench-cost: not drawn: ") and name in line and not (tmp_path / "out").exists()
 

@@ -87,6 +87,15 @@ def test_a_small_page_is_whole_and_needs_nothing(small):
             assert picture.format == "WEBP" and 0 < picture.width <= 1100
 
 
+def test_figures_writes_the_same_page_beside_its_pictures(small, tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(ROOT / "results/laptop", results / "laptop", ignore=lambda _, names: set(names) - {"runs.csv", "datapackage.json"})
+    rows = [row for row in read_rows(results / "laptop/runs.csv", TABLES["runs"]) if row["scheme"] == "plain"]
+    write_rows(results / "laptop/runs.csv", TABLES["runs"], rows)
+    assert main(["figures", "--results", str(results)]) == 0
+    assert (results / "figures/report.html").read_text(encoding="utf-8") == small
+
+
 def test_every_table_scrolls_in_a_box_of_its_own(small):
     assert small.count("<table>") == small.count('<div class="wide" tabindex="0"><table>') > 0
     assert small.count("<img ") == small.count('<div class="wide picture" tabindex="0"><img ')

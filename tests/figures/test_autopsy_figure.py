@@ -42,7 +42,7 @@ def folder(tmp_path):
 
 
 def test_it_is_drawn_of_every_folder_of_autopsies(folder, tmp_path, capsys):
-    assert draw.draw_all(folder.parent, tmp_path / "out") == 0, capsys.readouterr().err
+    assert draw.draw_all(folder.parent, tmp_path / "out").status == 0, capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["autopsy-interventions.pdf", "autopsy-interventions.png"]
     assert draw.stale(folder.parent, tmp_path / "out") == []
     rows = read_rows(folder / "autopsy.csv", TABLES["autopsy"])

@@ -55,7 +55,7 @@ def first_figures():
 def drawn(results, tmp_path_factory, first_figures):
     """The files of one drawing."""
     out = tmp_path_factory.mktemp("out")
-    assert draw.draw_all(results, out) == 0
+    assert draw.draw_all(results, out).status == 0
     return out
 
 
@@ -77,7 +77,7 @@ def test_same_tables_same_bytes(results, drawn, tmp_path, names):
         "import sys; from dataclasses import replace; from paper_figures import draw; found = draw.figures(); "
         "draw.figures = lambda: [replace(one, protocols=('laptop',)) for one in found "  # of one folder, since it takes time
         f"if one.name in {names.split()}]; "
-        "assert draw.draw_all(*sys.argv[1:]) == 0 and 'torch' not in sys.modules"
+        "assert draw.draw_all(*sys.argv[1:]).status == 0 and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(results), str(tmp_path)], check=True, cwd=ROOT)
     again = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -112,7 +112,7 @@ def test_every_recipe_of_a_module_is_a_figure():
 
 def test_table_of_figures_is_printed(results, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(draw, "figures", lambda: [dataclasses.replace(outcomes.outcomes, protocols=("laptop",))])
-    assert draw.draw_all(results, tmp_path) == 0
+    assert draw.draw_all(results, tmp_path).status == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["figure", "file", "tables"]
     assert any("laptop-outcomes.png" in line and outcomes.outcomes.title in line and line.endswith("runs") for line in lines)
@@ -238,7 +238,7 @@ def test_digest_is_of_data_not_of_rounding_or_looks():
 
 
 def test_no_results(tmp_path, capsys):
-    assert draw.draw_all(tmp_path, tmp_path / "out") == 2
+    assert draw.draw_all(tmp_path, tmp_path / "out").status == 2
     assert "no results" in capsys.readouterr().err
 
 
@@ -248,7 +248,7 @@ def test_a_broken_figure_does_not_cost_the_others(results, tmp_path, monkeypatch
 
     bad = Recipe("bad", "", ("runs",), ("laptop",), explode)
     monkeypatch.setattr(draw, "figures", lambda: [bad, dataclasses.replace(outcomes.outcomes, protocols=("laptop",))])
-    assert draw.draw_all(results, tmp_path) == 1
+    assert draw.draw_all(results, tmp_path).status == 1
     assert "laptop-bad: Traceback" in capsys.readouterr().err
     assert (tmp_path / "laptop-outcomes.png").exists()
 
@@ -287,7 +287,7 @@ def test_all_text_is_on_the_page_and_large_enough(results, recipe, protocol):
 def test_failures_alone_and_metrics_that_are_nan(tmp_path, capsys):
     folder = tmp_path / "laptop"
     Store(folder).add(broken("plain", 100))
-    assert draw.draw_all(tmp_path, tmp_path / "out") == 0
+    assert draw.draw_all(tmp_path, tmp_path / "out").status == 0
     assert {path.stem for path in (tmp_path / "out").iterdir()} == {"laptop-outcomes"}
     assert len([line for line in capsys.readouterr().err.splitlines() if ": not drawn: " in line]) == 4
 
@@ -295,7 +295,7 @@ def test_failures_alone_and_metrics_that_are_nan(tmp_path, capsys):
     nothing["curve"] = [{"step": 0, "loss": np.nan, "grad_norm": np.inf}]
     nothing["quality"] = [{"step": 0, "fid_status": "nonfinite"}]
     Store(folder).add(nothing)
-    assert draw.draw_all(tmp_path, tmp_path / "out") == 0
+    assert draw.draw_all(tmp_path, tmp_path / "out").status == 0
     assert (tmp_path / "out" / "laptop-loss_curves.png").exists()
 
 

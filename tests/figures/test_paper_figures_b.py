@@ -124,7 +124,7 @@ def test_same_tables_same_bytes(results, tmp_path):
     """In another process, where no figure needs torch."""
     code = ("import sys; from paper_figures import draw; found = draw.figures(); "
             "draw.figures = lambda: [recipe for recipe in found if recipe.name == 'fig05_quality']; "
-            "assert draw.draw_all(*sys.argv[1:]) == 0 and 'torch' not in sys.modules")
+            "assert draw.draw_all(*sys.argv[1:]).status == 0 and 'torch' not in sys.modules")
     subprocess.run([sys.executable, "-c", code, str(results), str(tmp_path)], check=True, cwd=ROOT, capture_output=True)
     figure = quality.draw(results / "anatomy")
     with style.context():

@@ -68,11 +68,16 @@ def find_change(loss) -> Change | None:
     return found
 
 
-def _find(loss: np.ndarray) -> Change | None:
+def blocks(loss: np.ndarray) -> tuple[np.ndarray, int]:
+    """A curve as medians of blocks, at most POINTS, and the points of a block. What does not fill one is left out at the start,
+    where least is decided."""
     size = -(-len(loss) // POINTS) if len(loss) else 1
-    kept = len(loss) // size * size  # what does not fill a block is left out at the start, where least is decided
-    x = np.median(loss[len(loss) - kept:].reshape(-1, size), axis=1) if size > 1 else loss
-    n = len(x)
+    return np.median(loss[len(loss) % size:].reshape(-1, size), axis=1) if size > 1 else loss, size
+
+
+def _find(loss: np.ndarray) -> Change | None:
+    x, size = blocks(loss)
+    n, kept = len(x), len(x) * size
     if n < 3:
         return None
     s = short_median(x)

@@ -14,7 +14,7 @@ import numpy as np
 
 DISORDER = 0.02  # of the rows: more steps back than these are no resumes but rows in disorder
 FEW = 3  # steps back that any log may have
-NEAR = 5  # rows on either side of a place where a counter goes back, whose losses tell a new epoch from a new run
+NEAR, HEAD = 5, 20  # rows before a place where a counter goes back, and behind it, whose losses tell a new epoch from a new run
 DISTINCT = 0.9  # of the rows that an epoch must tell apart to be their clock
 
 
@@ -31,6 +31,7 @@ class Placed:
     unit: str = "step"
     epochs: np.ndarray | None = None
     counters: np.ndarray | None = None
+    called: str = "at epoch"  # before one of `epochs`, in a message
     notes: list[str] = field(default_factory=list)
 
 
@@ -63,14 +64,14 @@ def place(counter: Sequence[float] | None, epoch: Sequence[float] | None, loss: 
         shown = major[kept] + 1 if e is None else e[kept]
         n, size = len(np.unique(major)), length
         notes.append(f"the counter restarts with each epoch: {n} epochs are put end to end, each {size:g} steps long")
-        return Placed(kept, (major * length + t)[kept].astype(np.int64), "step", shown, t[kept], notes)
+        return Placed(kept, (major * length + t)[kept].astype(np.int64), "step", shown, t[kept], notes=notes)
     return Placed(kept, t[kept].astype(np.int64), notes=notes)
 
 
 def _by_epoch(clock: np.ndarray | None, loss: np.ndarray, lines: Sequence[int], notes: list[str], called: str) -> Placed:
     """Rows where no step is: an epoch that tells them apart and is whole is their clock; otherwise they are counted."""
     if clock is None:
-        notes = [*notes, "nothing says how far training is: steps are the numbers of the rows"]
+        notes = notes or ["nothing says how far training is: steps are the numbers of the rows"]
         return Placed(np.arange(len(loss)), np.arange(1, len(loss) + 1), "row", notes=notes)
     if (clock == np.floor(clock)).all() and (clock >= 0).all() and len(np.unique(clock)) >= DISTINCT * len(clock):
         kept = _in_order(clock, loss, lines, notes)
@@ -78,7 +79,8 @@ def _by_epoch(clock: np.ndarray | None, loss: np.ndarray, lines: Sequence[int], 
     kept = _in_order(clock, loss, lines, notes, equal=True)
     notes.append(f"the only clock is {'an epoch that counts' if called == 'epoch' else 'one that counts'} no single rows: steps are their "
                  "numbers")  # fmt: skip
-    return Placed(kept, np.arange(1, len(kept) + 1), "row", clock[kept], notes=notes)
+    shown = "at epoch" if called == "epoch" else "where the clock shows"
+    return Placed(kept, np.arange(1, len(kept) + 1), "row", clock[kept], called=shown, notes=notes)
 
 
 def _spacing(t: np.ndarray) -> float:
@@ -91,14 +93,14 @@ def _restarts(t: np.ndarray, loss: np.ndarray) -> np.ndarray:
     """(N,) how often a counter has restarted before each row; all 0 where it goes back for another reason.
 
     It restarts where it goes back to where it began, and either ends at the same number each time, or the loss goes on
-    from where it was and not from where it began.
+    from where it was and does not fall as it did in the beginning.
     """
     back = np.flatnonzero(np.diff(t) < 0) + 1
     if not len(back):
         return np.zeros(len(t))
     begins = t[back] <= max(t[0], _spacing(t))
     ends = np.unique(t[back - 1])
-    goes_on = [_near(loss[max(0, at - NEAR):at], loss[at:at + NEAR], loss[:NEAR]) for at in back]
+    goes_on = [_goes_on(loss[max(0, at - NEAR):at], loss[at:at + HEAD], loss[:min(HEAD, back[0])]) for at in back]
     if not begins.all() or not (len(back) > 1 and len(ends) == 1 or np.mean(goes_on) > 0.5):
         return np.zeros(len(t))
     out = np.zeros(len(t))
@@ -106,12 +108,14 @@ def _restarts(t: np.ndarray, loss: np.ndarray) -> np.ndarray:
     return np.cumsum(out)
 
 
-def _near(before: np.ndarray, after: np.ndarray, first: np.ndarray) -> bool:
-    """Whether losses go on from those just before rather than from the first; those that are no number go on."""
-    before, after, first = (part[np.isfinite(part)] for part in (before, after, first))
-    if not (len(before) and len(after) and len(first)):
+def _goes_on(before: np.ndarray, after: np.ndarray, first: np.ndarray) -> bool:
+    """Whether losses go on from those just before, rather than repeat the first ones; those that are no number go on."""
+    n = min(len(after), len(first))
+    after, first, before = after[:n], first[:n], before[np.isfinite(before)]
+    both = np.isfinite(after) & np.isfinite(first)
+    if not (len(before) and both.any()):
         return True
-    return bool(abs(np.median(after) - np.median(before)) < abs(np.median(after) - np.median(first)))
+    return bool(np.abs(after[both] - np.median(before)).mean() < np.abs(after[both] - first[both]).mean())
 
 
 def _in_order(t: np.ndarray, loss: np.ndarray, lines: Sequence[int], notes: list[str], equal: bool = False) -> np.ndarray:

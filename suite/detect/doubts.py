@@ -9,43 +9,55 @@ from __future__ import annotations
 import numpy as np
 
 from suite.detect.change import (
-    CLIP,
     JUMP_RELATIVE,
     JUMP_SCATTERS,
     LEVEL,
     MIN_BEFORE,
     MIN_BEHIND,
+    POINTS,
     Change,
-    find_change,
+    blocks,
     last_digit,
     trend,
     wander,
 )  # fmt: skip
-from suite.verdict.smooth import robust_sd, short_median
+from suite.verdict.smooth import SHORT, robust_sd, short_median
 
 FEWEST = 20  # rows of which it is said that they never learnt, and which are repeated: as many as any verdict needs (judge.MIN_POINTS)
 CHANGED = 5  # last digits that rows differed by before those that are repeated: less is a curve that goes flat, rounded
-HEAD = 0.1  # share of the rows that is the start, and the end, of a log
+MEMORISED = 5  # last digits: a loss as low as this is as low as the log prints
+HEAD = 0.1  # share of the rows that is the end of a log
 STANDARD_ERRORS = 2.0  # above the gain that is seen: a larger one is ruled out
 MEDIAN_ERROR = 1.25  # standard error of a median over that of a mean, for normal noise
-RISEN = 0.25  # of a rise: what may have been gained before it where a loss "only rose"
+RISEN = 0.25  # of a rise: what may have been gained before it where a loss "only rose", and what it must have risen by early
+EARLY = 1 / 3  # of the log
+OUTSTANDING = 3.0  # standard errors by which first rows must stand above the last, of several numbers of first rows
 ABRUPT = 10  # points that the middle half of a sudden change takes at most: two medians of five
 END_SCATTERS = 8.0  # scatters by which the last rows must stand above those before, as spikes must (judge.SPIKE_SCATTERS)
 END_RELATIVE = 0.05  # of the level, likewise; at one row twice that
 END_RATIO = 1.5  # times the highest that as many rows stood before
 COMPARED = 2000  # rows before the end that are compared with it
+STAYS = 0.95  # of the rows behind a fall that lie nearer to its foot than to its top
 FALL_SCATTERS = 8.0  # scatters of single rows: a fall by so many is remarked on
 
 
-def never_learned(loss: np.ndarray, from_start: bool) -> str:
-    """Why a log without an event shows no training. loss (N,): finite; from_start: the log begins where training does."""
+def never_learned(loss: np.ndarray, from_start: bool) -> tuple[str, str]:
+    """(why a log without an event shows no training, or what is to be remarked on that) of a log of finite losses (N,).
+
+    from_start: the log begins where training does; one that begins later may have learnt all before.
+    """
     if len(loss) < FEWEST:
-        return ""
+        return "", ""
     if why := _repeats(loss):
-        return why
-    if abs(np.median(_ends(loss)[1])) <= FEWEST * last_digit(loss):  # as low as the log prints: all is memorised
-        return ""
-    return _only_rose(loss, from_start) or (_gains_nothing(loss) if from_start else "")
+        return why, ""
+    if abs(np.median(_last(loss))) <= MEMORISED * last_digit(loss):  # as low as the log prints: all is memorised
+        return "", ""
+    if why := only_rose(loss, from_start):
+        return why, ""
+    sure, what = _gains_nothing(loss)
+    if not from_start:
+        return "", what and f"{what}; it does not begin where training does: what was learnt before is not in it"
+    return (what, "") if sure else ("", what)
 
 
 def idle_gradient(norm: np.ndarray | None) -> str:
@@ -70,39 +82,52 @@ def _repeats(loss: np.ndarray) -> str:
     if first:
         digit = last_digit(loss)
         before = np.abs(np.diff(loss[max(0, first - FEWEST):first + 1]))
-        if not digit or np.median(before) <= CHANGED * digit or abs(loss[-1]) <= FEWEST * digit:  # rounded to 0: all is memorised
+        if not digit or np.median(before) <= CHANGED * digit or abs(loss[-1]) <= MEMORISED * digit:  # rounded to 0: all is memorised
             return ""
     where = f"the last {rows}" if first else f"all {rows}"
     return f"the loss is exactly {loss[-1]:.6g} in {where} rows: nothing that it is computed from changes"
 
 
-def _ends(loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the last rows of a log."""
-    size = max(MIN_BEHIND, round(HEAD * len(loss)))
-    return loss[:size], loss[-size:]
+def _last(loss: np.ndarray) -> np.ndarray:
+    """The last rows of a log."""
+    return loss[-max(MIN_BEHIND, round(HEAD * len(loss))):]
 
 
-def _only_rose(loss: np.ndarray, from_start: bool) -> str:
-    """A loss that is higher at its end than at its first rows, and was never much lower."""
+def only_rose(loss: np.ndarray, from_start: bool) -> str:
+    """Why a loss is one that rises from its first rows on, and was never much lower."""
+    if len(loss) < FEWEST:
+        return ""
     s, d = short_median(loss), np.diff(loss)
-    first, end = float(np.median(loss[:MIN_BEHIND])), float(np.median(_ends(loss)[1]))
+    first, end = float(np.median(loss[:MIN_BEHIND])), float(np.median(_last(loss)))
     rise, gained = end - first, first - float(s.min())
     noise = wander(d - np.median(d), 0.0 if from_start else 2.0)
     if rise <= max(JUMP_SCATTERS * noise, JUMP_RELATIVE * abs(first), last_digit(loss)) or gained > RISEN * rise:
         return ""
+    if np.argmax(s > first + RISEN * rise) > EARLY * len(s):  # it was level first
+        return ""
     return f"the loss only rises from its first rows on, from {first:.4g} to {end:.4g}: nothing was learnt that could be lost"
 
 
-def _gains_nothing(loss: np.ndarray) -> str:
-    """A loss that falls, if at all, by less than JUMP_RELATIVE of its level from the start of training to the end of the log."""
-    d = np.diff(loss)
-    head, tail = _ends(loss)
-    noise = wander(d - trend(d), 0.0, mean_of=len(head))
-    start = max(np.median(head), np.median(loss[:3]))  # most is learnt in the first rows
-    gain, level = float(start - np.median(tail)), abs(float(np.median(loss)))
-    if gain + STANDARD_ERRORS * MEDIAN_ERROR * np.sqrt(2) * noise > JUMP_RELATIVE * level:
-        return ""
-    return f"the loss gains nothing over the log: {start:.4g} at its start, {np.median(tail):.4g} at its end"
+def _gains_nothing(loss: np.ndarray) -> tuple[bool, str]:
+    """(whether it is sure, in words) that a loss falls by next to nothing over the log; "" where it falls."""
+    first = float(np.median(loss[:MIN_BEHIND]))
+    if len(loss) > POINTS and first > np.median(loss[-len(loss) // 3:]) + OUTSTANDING * robust_sd(loss):  # within the first block
+        return False, ""
+    loss, _ = blocks(loss)
+    third, d = max(MIN_BEHIND, len(loss) // 3), np.diff(loss)
+    d -= trend(d)
+    end, level = float(np.median(loss[-third:])), abs(float(np.median(loss)))
+    sizes = [*(2**n + 1 for n in range(2, 64) if 2**n + 1 < third), third]  # most is learnt in the first rows
+    noise = [wander(d, 0.0, mean_of=size) for size in sizes]
+    errors = [MEDIAN_ERROR * np.hypot(one, noise[-1]) for one in noise]
+    gains = [float(np.median(loss[:size])) - end for size in sizes]
+    if any(gain > OUTSTANDING * error and gain > JUMP_RELATIVE * level for gain, error in zip(gains, errors, strict=True)):
+        return False, ""
+    what = f"{end + gains[-1]:.4g} in its first third, {end:.4g} in its last"
+    if gains[-1] + STANDARD_ERRORS * errors[-1] <= JUMP_RELATIVE * level:
+        return True, f"the loss gains nothing over the log: {what}"
+    return (False, "") if gains[-1] > STANDARD_ERRORS * errors[-1] else (
+        False, f"no gain of the loss over the log stands out of its noise: {what}")  # fmt: skip
 
 
 def last_rows(loss: np.ndarray) -> int:
@@ -150,19 +175,21 @@ def rises_from_zero(loss: np.ndarray, change: Change) -> bool:
 
 
 def fall(steps: np.ndarray, loss: np.ndarray) -> str:
-    """A remark on a loss that falls by many scatters at once and stays there."""
-    s = short_median(loss)
-    drops = s[FEWEST:-ABRUPT] - s[FEWEST + ABRUPT:]
-    if not len(drops) or drops.max() < FALL_SCATTERS / 2 * robust_sd(loss - s):  # nearly always, and quick to see
+    """A remark on a loss that falls by many scatters at once and stays there, which no learning does; "" for any other."""
+    s, half = short_median(loss), SHORT // 2 + 1
+    if len(s) < FEWEST + 2 * LEVEL:
         return ""
-    change = find_change(-loss)
-    if change is None or not change.sure or change.at < FEWEST or not is_abrupt(-loss, change):
-        return ""
-    near = loss[max(0, change.at - 4 * LEVEL):change.at]
-    noise = max(robust_sd(np.clip(near - short_median(near), -CLIP, CLIP)), last_digit(loss))
-    size = (change.behind - change.level) / noise if noise else np.inf
-    if size < FALL_SCATTERS:
-        return ""
-    went = f"from {-change.level:.4g} to {-change.behind:.4g}"
-    return (f"the loss falls at once {went} at step {steps[change.at]}, by {size:.0f} scatters, and stays there: a learning rate that is "
-            "lowered does so; if none was, look at what is measured from there on")  # fmt: skip
+    drops = s[:-2 * half] - s[2 * half:]
+    at = FEWEST + int(np.argmax(drops[FEWEST:-LEVEL])) + half  # the middle of the steepest
+    ahead = loss[max(0, at - half - 4 * LEVEL):at - half]
+    before = np.median(ahead[-LEVEL:])
+    behind = np.median(loss[at + half:at + half + LEVEL])
+    usual = drops[max(0, at - 4 * LEVEL):at - 3 * half]  # a steep curve falls all the time
+    noise = max(robust_sd(ahead - short_median(ahead)), last_digit(loss), usual.max(initial=0.0) / 2)
+    middle = (before + behind) / 2
+    if before - behind < FALL_SCATTERS * noise or (s[at + half:] < middle).mean() < STAYS or s[:at - half].min() < middle:
+        return ""  # small, short, or back to where it was before it rose
+    at = at - half + int(np.argmax(s[at - half:] < middle))
+    size = (before - behind) / noise if noise else np.inf
+    return (f"the loss falls at once from {before:.4g} to {behind:.4g} at step {steps[at]}, by {size:.0f} scatters, and stays there: a "
+            "lowered learning rate does so; if there was none, look at what is measured from there on")  # fmt: skip

@@ -33,7 +33,8 @@ def read_events(path: Path) -> list[Sheet]:
         if file.is_file():
             folders.setdefault(file.parent, []).append(file)
     if not folders:
-        raise LogError(f"{path}: cannot be read (a folder without event files); give the path of a log with a step and a loss")
+        inside = next((f", such as {file}" for file in sorted(path.rglob("*")) if file.is_file()), "")
+        raise LogError(f"{path}: cannot be read (a folder without event files); give the path of a log with a step and a loss{inside}")
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from suite.detect.change import LEVEL, MIN_BEHIND, Change, find_change
-from suite.detect.doubts import fall, idle_gradient, last_rows, never_learned, rises_from_zero
+from suite.detect.doubts import fall, idle_gradient, is_abrupt, last_rows, never_learned, only_rose, rises_from_zero
 from suite.detect.log_columns import Log, LogError, read_logs
 from suite.verdict.outcome import Verdict, checked, excursions, judge_known, verdict_of
 from suite.verdict.signature import foreign_signature
@@ -57,7 +57,7 @@ def judge_foreign(steps, loss, *, constant_loss: float | None = None, grad_norm=
                   "untrained", *lacks]  # fmt: skip
     if verdict.outcome == "survived":
         loss = np.asarray(loss, float)
-        verdict, doubt = _doubted(verdict, steps, loss, len(steps) and steps[0] <= FIRST * spacing, constant_loss is not None)
+        verdict, doubt = _doubted(verdict, steps, loss, constant_loss is not None)
         notes += [note for note in (doubt, fall(steps, loss)) if note]
     if verdict.outcome == "nonfinite":
         after = np.asarray(loss, float)[np.searchsorted(steps, verdict.crash_step) + 1:]
@@ -67,7 +67,12 @@ def judge_foreign(steps, loss, *, constant_loss: float | None = None, grad_norm=
     return verdict, notes
 
 
-def _doubted(verdict: Verdict, steps, loss: np.ndarray, from_start: bool, known: bool) -> tuple[Verdict, str]:
+def begins_training(steps) -> bool:
+    """Whether a log begins where training does: its first point lies within two spacings of step 0."""
+    return len(steps) > 1 and bool(steps[0] <= FIRST * np.median(np.diff(steps)))
+
+
+def _doubted(verdict: Verdict, steps, loss: np.ndarray, known: bool) -> tuple[Verdict, str]:
     """A verdict of survived, or unknown with the reason where the log does not show that.
 
     known: with a constant loss, which tells whether it has learnt.
@@ -78,9 +83,8 @@ def _doubted(verdict: Verdict, steps, loss: np.ndarray, from_start: bool, known:
         return replace(verdict, outcome="unknown", crash_step=int(steps[at])), (
             f"the loss rises from {level:.4g} to {np.median(loss[at:]):.4g} in {which}, from step {steps[at]} on: too few to judge by, "
             f"{MIN_BEHIND} are needed")  # fmt: skip
-    if not known and (why := never_learned(loss, from_start)):
-        return replace(verdict, outcome="unknown"), why
-    return verdict, ""
+    why, remark = ("", "") if known else never_learned(loss, begins_training(steps))
+    return (replace(verdict, outcome="unknown"), why) if why else (verdict, remark)
 
 
 def _judge_unknown(steps, loss, window, grad_norm, min_points) -> tuple[Verdict, list[str]]:
@@ -104,6 +108,8 @@ def _judge_unknown(steps, loss, window, grad_norm, min_points) -> tuple[Verdict,
         return verdict("unknown"), [
             f"the loss rises slowly from exactly 0, where it began, to {change.behind:.4g}: some losses begin there (GRPO's, a divergence "
             "from a reference), and nothing had been gained that could be lost"]  # fmt: skip
+    if sure and (why := only_rose(raw, begins_training(steps))) and not is_abrupt(raw, change):
+        return verdict("unknown"), [why]
     if sure:
         return verdict("collapsed" if _flat(smooth, change, window) else "degraded", at, change.line), []
     if change is not None:
@@ -182,4 +188,4 @@ def _place(log: Log, crash: int | None) -> str:
         return ""
     at = int(np.searchsorted(log.steps, crash))
     counter = "" if log.placed.counters is None else f", step {log.placed.counters[at]:g} of it"
-    return f"{log.placed.unit} {crash} is at epoch {log.placed.epochs[at]:g}{counter}"
+    return f"{log.placed.unit} {crash} is {log.placed.called} {log.placed.epochs[at]:g}{counter}"

@@ -199,10 +199,10 @@ def _from_json(text: str, where: str) -> Sheet:
         lines = list(range(1, len(points) + 1))
     if not points or not all(isinstance(point, dict) for point in points):
         raise _no_points(where, f"it is a list of {_shape(points[0])}" if points else "it holds none")
-    points = [_flat(point) for point in points]
+    first, points = points[0], [_flat(point) for point in points]
     names = list(dict.fromkeys(name for point in points for name in point))
     if not names:
-        raise _no_points(where, "no object has a number")
+        raise _no_points(where, f"none has a number; the first is {_shape(first)}")
     return Sheet(where, names, [[point.get(name) for name in names] for point in points], lines, notes=notes)
 
 

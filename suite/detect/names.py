@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # The surer ones first; all are compared as `key` writes them. From the logs and sources of the trainers that docs/detect.md names
 STEP = (
@@ -19,6 +20,7 @@ LOSS = (
 )
 NORM = ("grad_norm", "train/grad_norm", "gradient_norm", "train/gradient_norm", "gradnorm", "gnorm", "total_norm", "global_grad_norm")
 RUN = ("run_id", "run", "run_name")
+CACHED = 4096  # names, for the lines of a long log share a few
 PHASE = ("mode", "phase", "split", "stage", "subset")  # columns whose word tells training from evaluation
 RANK = ("rank", "local_rank", "global_rank")
 
@@ -30,11 +32,13 @@ _ABOUT = re.compile(
     r"sd|count|num|number|n|time|step|iter|patience|delta|diff|change|ratio|threshold|type|name|fn|window)([^a-z]|$)")
 
 
+@lru_cache(maxsize=CACHED)
 def key(name: str) -> str:
     """A name as it is compared: without case, spaces and hyphens as underscores."""
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
+@lru_cache(maxsize=CACHED)
 def is_loss(name: str) -> bool:
     """Whether a name is that of a loss of training."""
     low = key(name)

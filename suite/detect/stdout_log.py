@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 
-from suite.detect.names import BATCH, EPOCH, RANK, is_clock, is_loss, key
-from suite.detect.names import EVALUATION as EVALUATES
+from suite.detect.names import BATCH, CACHED, EPOCH, EVALUATION, RANK, is_clock, is_loss, key
 from suite.detect.numbers import LogError
 from suite.detect.sheet import Sheet, quoted
 
@@ -172,7 +172,7 @@ def parse(text: str, number: int = 0) -> Line:
         elif name and name not in line.values:
             line.values[name] = value
             if is_loss(name) and not line.evaluates:
-                line.evaluates = bool(EVALUATES.search(key("|".join(seen)).replace("|", " ")))
+                line.evaluates = _evaluates("|".join(seen))
     if numbered:
         if any(name != "epoch" for name in line.clocks):
             line.rank = line.rank or numbered["n"]
@@ -181,6 +181,7 @@ def parse(text: str, number: int = 0) -> Line:
     return line
 
 
+@lru_cache(maxsize=CACHED)
 def label(before: str) -> str:
     """The name of a number, from what stands before it; "" where nothing does."""
     text = before[-80:].rstrip(" \t:='\"([|<>*#")
@@ -192,6 +193,13 @@ def label(before: str) -> str:
     return name if re.search("[^\\W\\d_]", name) else ""
 
 
+@lru_cache(maxsize=CACHED)
+def _evaluates(words: str) -> bool:
+    """Whether the words before a loss say that it is one of an evaluation."""
+    return bool(EVALUATION.search(key(words).replace("|", " ")))
+
+
+@lru_cache(maxsize=CACHED)
 def _clock(name: str) -> str:
     """The name of a clock as the sheet has it; "" for any other name."""
     low = key(name)

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 
 from suite.environment import ROOT
-from suite.numerals import decimal, directory, filled, list_of, positive, rate, shard, share, whole
+from suite.numerals import decimal, directory, filled, list_of, positive, rate, shard, share, up_to, whole
 
 RESULTS = Path("results/local")  # a user's own runs; the committed tables are made with --results results
+TOKENS = 4096  # sixteen times the paper's; a caption of more would be longer than its image by far
 COMMITTED = ROOT / "results"
 
 
@@ -76,7 +77,8 @@ def parser() -> argparse.ArgumentParser:
     encode.add_argument("--vae", type=filled, metavar="NAME", help="a hub name or folder (default: FLUX.2's, as the paper)")
     encode.add_argument("--text", type=filled, metavar="NAME", help="a hub name or folder (default: Qwen3-0.6B, as the paper)")
     encode.add_argument("--size", type=positive, metavar="N", help="pixels of the square (default: 256, as the paper)")
-    encode.add_argument("--tokens", type=positive, metavar="N", help="of every caption (default: the longest's, at most 256)")
+    encode.add_argument("--tokens", type=up_to(TOKENS, f"every caption is padded to it: {TOKENS} at most"), metavar="N",
+                        help="of every caption (default: the longest's, at most 256)")
     encode.add_argument("--batch", type=positive, metavar="N", help="images at once (default: what fits)")
     autopsy = add("autopsy", help="train runs again, here and one by one, and ask what their networks use; about a minute a run")
     _selection_flags(autopsy, "autopsy")

@@ -117,7 +117,7 @@ def _gains_nothing(loss: np.ndarray) -> tuple[bool, str]:
     third, d = max(MIN_BEHIND, len(loss) // 3), np.diff(loss)
     d -= trend(d)
     end, level = float(np.median(loss[-third:])), abs(float(np.median(loss)))
-    sizes = [*(2**n + 1 for n in range(2, 64) if 2**n + 1 < third), third]  # most is learnt in the first rows
+    sizes = [1, *(2**n + 1 for n in range(1, 64) if 2**n + 1 < third), third]  # most is learnt in the first rows
     noise = [wander(d, 0.0, mean_of=size) for size in sizes]
     errors = [MEDIAN_ERROR * np.hypot(one, noise[-1]) for one in noise]
     gains = [float(np.median(loss[:size])) - end for size in sizes]

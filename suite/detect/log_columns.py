@@ -26,6 +26,7 @@ __all__ = ["Log", "LogError", "read_logs"]
 OPTIONAL = ("grad_norm", *COLUMNS)
 ZEROS, BEFORE = 3, 10  # rows of exact zeros at the end that are no loss; rows before them whose level says so
 ABOVE_DIGIT = 20  # times the last printed digit: below it a loss may be printed as 0
+FIRST_ROWS, APART = 1000, 2 / 3  # rows by which clocks are compared; of what the best of them tells apart, a surer name needs so much
 NO_NORM = 1.0  # of rows in which the gradient norm was not measured: it is neither broken there nor gone
 
 
@@ -186,10 +187,10 @@ def _named(sheet: Sheet, names: list[str], name: str, flag: str) -> int:
 
 
 def _counter(sheet: Sheet, names: list[str]) -> int | None:
-    """The column that counts steps: the first of those there that moves at all, or the first."""
+    """The column that counts steps: the surest name of those that tell rows apart, as a step that has several iterations does not."""
     there = [at for name in (*STEP, *BATCH) if (at := _one(sheet, names, (name,), "step", need=False)) is not None]
-    moving = (at for at in there if len({cells[at] for cells in sheet.rows[:1000]} - {None, ""}) > 1)
-    return next(moving, there[0] if there else None)
+    told = [len({cells[at] for cells in sheet.rows[:FIRST_ROWS]} - {None, ""}) for at in there]  # rows apart
+    return next((at for at, n in zip(there, told, strict=True) if n >= APART * max(told)), None)
 
 
 def _taken(sheet: Sheet, names: list[str], loss: int, run: str) -> dict[str, int]:

@@ -9,14 +9,14 @@ from functools import lru_cache
 STEP = (
     "step", "global_step", "trainer/global_step", "train/global_step", "train/step", "_step", "iteration", "iterations", "iter", "iters",
     "steps", "it", "current_steps", "current_step", "current_iteration", "training_step", "train_step", "num_updates", "num_update",
-    "n_updates", "updates", "update", "optimizer_step", "num_steps", "num_iterations", "step_num", "iter_num", "itr", "niter",
+    "n_updates", "updates", "update", "optimizer_step", "num_steps", "num_iterations", "step_num", "iter_num", "itr", "niter", "up", "upd",
 )
 BATCH = ("batch", "batch_idx", "batch_index", "batches", "minibatch", "mini_batch")  # of an epoch, as a rule: behind all that count on
 EPOCH = ("epoch", "train/epoch", "trainer/epoch", "current_epoch", "epochs", "_epoch", "epoch_num", "training_epoch", "train_epoch", "ep")
 LOSS = (
     "loss", "train_loss", "train/loss", "training_loss", "training/loss", "loss/train", "train/train_loss", "train_loss_step",
     "train/loss_step", "lm_loss", "reduced_train_loss", "total_loss", "train/total_loss", "loss_total", "avg_loss", "average_loss",
-    "mean_loss", "loss_avg", "value",
+    "mean_loss", "loss_avg", "step_loss", "cost", "nll", "xent", "cross_entropy", "objective", "value",
 )
 NORM = ("grad_norm", "train/grad_norm", "gradient_norm", "train/gradient_norm", "gradnorm", "gnorm", "total_norm", "global_grad_norm")
 RUN = ("run_id", "run", "run_name")
@@ -29,7 +29,7 @@ _LIKE = re.compile(r"(^|[^a-z])loss(es)?([^a-z]|$)|loss$|^(train|training|tr)_?l
 # What is logged about a loss and is none: how it is scaled or weighed, its best so far (which never rises), its spread, how long it took
 _ABOUT = re.compile(
     r"(^|[^a-z])(scale|scaler|scaling|weights?|coeff?|coefficient|lambda|factor|alpha|beta|gamma|best|lowest|minimum|min|max|std|var|variance|"
-    r"sd|count|num|number|n|time|step|iter|patience|delta|diff|change|ratio|threshold|type|name|fn|window)([^a-z]|$)")
+    r"sd|count|num|number|n|time|patience|delta|diff|change|ratio|threshold|type|name|fn|window)([^a-z]|$)")
 
 
 @lru_cache(maxsize=CACHED)

@@ -33,7 +33,7 @@ _TIMES = re.compile(
 _RANKS = re.compile(
     r"^\s*(?:\[\d+,(?P<mpi>\d+)\]<std\w+>:?|\[?(?:rank|default|gpu|worker)[ _:=]?(?P<named>\d+)\]?:?(?=[\s\[]))", re.IGNORECASE)
 _NUMBERED = re.compile(r"^\s*(?P<n>\d{1,9}):\s+(?=\S*[A-Za-z\[])")  # "3: iteration 10 ..." of srun, or "300: loss 2.31"
-_TUTORIAL = re.compile(r"^\s*\[\s*(\d+),\s+(\d+)\]\s*(?=\D)")  # "[1,  2000] loss: 2.2", PyTorch's first example
+_TUTORIAL = re.compile(r"^\s*\[\s*(\d+),\s*(\d+)\]\s*(?=\D)")  # "[1,  2000] loss: 2.2", PyTorch's first example
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d*)?|\.\d+"
 _NUMBER = re.compile(
     rf"(?<![\w.])(?P<open>(?:tensor|np\.float\d+)\()?(?P<n>[-+]?(?:1\.#(?:QNAN|SNAN|IND|INF)\w*|(?:{_DIGITS})(?:[eE][-+]?\d+)?|"
@@ -45,6 +45,10 @@ _APART = re.compile(r"[,;|:{}()\[\]<>=\t\"']|\s{2,}|\.\s|\s-+\s|^\s*-+\s")
 _UNIT = re.compile(r"\s*\([^()]*\)\s*$")  # of a name: "elapsed time (ms)", "Epoch(train)"
 _LOSS_AT = re.compile(r"(?P<loss>.*loss.*?)\s+(?:at|after|for|on|in)\s+(?P<clock>\w[\w ]*)", re.IGNORECASE)  # "Loss at step 100: 2.3"
 _LEVELS = re.compile(r"^(?:(?:INFO|WARN|WARNING|DEBUG|ERROR|NOTICE)\b[\s:-]*)+", re.IGNORECASE)
+_UNITS = re.compile(r"\s?(epoch|batch|iter|step|update)(?:e?s)?\b(?!/)", re.IGNORECASE)  # of a number without a name: "1epoch:1-100batch"
+_DECIMAL_COMMA = re.compile(r"loss\W{1,5}[-+]?(?:\d+,\d{1,2}(?!\d)|0,\d)", re.IGNORECASE)
+_COMMA = re.compile(r"(?<=\d),(?=\d)")
+_NAMES_A_LOSS = re.compile(r"loss|\bcost|nll|xent|cross.?entropy|objective", re.IGNORECASE)  # what every name of names.LOSS holds
 _COUNTS = re.compile(r"epoch|step|iter|update|batch")
 _COUNTS_OTHERS = re.compile(r"\b(per|of|nan|skipped|time|each|every|max|total|last|best|warmup|eta)\b", re.IGNORECASE)
 
@@ -107,15 +111,18 @@ def _with_a_loss(text: str, column: str | None) -> tuple[list[tuple[Line, Kind]]
     """The lines that name a loss, each with its kind, and those that only mention one."""
     lines, strays = [], []
     held: dict[str, str] = {}  # clocks of lines that have nothing else
-    word = "loss" if column is None else column.lower().replace("_", " ").split()[0]
+    word = _NAMES_A_LOSS if column is None else re.compile(re.escape(re.split(r"[\s_-]", column)[0]), re.IGNORECASE)
+    commas = _DECIMAL_COMMA.search(text) is not None
     for number, raw in enumerate(text.split("\n"), 1):
         for part in _OVERDRAWN.split(raw):
+            if commas:
+                part = _COMMA.sub(".", part)
             low = part.lower()
-            if word not in low:
+            if not word.search(part):
                 if len(part) < SHORT_LINE and _COUNTS.search(low):
                     line = parse(part, number)
                     if line.clocks and not line.values:
-                        held |= {name: value for name, value in line.clocks.items() if name != "batch"}
+                        held |= {name: value for name, value in line.clocks.items() if name != "batch" or name in low}
                 continue
             line = parse(part, number)
             if kind := line.losses(column):
@@ -161,7 +168,11 @@ def parse(text: str, number: int = 0) -> Line:
             name = "epoch"  # "Train: [0/300][10/1251]", "Train: 0 [10/1251 (1%)]"
         if asked := _LOSS_AT.fullmatch(name):
             waiting, name = label(asked["loss"]), asked["clock"]
-        if found["of"] and not name and not line.values:
+        if left[found.end() - 1] == "%":  # how much of a bar is done
+            continue
+        if not name and (unit := _UNITS.match(left, found.end("n"))):
+            name, value = unit[1], value.lstrip("-")
+        elif found["of"] and not name and not line.values:
             name = "batch" if "batch" not in line.clocks else ""
         elif not name and waiting:
             name, waiting = waiting, ""
@@ -210,7 +221,7 @@ def _clock(name: str) -> str:
     if is_clock(low):
         return "step" if low in ("step", "steps") else low
     words = low.split("_")  # "Finished iteration 7", "Train Epoch: 1"
-    if len(words) < 2 or not is_clock(words[-1]) or _COUNTS_OTHERS.search(low.replace("_", " ")):
+    if len(words) < 2 or not is_clock(words[-1]) or _COUNTS_OTHERS.search(" ".join(words).replace("of epoch", "")):
         return ""
     return _clock(words[-1])
 

@@ -17,8 +17,7 @@ from suite.detect.names import BATCH, CACHED, EPOCH, EVALUATION, RANK, is_clock,
 from suite.detect.numbers import LogError
 from suite.detect.sheet import Sheet, quoted
 
-LEAST = 2  # lines with a loss that make a log of a text
-SHORT_LINE = 200  # characters that a line with nothing but a clock ("Epoch 3/10") has at most
+LEAST = 2  # lines with a loss that make a log of a text; numbers beside a loss by which its line is known without it
 CLOCKED = 3  # times as many lines may name a loss and no step before one that names both is not taken for the log
 LONGEST = 2000  # characters of a line that are looked at; a longer one is data that somebody printed
 _OVERDRAWN = re.compile(r"\r|\x08+")  # a bar is drawn over itself
@@ -34,7 +33,7 @@ _RANKS = re.compile(
     r"^\s*(?:\[\d+,(?P<mpi>\d+)\]<std\w+>:?|\[?(?:rank|default|gpu|worker)[ _:=]?(?P<named>\d+)\]?:?(?=[\s\[]))", re.IGNORECASE)
 _NUMBERED = re.compile(r"^\s*(?P<n>\d{1,9}):\s+(?=\S*[A-Za-z\[])")  # "3: iteration 10 ..." of srun, or "300: loss 2.31"
 _TUTORIAL = re.compile(r"^\s*\[\s*(\d+),\s*(\d+)\]\s*(?=\D)")  # "[1,  2000] loss: 2.2", PyTorch's first example
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d*)?|\.\d+"
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)(?:\.\d*)?|\.\d+"
 _NUMBER = re.compile(
     rf"(?<![\w.])(?P<open>(?:tensor|np\.float\d+)\()?(?P<n>[-+]?(?:1\.#(?:QNAN|SNAN|IND|INF)\w*|(?:{_DIGITS})(?:[eE][-+]?\d+)?|"
     rf"(?:nan|inf(?:inity)?)(?:\(ind\))?(?![\w/])))(?:\s*/\s*(?P<of>\d[\d,]*)(?![\d.]*[a-zA-Z]))?(?:%|[a-zA-Zµ]+(?:/[a-zA-Z]+)*(?![\w=:]))?",
@@ -46,12 +45,12 @@ _UNIT = re.compile(r"\s*\([^()]*\)\s*$")  # of a name: "elapsed time (ms)", "Epo
 _LOSS_AT = re.compile(r"(?P<loss>.*loss.*?)\s+(?:at|after|for|on|in)\s+(?P<clock>\w[\w ]*)", re.IGNORECASE)  # "Loss at step 100: 2.3"
 _LEVELS = re.compile(r"^(?:(?:INFO|WARN|WARNING|DEBUG|ERROR|NOTICE)\b[\s:-]*)+", re.IGNORECASE)
 _UNITS = re.compile(r"\s?(epoch|batch|iter|step|update)(?:e?s)?\b(?!/)", re.IGNORECASE)  # of a number without a name: "1epoch:1-100batch"
-_DECIMAL_COMMA = re.compile(r"loss\W{1,5}[-+]?(?:\d+,\d{1,2}(?!\d)|0,\d)", re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r"loss\W{1,5}[-+]?\d+,\d{1,2}(?!\d)|[:=\s][-+]?0,\d", re.IGNORECASE)
+_EITHER = re.compile(r"loss\W{1,5}[-+]?[1-9]\d{0,2},\d{3}(?![\d.])", re.IGNORECASE)  # 2,310: thousands, or a decimal comma
 _COMMA = re.compile(r"(?<=\d),(?=\d)")
 _NAMES_A_LOSS = re.compile(r"loss|\bcost|nll|xent|cross.?entropy|objective", re.IGNORECASE)  # what every name of names.LOSS holds
 _COUNTS = re.compile(r"epoch|step|iter|update|batch")
 _COUNTS_OTHERS = re.compile(r"\b(per|of|nan|skipped|time|each|every|max|total|last|best|warmup|eta)\b", re.IGNORECASE)
-
 
 Kind = tuple[tuple[str, ...], tuple[str, ...]]  # what lines of one kind share: the losses and the clocks that they name
 
@@ -75,9 +74,9 @@ class Line:
 def read_printed(text: str, where: str, column: str | None = None) -> Sheet | None:
     """The training lines of printed output as a sheet; None where fewer than LEAST lines name a loss.
 
-    column: the name of the loss, where the user gave it.
+    column: the name of the loss, where the user gave it. Raises LogError where a comma may mean two things.
     """
-    lines, strays = _with_a_loss(text, column)
+    lines, strays, rest = _with_a_loss(text, column)
     if not any(not line.evaluates for line, _ in lines):  # "test" in the name of a run stands before all of them
         for line, _ in lines:
             line.evaluates = False
@@ -90,8 +89,14 @@ def read_printed(text: str, where: str, column: str | None = None) -> Sheet | No
     usual = max(counts, key=lambda kind: (bool(kind[1]) and CLOCKED * counts[kind] >= most, counts[kind]))
     n = counts[usual]
     kept = [line for line, kind in lines if kind == usual]
+    if 2 * sum(_EITHER.search(line.text) is not None for line in kept) > n:
+        raise LogError(f"{where}, line {kept[0].number}: the comma may stand between thousands or mark decimals: {quoted(kept[0].text)}; "
+                       "write decimals with a point")  # fmt: skip
     notes = [f"read as printed output: {n} lines such as line {kept[0].number}: {quoted(kept[0].text)}"]
     others = [line for line, kind in lines if kind != usual]
+    if lost := _without_their_loss(kept, usual, [*others, *(line for line in strays if not line.evaluates), *rest]):
+        kept = sorted([*kept, *lost], key=lambda line: line.number)
+        others, strays = ([line for line in left if line not in lost] for left in (others, strays))
     for left, what in ((others, "name other losses, or another clock"), (strays, "name a loss, but none of training")):
         if left:
             first = min(left, key=lambda line: line.number)
@@ -107,9 +112,20 @@ def read_printed(text: str, where: str, column: str | None = None) -> Sheet | No
     return Sheet(where, names, rows, [line.number for line in kept], whole=text.endswith(("\n", "\r")), notes=notes)
 
 
-def _with_a_loss(text: str, column: str | None) -> tuple[list[tuple[Line, Kind]], list[Line]]:
-    """The lines that name a loss, each with its kind, and those that only mention one."""
-    lines, strays = [], []
+def _without_their_loss(kept: list[Line], usual: Kind, others: list[Line]) -> list[Line]:
+    """Lines that have all numbers of the usual ones but a loss: some trainers leave it out where it is no number. Theirs is empty."""
+    losses, clocks = usual
+    counts = Counter(name for line in kept for name in line.values)
+    beside = {name for name, n in counts.items() if n == len(kept) and name not in losses}
+    lost = [line for line in others if len(beside) >= LEAST and {*clocks} <= line.clocks.keys() and beside <= line.values.keys()]
+    for line in lost:
+        line.values = dict.fromkeys(losses, "") | line.values
+    return lost
+
+
+def _with_a_loss(text: str, column: str | None) -> tuple[list[tuple[Line, Kind]], list[Line], list[Line]]:
+    """The lines that name a loss, each with its kind, those that only mention one, and others with a clock and numbers."""
+    lines, strays, rest = [], [], []
     held: dict[str, str] = {}  # clocks of lines that have nothing else
     word = _NAMES_A_LOSS if column is None else re.compile(re.escape(re.split(r"[\s_-]", column)[0]), re.IGNORECASE)
     commas = _DECIMAL_COMMA.search(text) is not None
@@ -119,9 +135,11 @@ def _with_a_loss(text: str, column: str | None) -> tuple[list[tuple[Line, Kind]]
                 part = _COMMA.sub(".", part)
             low = part.lower()
             if not word.search(part):
-                if len(part) < SHORT_LINE and _COUNTS.search(low):
+                if len(part) < LONGEST and _COUNTS.search(low):
                     line = parse(part, number)
-                    if line.clocks and not line.values:
+                    if line.clocks and line.values:
+                        rest.append(line)
+                    elif line.clocks:
                         held |= {name: value for name, value in line.clocks.items() if name != "batch" or name in low}
                 continue
             line = parse(part, number)
@@ -132,7 +150,7 @@ def _with_a_loss(text: str, column: str | None) -> tuple[list[tuple[Line, Kind]]
                 held = {name: value for name, value in held.items() if name == "epoch"}
             elif line.values:
                 strays.append(line)
-    return lines, strays
+    return lines, strays, rest
 
 
 def not_understood(text: str, where: str) -> LogError:
@@ -239,6 +257,6 @@ def _of_one_rank(lines: list[Line], losses: tuple[str, ...], notes: list[str]) -
         return lines
     first = min(ranks, key=int)
     broken = {tuple(line.clocks.items()): line for line in lines
-              if any(_NOT_FINITE.match(line.values[name]) for name in losses) and line.rank != first}  # fmt: skip
+              if any(_NOT_FINITE.match(line.values.get(name) or "") for name in losses) and line.rank != first}  # fmt: skip
     notes.append(f"{len(ranks)} ranks print: rank {first} is judged, and what is no number on any")
     return [broken.get(tuple(line.clocks.items()), line) for line in lines if line.rank == first]

@@ -38,6 +38,7 @@ def test_every_printed_log_is_judged():
     ("[Epoch 1 12800/60000][Iteration 100][Wall Clock 25.3s] Throughput is 1280.0 records/second. Loss is 2.3026. ",
      {"epoch": "1", "batch": "12800", "iteration": "100"}, {"Loss": "2.3026"}),
     ("step 1,000 | loss: 2.310E+00", {"step": "1000"}, {"loss": "2.310E+00"}),
+    ("Step 12,000, Loss 2.31, 1,234,567 tokens", {"step": "12000"}, {"Loss": "2.31"}),
     ("Average loss at step 100: 2.31", {"step": "100"}, {"Average loss": "2.31"}),
     ("steps: 3 loss: -1.#IND iter time (s): 3.1", {"step": "3"}, {"loss": "-1.#IND"}),
     ("300: loss 2.31", {"step": "300"}, {"loss": "2.31"}),
@@ -96,3 +97,36 @@ def test_json_that_is_cut_off_is_not_read_as_printed(tmp_path):
     path.write_text('{\n "log_history": [\n  {\n   "loss": 2.0,\n   "step": 10\n  },\n  {\n   "loss": 1.0,\n   "step"')
     with pytest.raises(LogError, match="line 1: not JSON"):
         detect(path)
+
+
+@pytest.mark.parametrize("rest", ["lm loss: {} | ", ""])
+def test_a_line_that_loses_its_loss_is_one_of_the_log(tmp_path, rest):
+    """Megatron leaves the loss out where it was no number."""
+    def line(i, loss):
+        return f" iteration {i:8d}/  5000 | consumed samples: {i * 8} | learning rate: 1.0E-05 | {loss}loss scale: 1.0 | grad norm: 1.0 |"
+
+    lines = [line(i, f"lm loss: {3 - i / 100:.6E} | " if i < 100 else rest.format("nan")) for i in range(140)]
+    found = detect(printed(tmp_path, ["step 5: saving a checkpoint", *lines]))
+    assert (found["outcome"], found["crash_step"], found["steps"]) == ("nonfinite", 100, 140)
+
+
+def test_decimal_commas(tmp_path):
+    (log,) = read_logs(printed(tmp_path, [f"step {i}, loss: {f'{3 - i / 100:.3f}'.replace('.', ',')}, lr 0,001" for i in range(60)]))
+    assert len(log.loss) == 60 and log.loss[7] == 2.93
+    with pytest.raises(LogError, match="line 1: the comma may stand between thousands or mark decimals: 'step 0, loss: 3,000'"):
+        read_logs(printed(tmp_path, [f"step {i}, loss: {f'{3 - i / 100:.3f}'.replace('.', ',')}" for i in range(60)]))
+
+
+@pytest.mark.parametrize(("line", "clocks", "losses"), [
+    ("steps:   1%|▏         | 10/1000 [00:10<16:30,  1.00s/it, avr_loss=0.123]", {"batch": "10"}, {"avr_loss": "0.123"}),
+    ("Steps:  10%|█         | 100/1000 [01:10<10:30,  1.40it/s, lr=1e-5, step_loss=0.123]", {"batch": "100"}, {"step_loss": "0.123"}),
+    ("[host] 2020-01-01 12:00:00,1 (trainer:732) INFO: 1epoch:train:1-100batch: iter_time=0.1, loss=85.3", {"epoch": "1", "batch": "100"},
+     {"loss": "85.3"}),
+    ("[2020-01-01 12:00:00] Ep. 1 : Up. 1,000 : Sen. 100,000 : Cost 5.43 : Time 10.2s", {"epoch": "1", "up": "1000"}, {"Cost": "5.43"}),
+    ("Train step of epoch 0:  10%|█ | 10/100 [00:10<01:00, 1.0s/it, gpt_loss=1.2]", {"epoch": "0"}, {"gpt_loss": "1.2"}),
+    ("Iter 10: Train loss 2.345, It/sec 0.5, Tokens/sec 100, Trained Tokens 1000", {"iter": "10"}, {"Train loss": "2.345"}),
+    ("Epoch[0] Batch [20]\tSpeed: 1000.00 samples/sec\taccuracy=0.1 loss=2.3", {"epoch": "0", "batch": "20"}, {"loss": "2.3"}),
+])  # fmt: skip
+def test_lines_of_more_trainers(line, clocks, losses):
+    found = parse(line)
+    assert clocks.items() <= found.clocks.items() and {name: found.values[name] for name in found.losses(None)} == losses

@@ -29,6 +29,7 @@ BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "
 LARGE = 5_000_000  # bytes from which plain numbers are read at once
 DELIMITERS = (",", ";", "\t")
 VALUED = re.compile(r"[:=]\s*['\"]?[-+]?(\d|nan|inf|\.)|\s[-+]?[\d.]+(e[-+]?\d+)?$|[{}]", re.IGNORECASE)  # a name with its value: no header
+LOOKS_LIKE_JSON = re.compile(r"""\s*[{\[]\s*(["{\[]|$)""")
 TEXT = "run"  # the one column of `plain_numbers` that holds names
 
 
@@ -43,10 +44,14 @@ def read_sheets(path: str | Path, column: str | None = None, step: str | None = 
     if text.lstrip()[:1] in ("{", "["):
         try:
             return [_from_json(text, where)]
-        except LogError:  # Python's dicts, "[rank0]: step 1", ...: unless the first line is JSON or begins one, and a later one is broken
-            if _is_json(_first(text)) or _begins_json(_first(text)) or not (sheet := read_printed(text, where, column)):
+        except LogError:  # Python's dicts, "[rank0]: step 1", ...; where the first line is JSON or begins it, JSON that is broken
+            if _is_json(_first(text)) or _begins_json(_first(text)):
                 raise
-            return [sheet]
+            if sheet := read_printed(text, where, column):
+                return [sheet]
+            if LOOKS_LIKE_JSON.match(text):
+                raise
+            raise not_understood(text, where) from None
     if not _is_table(text, column, step):
         if sheet := read_printed(text, where, column):
             return [sheet]
@@ -173,7 +178,7 @@ def _delimiter(text: str) -> str:
 
 def _begins_json(line: str) -> bool:
     """Whether a first line opens brackets that later lines must close: what is cut off then is not to be read as if it were whole."""
-    return bool(re.match(r"""\s*[{\[]\s*(["{\[]|$)""", line)) and sum(map(line.count, "{[")) > sum(map(line.count, "}]"))
+    return bool(LOOKS_LIKE_JSON.match(line)) and sum(map(line.count, "{[")) > sum(map(line.count, "}]"))
 
 
 def _is_json(line: str) -> bool:

@@ -30,6 +30,7 @@ LARGE = 5_000_000  # bytes from which plain numbers are read at once
 DELIMITERS = (",", ";", "\t")
 VALUED = re.compile(r"[:=]\s*['\"]?[-+]?(\d|nan|inf|\.)|\s[-+]?[\d.]+(e[-+]?\d+)?$|[{}]", re.IGNORECASE)  # a name with its value: no header
 LOOKS_LIKE_JSON = re.compile(r"""\s*[{\[]\s*(["{\[]|$)""")
+NANS = ["nan", "NaN", "-nan"]  # as programs print it; an empty cell may be something else
 TEXT = "run"  # the one column of `plain_numbers` that holds names
 
 
@@ -61,7 +62,7 @@ def read_sheets(path: str | Path, column: str | None = None, step: str | None = 
 
 
 def plain_numbers(path: str | Path, wanted: Callable[[list[str]], dict[str, int] | None]) -> dict[str, np.ndarray] | None:
-    """Columns of a large CSV that holds nothing but finite numbers in them, read at once; None for any other, to be read row by row.
+    """Columns of a large CSV that holds nothing but numbers in them, and nan in full, read at once; None for any other, to be read by row.
 
     wanted: from the header's names to the columns to be had, by name; None declines. The column called TEXT is one of
     names, and comes as a pandas Categorical.
@@ -80,11 +81,11 @@ def plain_numbers(path: str | Path, wanted: Callable[[list[str]], dict[str, int]
         return None
     kinds = {at: "category" if name == TEXT else float for name, at in columns.items()}
     try:
-        frame = pd.read_csv(io.BytesIO(rest), header=None, usecols=sorted(kinds), dtype=kinds, na_filter=False)
-    except (ValueError, pd.errors.ParserError):  # an empty cell, nan, or anything else that is no plain number
+        frame = pd.read_csv(io.BytesIO(rest), header=None, usecols=sorted(kinds), dtype=kinds, keep_default_na=False,
+                            na_values={at: NANS for at, kind in kinds.items() if kind is float})  # fmt: skip
+    except (ValueError, pd.errors.ParserError):  # an empty cell, or anything else that is no plain number
         return None
-    found = {name: frame[at].array if name == TEXT else frame[at].to_numpy() for name, at in columns.items()}
-    return found if all(np.isfinite(values).all() for name, values in found.items() if name != TEXT) else None
+    return {name: frame[at].array if name == TEXT else frame[at].to_numpy() for name, at in columns.items()}
 
 
 def _bytes(path: str | Path) -> bytes:

@@ -72,6 +72,17 @@ def positive(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
 
 
+def up_to(most: int, what: str):
+    """An argparse type for a count of so many at most. what: begins the message where it is more, and says why."""
+
+    def parse(text: str) -> int:
+        if (value := positive(text)) > most:
+            raise argparse.ArgumentTypeError(f"{what}, not {value}")
+        return value
+
+    return parse
+
+
 def share(text: str) -> float:
     """An argparse type for the precision of a search: finer than .03 its posterior does not say (suite/verdict/posterior.py)."""
     try:

@@ -34,7 +34,7 @@ DETECT, SEEDS = TABLES["detect"], 1000
 THINNED = (1, 2, 3, 5, 10, 20, 50)
 PROTOCOLS = ("frontier", "laptop", "anatomy", "anatomy64", "deep", "frontier64")
 SHOWN = ("logs", "dead", "unknown", "within_1", "worst")
-RULE = ("detect/change", "detect/judge", "verdict/outcome", "verdict/smooth")  # files of the suite
+RULE = ("detect/change", "detect/doubts", "detect/judge", "verdict/outcome", "verdict/smooth")  # files of the suite
 
 Case = tuple[np.ndarray, np.ndarray, int | None]  # steps, loss, and the step of the death where there is one
 

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 
 from suite.environment import ROOT
-from suite.numerals import decimal, directory, filled, list_of, positive, rate, shard, share, whole
+from suite.numerals import decimal, directory, filled, list_of, positive, rate, shard, share, up_to, whole
 
 RESULTS = Path("results/local")  # a user's own runs; the committed tables are made with --results results
+TOKENS = 4096  # sixteen times the paper's; a caption of more would be longer than its image by far
 COMMITTED = ROOT / "results"
 
 
@@ -76,7 +77,8 @@ def parser() -> argparse.ArgumentParser:
     encode.add_argument("--vae", type=filled, metavar="NAME", help="a hub name or folder (default: FLUX.2's, as the paper)")
     encode.add_argument("--text", type=filled, metavar="NAME", help="a hub name or folder (default: Qwen3-0.6B, as the paper)")
     encode.add_argument("--size", type=positive, metavar="N", help="pixels of the square (default: 256, as the paper)")
-    encode.add_argument("--tokens", type=positive, metavar="N", help="of every caption (default: the longest's, at most 256)")
+    encode.add_argument("--tokens", type=up_to(TOKENS, f"every caption is padded to it: {TOKENS} at most"), metavar="N",
+                        help="of every caption (default: the longest's, at most 256)")
     encode.add_argument("--batch", type=positive, metavar="N", help="images at once (default: what fits)")
     autopsy = add("autopsy", help="train runs again, here and one by one, and ask what their networks use; about a minute a run")
     _selection_flags(autopsy, "autopsy")
@@ -102,9 +104,10 @@ def parser() -> argparse.ArgumentParser:
     claims = add("claims", help="a verdict on every claim of the paper, in Markdown")
     claims.add_argument("--write", action="store_true", help="write them to REPRODUCTION.md")
     claims.add_argument("--results", type=directory, default=COMMITTED, metavar="DIR", help="default: the committed tables")
-    detect = add("detect", help="what became of a run, from its log: CSV, JSON (lines), trainer_state.json, event files, gz; - for a pipe")
+    detect = add("detect", help="what became of a run, from its log: CSV, JSON (lines), printed output, event files, gz; - for a pipe")
     detect.add_argument("file", type=Path)
     detect.add_argument("--column", metavar="NAME", help="the column of the loss, where it cannot be told")
+    detect.add_argument("--step", metavar="NAME", help="the column that counts the steps, where it cannot be told")
     detect.add_argument("--constant-loss", type=float, metavar="X", help="loss of the best constant predictor, if known")
     detect.add_argument("--plot", type=Path, metavar="FILE", help="draw the loss and what was found: .png, .pdf or .svg")
     bench = add("bench", help="what a step costs by scheme and depth, beside the project's targets; about 40 minutes on an idle machine")

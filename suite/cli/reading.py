@@ -194,7 +194,7 @@ def claims(args) -> int:
 def detect(args) -> int:
     from suite.detect.judge import judge_logs
 
-    judged = judge_logs(args.file, args.constant_loss, args.column)
+    judged = judge_logs(args.file, args.constant_loss, args.column, args.step)
     print("\n".join(json.dumps(found) for _, found in judged))
     if args.plot:
         from paper_figures.detected import draw_detected

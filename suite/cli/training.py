@@ -8,6 +8,7 @@ from pathlib import Path
 from suite.cli.interrupt import interruptible
 from suite.cli.parser import COMMITTED
 
+COSTED = 10_000  # blocks whose shapes `plan --cost` lays out, a millisecond each: ten times the deepest network of the paper
 ALONE = ("accelerate started one process, not several (--cpu needs MPI): this is an ordinary run; for data parallelism say "
          "--multi_gpu instead of --cpu, which needs no GPU")  # fmt: skip
 
@@ -55,6 +56,9 @@ def _cost(args, catalogue) -> int:
     from suite.isolation import forks
     from suite.sweep.plan import make_plan
 
+    if deep := next((depth for depth in args.depths or () if depth > COSTED), None):
+        raise ValueError(f"--cost lays out every block of a network: {COSTED} of them at most, not {deep}; parameters and hours grow in "
+                         "proportion to them")  # fmt: skip
     runs = make_plan(_selection(args), for_costs=True, catalogue=catalogue)
     warn(catalogue)
     print("\n".join(forks.once(_cost_lines, catalogue.sound, runs, args.gpus, COMMITTED / "bench" / "bench.csv")))

@@ -177,7 +177,9 @@ def _by_class(source: Source, root: Path) -> Pictures:
         if below := next((entry for entry in entries if entry.is_dir()), None):
             raise source.error(f"{below} is a folder in a class folder; classes are the folders right below the one named: "
                                f"name {folder} if they are in there (or add ,split={folder.name})")  # fmt: skip
-        files = [entry for entry in entries if entry.suffix.lower() not in TEXTS or entry.name in METADATA]
+        for table in (entry for entry in entries if entry.name in METADATA):
+            _no_classes(source, table)
+        files = [entry for entry in entries if entry.suffix.lower() not in TEXTS and entry.name not in METADATA]
         if not files:
             raise source.error(f"class folder {folder} holds no images; fill it or move it away")
         found += [(f"{folder.name}/{file.name}", file, folder.name) for file in files]
@@ -187,6 +189,13 @@ def _by_class(source: Source, root: Path) -> Pictures:
     return Pictures([str(file) for _, file, _ in found], [file for _, file, _ in found], [label for *_, label in found])
 
 
+def _no_classes(source: Source, table: Path) -> None:
+    """Refuse a metadata table within a class folder that names classes too: the folder's name is one."""
+    if named := [name for name in _columns_of(_rows_of(source, table)) if name == source.options.get("label", "label")]:
+        raise source.error(f"{table} has a column {named[0]!r}, and lies in a class folder; move it away, or up to the folder named, with "
+                           "file names from there")  # fmt: skip
+
+
 def _entries(folder: Path) -> list[Path]:
     """What lies in a folder, without what systems leave there unseen."""
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name not in ("__MACOSX", "__pycache__"))
@@ -194,11 +203,8 @@ def _entries(folder: Path) -> list[Path]:
 
 def _listed(source: Source, root: Path, table: Path) -> Pictures:
     """The pictures that a metadata table lists by file_name, with a class column; all below ROOT must be in it."""
-    try:
-        rows = table_rows(table)
-    except Exception as error:  # decoding, JSON, CSV, Parquet: each has errors of its own
-        raise source.error(f"{table} cannot be read: {first_line(error)}") from error
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    rows = _rows_of(source, table)
+    columns = _columns_of(rows)
     if not rows or any(not isinstance(row.get("file_name"), str) or not row["file_name"] for row in rows):
         raise source.error(f"{table}: every row needs a file_name; columns: {', '.join(map(str, columns))}")
     names = [os.path.normpath(root / row["file_name"]) for row in rows]
@@ -207,9 +213,22 @@ def _listed(source: Source, root: Path, table: Path) -> Pictures:
     below = [os.path.normpath(Path(folder) / file) for folder, _, files in os.walk(root) for file in files if not file.startswith(".")]
     if lost := sorted(name for name in set(below) - set(names) if Path(name).suffix.lower() in PICTURES):
         raise source.error(f"{len(lost)} images are not listed in {table} ({lost[0]})")
-    label = _label_column(source, columns, [])
     files = [Path(name) for name in names]
+    if "label" not in (*source.options, *columns) and all(file.parent.parent == Path(os.path.normpath(root)) for file in files):
+        return Pictures(names, files, [file.parent.name for file in files])  # class folders, and a table of something else
+    label = _label_column(source, columns, [])
     return Pictures([str(file) for file in files], files, _labels(source, label, [row.get(label) for row in rows]))
+
+
+def _rows_of(source: Source, table: Path) -> list[dict]:
+    try:
+        return table_rows(table)
+    except Exception as error:  # decoding, JSON, CSV, Parquet: each has errors of its own
+        raise source.error(f"{table} cannot be read: {first_line(error)}") from error
+
+
+def _columns_of(rows: list[dict]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def table_rows(table: Path) -> list[dict]:
@@ -221,10 +240,23 @@ def table_rows(table: Path) -> list[dict]:
             return pyarrow.parquet.ParquetFile(file).read().to_pylist()
     with open(table, encoding="utf-8-sig", newline="") as file:
         if table.suffix == ".csv":
-            return list(csv.DictReader(file, strict=True))
+            return _csv_rows(file)
         rows = [json.loads(line) for line in file if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("every line must be an object")
+    return rows
+
+
+def _csv_rows(file) -> list[dict]:
+    """The rows of a CSV file. Raises ValueError where one has more cells than the header: what a comma without quotes does to a text."""
+    reader = csv.DictReader(file, strict=True)
+    rows = []
+    for row in reader:
+        if None in row:
+            cells = len(row) - 1 + len(row[None])
+            raise ValueError(f"line {reader.line_num} has {cells} cells where the header has {len(row) - 1}: put quotes around a text that "
+                             "has a comma")  # fmt: skip
+        rows.append(row)
     return rows
 
 
@@ -246,9 +278,10 @@ def _table(source: Source) -> Pictures:
             raise source.error(f"{source.name} is a file format; try imagefolder:DIR, parquet:FILE or OWNER/NAME")
         table = datasets.load_dataset(source.name, split=source.options.get("split", "train"))
     kinds = table.features
-    images = [name for name, kind in kinds.items() if isinstance(kind, datasets.Image)]
+    images = [name for name, kind in kinds.items() if isinstance(kind, datasets.Image)] or [
+        name for name, kind in kinds.items() if _holds_bytes(kind)]  # fmt: skip
     if not images or not len(table):
-        raise source.error(f"no images found; columns: {', '.join(kinds)}")
+        raise source.error(f"no images found (a column of encoded files: bytes, or bytes and path); columns: {', '.join(kinds)}")
     image = source.options.get("image") or (images[0] if len(images) == 1 else None)
     if image not in images:
         raise source.error(f"{len(images)} image columns; name one with ,image=COLUMN (image columns: {', '.join(images)})")
@@ -260,6 +293,13 @@ def _table(source: Source) -> Pictures:
     items = [item or {"bytes": None, "path": None} for item in raw]
     where = [item["path"] or f"in row {row}" for row, item in enumerate(items)]
     return Pictures(where, [item["bytes"] or (Path(item["path"]) if item["path"] else None) for item in items], labels)
+
+
+def _holds_bytes(kind) -> bool:
+    """Whether a column that nobody calls one of images holds files, as pandas writes them: bytes, or bytes and their path."""
+    if isinstance(kind, dict):
+        return set(kind) in ({"bytes"}, {"bytes", "path"}) and _holds_bytes(kind["bytes"])
+    return getattr(kind, "dtype", "") in ("binary", "large_binary")
 
 
 def _label_column(source: Source, columns: list[str], classes: list[str]) -> str:

@@ -29,6 +29,8 @@ DOUBT = 2.0  # over sqrt(points): how far the correlation may be from what it lo
 LARGEST_R = 0.95  # a correlation beyond it is drift, which the heights measure
 TREND, LEAST_TREND = 0.1, 9  # share of the differences whose median is the slope, and how many at least
 DIGITS = 8  # decimals; nobody prints a loss with more, and float32 has no more
+HUGE, HUGE_BEHIND, HELD = 50.0, 10.0, 20  # scatters from one point to the next, before it and in all, by which no noise of any
+#                                           correlation jumps at once; points for which such a jump must be held
 CLIP = 4.0  # robust sds at which differences count no further, so that the jump itself is no noise
 DIP = 4.0  # points above the line that make up for one below, where the first point behind the change is sought
 MEDIAN_OF_FIVE = 0.536  # sd of the median of five normal values
@@ -66,18 +68,24 @@ def find_change(loss) -> Change | None:
     return found
 
 
-def _find(loss: np.ndarray) -> Change | None:
+def blocks(loss: np.ndarray) -> tuple[np.ndarray, int]:
+    """A curve as medians of blocks, at most POINTS, and the points of a block. What does not fill one is left out at the start,
+    where least is decided."""
     size = -(-len(loss) // POINTS) if len(loss) else 1
-    kept = len(loss) // size * size  # what does not fill a block is left out at the start, where least is decided
-    x = np.median(loss[len(loss) - kept:].reshape(-1, size), axis=1) if size > 1 else loss
-    n = len(x)
+    return np.median(loss[len(loss) % size:].reshape(-1, size), axis=1) if size > 1 else loss, size
+
+
+def _find(loss: np.ndarray) -> Change | None:
+    x, size = blocks(loss)
+    n, kept = len(x), len(x) * size
     if n < 3:
         return None
     s = short_median(x)
     behind = _medians_to_the_end(s)
-    d, digit = np.diff(x), _last_digit(x)
-    floor_sure = max(digit, _wander(d - np.median(d), DOUBT))
-    floor = max(digit, _wander(d - _trend(d), -DOUBT))  # a short log that falls steeply at first would seem to wander
+    d, digit = np.diff(x), last_digit(x)
+    floor_sure = max(digit, wander(d - np.median(d), DOUBT))
+    steps = d - trend(d)  # from one point to the next
+    floor = max(digit, wander(d - trend(d), -DOUBT))  # a short log that falls steeply at first would seem to wander
     level = _levels(s)
     jump, relative = behind - level, JUMP_RELATIVE * np.abs(level)
     found = None  # (sure, size of the jump over what is needed, k)
@@ -89,7 +97,10 @@ def _find(loss: np.ndarray) -> Change | None:
         if jump[k] <= JUMP_SCATTERS * own or (s[k:] > middle).mean() < ABOVE or (s[k - _span(k):k] <= middle).mean() < BELOW:
             continue
         least = max(JUMP_SCATTERS * max(floor_sure, own), relative[k])
-        rank = (bool(jump[k] > least and k >= MIN_BEFORE and n - k >= MIN_BEHIND), jump[k] / least, int(k))
+        huge = n - k >= HELD and k >= MIN_BEFORE and s[k + 2] - s[k - 3] > jump[k] / 2 and (
+            jump[k] > max(HUGE * max(own, digit, robust_sd(steps[:k - 2])), HUGE_BEHIND * robust_sd(steps)))  # fmt: skip
+        sure = huge or jump[k] > least and n - k >= MIN_BEHIND
+        rank = (bool(sure and k >= MIN_BEFORE), jump[k] / least, int(k))
         if not rank[0] and jump[k] < UNSURE_RELATIVE * abs(level[k]):
             continue
         if found is None or rank[:2] > found[:2]:
@@ -139,7 +150,7 @@ def _medians_to_the_end(s: np.ndarray) -> np.ndarray:
     return out
 
 
-def _last_digit(x: np.ndarray) -> float:
+def last_digit(x: np.ndarray) -> float:
     """The last decimal that a log prints, as a number; 0 where it prints more than DIGITS."""
     for digits in range(DIGITS + 1):
         scaled = x * 10.0**digits
@@ -148,22 +159,25 @@ def _last_digit(x: np.ndarray) -> float:
     return 0.0
 
 
-def _trend(d: np.ndarray) -> np.ndarray:
+def trend(d: np.ndarray) -> np.ndarray:
     """The running median of the differences: how steeply a curve goes."""
     half = max(LEAST_TREND, round(TREND * len(d))) // 2
     return np.median(np.lib.stride_tricks.sliding_window_view(np.pad(d, half, mode="edge"), 2 * half + 1), axis=1)
 
 
-def _wander(d: np.ndarray, doubt: float) -> float:
-    """The sd of the short median of an AR(1) noise that has the differences d; its correlation taken `doubt` / sqrt(points) off."""
+def wander(d: np.ndarray, doubt: float, mean_of: int = SHORT) -> float:
+    """The sd of the short median of an AR(1) noise that has the differences d; its correlation taken `doubt` / sqrt(points) off.
+
+    mean_of: of the mean of so many neighbouring points instead.
+    """
     if len(d) < 2 or not (sd := robust_sd(d)):
         return 0.0
     d = np.clip(d, -CLIP * sd, CLIP * sd)
     r = 1 + 2 * (d[1:] * d[:-1]).mean() / (d * d).mean()  # neighbouring differences correlate by (r - 1) / 2
     r = min(max(r + doubt / np.sqrt(len(d)), 0.0), LARGEST_R)
-    lags = np.arange(1, SHORT)
-    mean_of_five = np.sqrt((1 + 2 * ((1 - lags / SHORT) * r**lags).sum()) / SHORT)  # of unit noise; a median's grows alike
-    return float(sd / np.sqrt(2 * (1 - r)) * min(1.0, MEDIAN_OF_FIVE * np.sqrt(SHORT) * mean_of_five))
+    lags = np.arange(1, mean_of)
+    mean = np.sqrt((1 + 2 * ((1 - lags / mean_of) * r**lags).sum()) / mean_of)  # of unit noise; a median's grows alike
+    return float(sd / np.sqrt(2 * (1 - r)) * min(1.0, (MEDIAN_OF_FIVE * np.sqrt(SHORT) if mean_of == SHORT else 1.0) * mean))
 
 
 def _first_behind(s: np.ndarray, line: float) -> int:

@@ -6,44 +6,38 @@ something else than it looks like is told in `Log.notes`, and nothing that may b
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from suite.detect.log_file import LogError, Sheet, plain_numbers, read_sheets
+from suite.detect.clocks import Placed, place
+from suite.detect.log_file import plain_numbers, read_sheets
+from suite.detect.names import BATCH, EPOCH, EVALUATION, LOSS, NORM, PHASE, RUN, STEP, is_loss, key
+from suite.detect.numbers import EMPTY, LogError, is_whole, marks
+from suite.detect.sheet import Sheet
 from suite.verdict.signature import COLUMNS
 
 __all__ = ["Log", "LogError", "read_logs"]
 
 OPTIONAL = ("grad_norm", *COLUMNS)
-# Names by which trainers and dashboards log, the surer ones first; compared without case
-STEP = ("step", "global_step", "trainer/global_step", "train/global_step", "_step", "iteration", "iterations", "iter", "steps", "it")
-LOSS = ("loss", "train_loss", "train/loss", "training_loss", "training/loss", "loss/train", "train/train_loss", "train_loss_step",
-        "train/loss_step", "lm loss", "lm_loss", "value")  # fmt: skip
-NORM = ("grad_norm", "train/grad_norm", "gradient_norm", "train/gradient_norm", "grad-norm", "grad norm", "gradnorm", "gnorm", "total_norm")
-RUN = ("run_id", "run", "run_name", "run name")
-OTHER_LOSS = re.compile(r"(^|[^a-z])(e?val|valid|validation|test)([^a-z]|$)|__(min|max)$")
-NAN = re.compile(r"[-+]?(nan|1\.#(qnan|snan|ind)\w*)(\s*\(.*\))?", re.IGNORECASE)
-INF = re.compile(r"([-+]?)(inf|infinity|∞|1\.#inf\w*)", re.IGNORECASE)
-EMPTY = ("", "none", "null", "n/a", "na", "-")
 ZEROS, BEFORE = 3, 10  # rows of exact zeros at the end that are no loss; rows before them whose level says so
 ABOVE_DIGIT = 20  # times the last printed digit: below it a loss may be printed as 0
-DISORDER = 0.02  # of the rows: more steps back than these are no resumes but rows in disorder
-FEW = 3  # steps back that any log may have
+FIRST_ROWS, APART = 1000, 2 / 3  # rows by which clocks are compared; of what the best of them tells apart, a surer name needs so much
+NO_NORM = 1.0  # of rows in which the gradient norm was not measured: it is neither broken there nor gone
 
 
 @dataclass(frozen=True)
 class Log:
     """One curve. `steps` int64, strictly increasing, >= 0; `loss` and `grad_norm` float64, nan and inf kept as written.
 
-    `grad_norm` is None where the log has no such column, and 0 in rows where its cell is empty (not measured).
+    `grad_norm` is None where the log has no such column, and NO_NORM in rows where its cell is empty (not measured).
     `metrics` holds the optional columns that the log has, grad_norm among them, with nan where a cell is empty.
     `ends_with_newline` is False where the last line may have been cut inside a number. `run`: its name in a file of
-    several.
+    several. `placed`: what the steps are, where they are none of the optimiser's, or put together.
     """
 
     steps: np.ndarray
@@ -53,57 +47,150 @@ class Log:
     ends_with_newline: bool
     run: str = ""
     notes: list[str] = field(default_factory=list)
+    placed: Placed | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class _Row:
     line: int
-    step: int
     loss: float | None
+    named: bool  # it has a loss, be it an empty one
+    counter: float | None
+    epoch: float | None
     metrics: dict[str, float | None]
     others: frozenset[int]  # further columns that have something
 
 
-def read_logs(path: str | Path, column: str | None = None) -> list[Log]:
-    """The curves of a file: one, or one a run. column: the name of the loss where it cannot be told. Raises LogError."""
-    if (log := _large(path, column)) is not None:
-        return [log]
-    return [log for sheet in read_sheets(path) for log in _logs(sheet, column)]
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns are read: by index, None where there is none. losses: by run, "" where there is one.
+
+    counted: steps must be whole.
+    """
+
+    step: int | None
+    epoch: int | None
+    runs: int | None
+    phase: int | None
+    losses: dict[str, int]
+    counted: bool
 
 
-def _large(path: str | Path, column: str | None) -> Log | None:
-    """The curve of a large file of one run in which no value needs to be interpreted; None for any other."""
+def read_logs(path: str | Path, column: str | None = None, step: str | None = None) -> list[Log]:
+    """The curves of a file: one, or one a run.
+
+    column: the name of the loss; step: of what counts the steps; both where they cannot be told. Raises LogError.
+    """
+    if (logs := _large(path, column, step)) is not None:
+        return logs
+    return [log for sheet in read_sheets(path, column, step) for log in _logs(sheet, column, step)]
+
+
+def _large(path: str | Path, column: str | None, step: str | None) -> list[Log] | None:
+    """The curves of a large file in which no value needs to be interpreted; None for any other."""
+    header: list = []
 
     def wanted(names: list[str]) -> dict[str, int] | None:
-        sheet = Sheet(str(path), names, [], [])
-        if _one(sheet, names, RUN, "run", need=False) is not None:
+        sheet = Sheet(str(path), names, [], [], ",")
+        found = _columns(sheet, names, column, step)
+        header.extend((found, names))
+        if "" not in found.losses or found.step is None or found.phase is not None:
             return None
-        _, losses = _losses(sheet, names, column)
-        return {"step": _one(sheet, names, STEP, "step"), **_taken(sheet, names, losses[""], "")} if "" in losses else None
+        named = {} if found.runs is None else {"run": found.runs}
+        epochs = {} if found.epoch is None else {"epoch": found.epoch}
+        return {"step": found.step, **_taken(sheet, names, found.losses[""], ""), **named, **epochs}
 
     found = plain_numbers(path, wanted)
     if found is None:
         return None
-    steps, loss = found.pop("step"), found.pop("loss")
-    whole = steps[0] >= 0 and (steps == np.floor(steps)).all() and (np.diff(steps) > 0).all() and steps[-1] < 2**53
-    if not whole or loss[-1] == 0:
+    runs = found.pop("run", None)
+    if not ((found["step"] >= 0).all() and (found["step"] == np.floor(found["step"])).all() and found["step"].max() < 2**53):
         return None
-    return Log(steps.astype(np.int64), loss, found.get("grad_norm"), found, True)
+    order = np.arange(len(found["step"])) if runs is None else np.argsort(runs.codes, kind="stable")
+    ends = [] if runs is None else np.flatnonzero(np.diff(runs.codes[order])) + 1
+    parts = np.split(order, ends)
+    logs = []
+    for part in sorted(parts, key=lambda part: part[0]):
+        columns = {name: values[part] for name, values in found.items()}
+        steps, epoch, loss = columns.pop("step"), columns.pop("epoch", None), columns.pop("loss")
+        if loss[-1] == 0:
+            return None
+        placed = place(steps, epoch, loss, part + 2)
+        metrics = {name: values[placed.kept] for name, values in columns.items()}
+        run = str(runs[part[0]]) if runs is not None and len(parts) > 1 else ""
+        notes = [*_unnamed(*header, header[0].losses[""], placed, column), *placed.notes]
+        logs.append(Log(placed.steps, loss[placed.kept], metrics.get("grad_norm"), metrics, True, run, notes, placed))
+    return logs
 
 
-def _logs(sheet: Sheet, column: str | None) -> list[Log]:
-    names = [name.strip() for name in sheet.names]
-    step = _one(sheet, names, STEP, "step")
-    runs, losses = _losses(sheet, names, column)
+def _logs(sheet: Sheet, column: str | None, step: str | None) -> list[Log]:
+    names, notes = [name.strip() for name in sheet.names], list(sheet.notes)
+    found = _columns(sheet, names, column, step)
+    clocks = [at for at in (found.step, found.epoch) if at is not None]
     out = []
-    for run, loss in losses.items():
+    for run, loss in found.losses.items():
         taken = _taken(sheet, names, loss, run)
+        number = marks(_cells(sheet, clocks), _cells(sheet, taken.values()), sheet.where, sheet.delimiter).number
         by_run: dict[str, list[_Row]] = defaultdict(list)
+        reader = _Reader(sheet, found, taken, number)
         for cells, line in zip(sheet.rows, sheet.lines, strict=True):
-            by_run[cells[runs].strip() if runs is not None else run].append(_row(sheet, cells, line, step, taken))
-        out += [_log(sheet, rows, taken, name or sheet.run) for name, rows in by_run.items()]
+            if (row := reader.row(cells, line)) is not None:
+                by_run[(cells[found.runs] or "").strip() if found.runs is not None else run].append(row)
+        for name, rows in by_run.items():
+            log = _log(sheet, rows, taken, name or sheet.run)
+            said = [*notes, *_unnamed(found, names, loss, log.placed, column), *reader.notes(), *log.notes]
+            out.append(replace(log, notes=said))
+    if not out:
+        raise LogError(f"{sheet.where}: no row has a loss; write one row a point, nan where it is nan")
     named = len(out) > 1
-    return [log if named else Log(**{**vars(log), "run": sheet.run}) for log in out]
+    return [log if named else replace(log, run=sheet.run) for log in out]
+
+
+def _unnamed(columns: _Columns, names: list[str], loss: int, placed: Placed, column: str | None) -> list[str]:
+    """The columns that the user did not name and that are called neither step nor loss."""
+    out = []
+    if columns.counted and columns.step is not None and placed.unit == "step" and key(names[columns.step]) != "step":
+        out.append(f"steps: column {names[columns.step]!r}")
+    if column is None and key(names[loss]) != "loss":
+        out.append(f"loss: column {names[loss]!r}")
+    return out
+
+
+def _cells(sheet: Sheet, columns: Collection[int]) -> Iterator[str]:
+    """All cells of these columns whose spelling must be found out; none of what programs write."""
+    return (cells[at] for cells in sheet.rows for at in columns) if sheet.delimiter else iter(())
+
+
+def _columns(sheet: Sheet, names: list[str], column: str | None, step: str | None) -> _Columns:
+    """Which columns are read. Raises LogError where that cannot be told."""
+    epoch = _one(sheet, names, EPOCH, "epoch", need=False)
+    if step is not None:
+        counter = _named(sheet, names, step, "--step")
+    else:
+        counter = _counter(sheet, names)
+        if counter is None and epoch is None and sheet.delimiter:
+            raise LogError(f"{sheet.where}, line 1: column 'step' is not in the header ({', '.join(names)[:200]}); name the columns "
+                           "step,loss, or say what counts the steps with --step NAME")  # fmt: skip
+    runs, losses = _losses(sheet, names, column)
+    phase = next((i for i, name in enumerate(names) if key(name) in PHASE), None)
+    return _Columns(counter, None if epoch == counter else epoch, runs, phase, losses, step is None)
+
+
+def _named(sheet: Sheet, names: list[str], name: str, flag: str) -> int:
+    """The column of a name that the user gave."""
+    low = [key(one) for one in names]
+    if names.count(name) == 1:
+        return names.index(name)
+    if low.count(key(name)) != 1:
+        raise LogError(f"{sheet.where}: {flag} {name}: no such column; it has {', '.join(names)[:200]}")
+    return low.index(key(name))
+
+
+def _counter(sheet: Sheet, names: list[str]) -> int | None:
+    """The column that counts steps: the surest name of those that tell rows apart, as a step that has several iterations does not."""
+    there = [at for name in (*STEP, *BATCH) if (at := _one(sheet, names, (name,), "step", need=False)) is not None]
+    told = [len({cells[at] for cells in sheet.rows[:FIRST_ROWS]} - {None, ""}) for at in there]  # rows apart
+    return next((at for at, n in zip(there, told, strict=True) if n >= APART * max(told)), None)
 
 
 def _taken(sheet: Sheet, names: list[str], loss: int, run: str) -> dict[str, int]:
@@ -117,27 +204,51 @@ def _losses(sheet: Sheet, names: list[str], column: str | None) -> tuple[int | N
     """(the column that names the run, or None; the loss's column by run, "" where it is the only one)."""
     runs = _one(sheet, names, RUN, "run", need=False)
     if column is not None:
-        if names.count(column) != 1:
-            raise LogError(f"{sheet.where}: --column {column}: no such column; it has {', '.join(names)[:200]}")
-        return runs, {"": names.index(column)}
+        return runs, {"": _named(sheet, names, column, "--column")}
+    like = [i for i, name in enumerate(names) if is_loss(name)]
     if (at := _one(sheet, names, LOSS, "loss", need=False)) is not None:
-        return runs, {"": at}
+        return runs, {"": _alive(sheet, names, at, like)}
     for wanted in LOSS:  # Weights & Biases: one column a run, "run - train/loss"
-        found = {name.rpartition(" - ")[0]: i for i, name in enumerate(names) if name.rpartition(" - ")[2].lower() == wanted}
+        found = {name.rpartition(" - ")[0]: i for i, name in enumerate(names) if key(name.rpartition(" - ")[2]) == wanted}
         if found and "" not in found:
             return None, found
-    like = [name for name in names if "loss" in name.lower() and not OTHER_LOSS.search(name.lower())]
     if len(like) == 1:
-        return runs, {"": names.index(like[0])}
-    what = f"several columns may be the loss ({', '.join(like)[:120]})"
+        return runs, {"": like[0]}
+    what = f"several columns may be the loss ({', '.join(names[i] for i in like)[:120]})"
     if not like:
-        what = f"column 'loss' is not in the header ({', '.join(names)[:80]})"
+        what = f"column 'loss' is not in the header, and no other of a loss ({', '.join(names)[:300]})"
     raise LogError(f"{sheet.where}, line 1: {what}; name the columns step,loss, or say which is the loss with --column NAME")
+
+
+def _alive(sheet: Sheet, names: list[str], at: int, like: list[int]) -> int:
+    """The column of the loss: another one where it never holds a number, and exactly one other does from the start on."""
+    if not sheet.rows or _has_numbers(sheet, at):
+        return at
+    others = [i for i in like if i != at]
+    living = [i for i in others if _has_numbers(sheet, i)]
+    if len(living) == 1 and len(others) == 1:
+        return living[0]
+    if living and len(living) == len(others):
+        raise LogError(f"{sheet.where}, line 1: column {names[at]!r} is nan from its first row on, and several others may be the loss "
+                       f"({', '.join(names[i] for i in living)[:120]}); say which with --column NAME")  # fmt: skip
+    return at
+
+
+def _has_numbers(sheet: Sheet, at: int) -> bool:
+    """Whether a column holds a finite number anywhere."""
+
+    def finite(cell: str | None) -> bool:
+        try:
+            return bool(np.isfinite(float((cell or "nan").replace(",", "."))))
+        except ValueError:  # whatever it is, it is to be read, and told, where it stands
+            return True
+
+    return any(finite(cells[at]) for cells in sheet.rows)
 
 
 def _one(sheet: Sheet, names: list[str], wanted: tuple[str, ...], what: str, need: bool = True) -> int | None:
     """The column that bears the first of these names that is there."""
-    low = [name.lower() for name in names]
+    low = [key(name) for name in names]
     for name in wanted:
         if (n := low.count(name)) == 1:
             return low.index(name)
@@ -150,109 +261,118 @@ def _one(sheet: Sheet, names: list[str], wanted: tuple[str, ...], what: str, nee
 
 def _norm(sheet: Sheet, names: list[str], run: str) -> int | None:
     if run:
-        low = [name.lower() for name in names]
-        return next((low.index(f"{run} - {name}".lower()) for name in NORM if f"{run} - {name}".lower() in low), None)
+        low = [key(name) for name in names]
+        return next((low.index(key(f"{run} - {name}")) for name in NORM if key(f"{run} - {name}") in low), None)
     return _one(sheet, names, NORM, "grad_norm", need=False)
 
 
-def _row(sheet: Sheet, cells: list[str], line: int, step: int, taken: dict[str, int]) -> _Row:
-    where = f"{sheet.where}, line {line}"
-    value = _number(cells[step], "step", where, sheet.commas)
-    if value is None or not (0 <= value < 2**63 and value == int(value)):
-        raise LogError(f"{where}: step {cells[step]!r} is not a whole number from 0 up; write step numbers")
-    found = {name: _number(cells[at], name, where, sheet.commas) for name, at in taken.items()}
-    others = frozenset(i for i, cell in enumerate(cells) if i not in (step, *taken.values()) and cell.strip().lower() not in EMPTY)
-    return _Row(line, int(value), found.pop("loss"), found, others)
+class _Reader:
+    """From a sheet's cells to rows of numbers; what is no row of training is counted, and told in `notes`."""
 
+    def __init__(self, sheet: Sheet, columns: _Columns, taken: dict[str, int], number: Callable) -> None:
+        self.sheet, self.columns, self.taken, self.number = sheet, columns, taken, number
+        self.beside = {columns.step, columns.epoch, *taken.values()}
+        self.clockless: list[int] = []
+        self.phases: list[int] = []
+        self.seen: dict[frozenset[int], frozenset[int]] = {}  # few sets for many rows
 
-def _number(cell: str, column: str, where: str, commas: bool) -> float | None:
-    """A cell as a float, None where it is empty; nan and inf in all their spellings."""
-    text = cell.strip()
-    if text.lower() in EMPTY:
-        return None
-    if NAN.fullmatch(text):
-        return float("nan")
-    if found := INF.fullmatch(text):
-        return float(f"{found[1]}inf")
-    try:
-        if "_" in text:  # Python reads 1_0 as ten; no CSV writer means that
-            raise ValueError
-        return float(text.replace(",", ".", 1) if commas else text)
-    except ValueError:
-        raise LogError(f"{where}, column {column}: {text[:40]!r} is not a number; write a number, nan or inf") from None
+    def row(self, cells: list[str | None], line: int) -> _Row | None:
+        """One row; None where it is none of training. Raises LogError where a cell is no number."""
+        where, columns = f"{self.sheet.where}, line {line}", self.columns
+        if columns.phase is not None and EVALUATION.search((cells[columns.phase] or "").lower()):
+            self.phases.append(line)
+            return None
+        found = {name: self._value(cells[at], name, where) for name, at in self.taken.items()}
+        loss, named = found.pop("loss"), cells[self.taken["loss"]] is not None
+        epoch = None if columns.epoch is None else self._value(cells[columns.epoch], "epoch", where)
+        counter = None
+        if columns.step is not None:
+            counter = self._value(cells[columns.step], "step", where)
+            if counter is None and (loss is None or cells[columns.step] is None):
+                if loss is not None:
+                    self.clockless.append(line)
+                return None
+            if columns.counted and not is_whole(counter) or counter is None or not np.isfinite(counter):
+                raise LogError(f"{where}: step {cells[columns.step]!r} is not a whole number from 0 up; write step numbers, or say what "
+                               "counts the steps with --step NAME")  # fmt: skip
+        others = frozenset(i for i, cell in enumerate(cells) if cell and i not in self.beside and cell.strip().lower() not in EMPTY)
+        return _Row(line, loss, named, counter, epoch, found, self.seen.setdefault(others, others))
+
+    def _value(self, cell: str | None, column: str, where: str) -> float | None:
+        return None if cell is None else self.number(cell, column, where)
+
+    def notes(self) -> list[str]:
+        """What was left out."""
+        return [f"{len(lines)} rows {what}, and are left out, the first on line {lines[0]}" for lines, what in (
+            (self.clockless, "have a loss and no step"), (self.phases, "are of an evaluation")) if lines]  # fmt: skip
 
 
 def _log(sheet: Sheet, rows: list[_Row], taken: dict[str, int], run: str) -> Log:
     """The curve of one run's rows, in the file's order."""
     notes: list[str] = []
-    rows = _in_order(_training(rows, notes), notes)
+    rows = _training(rows, notes)
     if not rows:
         raise LogError(f"{sheet.where}: no row has a loss{f' of run {run}' if run else ''}; write one row a point, nan where it is nan")
-    steps = np.array([row.step for row in rows], np.int64)
-    loss = np.array([np.nan if row.loss is None else row.loss for row in rows])
-    metrics = {name: np.array([np.nan if (v := row.metrics[name]) is None else v for row in rows]) for name in taken if name != "loss"}
+    loss = _floats([row.loss for row in rows])
+    counter, epoch = _floats([row.counter for row in rows]), _floats([row.epoch for row in rows])
+    placed = place(None if np.isnan(counter).all() else counter, None if np.isnan(epoch).all() else epoch, loss, [row.line for row in rows])
+    notes += placed.notes
+    rows, steps, loss = [rows[i] for i in placed.kept.tolist()], placed.steps, loss[placed.kept]
+    metrics = {name: _floats([row.metrics[name] for row in rows]) for name in taken if name != "loss"}
     norm = None
     if "grad_norm" in taken:
-        norm = np.array([0.0 if row.metrics["grad_norm"] is None else row.metrics["grad_norm"] for row in rows])
-        _lost_norm(rows, norm, notes)
-    _zeros(steps, loss, [cells[taken["loss"]] for cells in sheet.rows[:200]], notes)
-    return Log(steps, loss, norm, metrics, sheet.whole, run, notes)
+        norm = np.array([NO_NORM if row.metrics["grad_norm"] is None else row.metrics["grad_norm"] for row in rows])
+        if sheet.delimiter:
+            _lost_norm(rows, steps, norm, notes)
+    _zeros(steps, loss, [cells[taken["loss"]] or "" for cells in sheet.rows[:200]], notes)
+    return Log(steps, loss, norm, metrics, sheet.whole, run, notes, placed)
+
+
+def _floats(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], float)
 
 
 def _training(rows: list[_Row], notes: list[str]) -> list[_Row]:
-    """The rows of training: those with a loss, and those at the end that lack theirs (a loss of None is nan there)."""
-    with_loss = [row for row in rows if row.loss is not None]
+    """The rows of training: those with a loss, and those at the end that have all of theirs but it (an empty loss is nan there).
+
+    A row that has no such name at all (in JSON), or less than every row with a loss has, says nothing of the loss.
+    """
     places = [i for i, row in enumerate(rows) if row.loss is not None]
-    usual = max((b - a for a, b in pairwise(places)), default=1)  # rows from one logged loss to the next
-    steps, columns = {row.step for row in with_loss}, frozenset().union(*(row.others for row in with_loss))
-    last = max((i for i, row in enumerate(rows) if row.loss is not None), default=-1)
-    out, gone, evaluations = [], [], 0
+    if not places:
+        return []
+    last, usual = places[-1], max((b - a for a, b in pairwise(places)), default=1)  # rows from one logged loss to the next
+    at = {(row.epoch, row.counter) for row in rows if row.loss is not None and row.counter is not None}
+    full = [rows[i].others for i in places]
+    columns, always = frozenset().union(*set(full)), frozenset.intersection(*set(full))
+    out, gone, behind, between = [], [], [], 0
     for i, row in enumerate(rows):
         if row.loss is not None:
             out.append(row)
-        elif row.step in steps or row.others - columns:
-            evaluations += 1
-        elif i > last >= 0 and len(rows) - last > usual:
+        elif (row.epoch, row.counter) in at or row.others - columns or i <= last:
+            between += 1
+        elif row.named and row.others >= always and len(rows) - last > usual:
             out.append(row)
             gone.append(row)
         else:
-            evaluations += 1
+            behind.append(row)
     if gone:
-        notes.append(f"the loss is empty from step {gone[0].step} to the end: taken as nan, which some tools write so")
-    if evaluations:
-        notes.append(f"{evaluations} rows have no loss, and losses come after them: taken as evaluations or as not logged")
+        first = f"line {gone[0].line}" if gone[0].counter is None else f"step {gone[0].counter:g}"
+        notes.append(f"the loss is empty from {first} to the end: taken as nan, which some tools write so")
+    if between:
+        notes.append(f"{between} rows have no loss, and losses come after them: taken as evaluations or as not logged")
+    if behind:
+        notes.append(f"the losses end before the log does: {len(behind)} rows behind them, from line {behind[0].line} on, have none: taken "
+                     "as a summary, or as not logged; what became of the loss there is not in this log")  # fmt: skip
     return out
 
 
-def _in_order(rows: list[_Row], notes: list[str]) -> list[_Row]:
-    """Rows by strictly rising step: what a resume trained again takes the place of what it left; the last of a step counts."""
-    back = sum(b.step < a.step for a, b in zip(rows, rows[1:], strict=False))
-    if back > max(FEW, DISORDER * len(rows)):
-        notes.append(f"the steps are in disorder ({back} go back): rows are taken by step, not by place")
-        return list({row.step: row for row in sorted(rows, key=lambda row: row.step)}.values())
-    out: list[_Row] = []
-    for row in rows:
-        if out and row.step < out[-1].step:
-            left = [old for old in out if old.step >= row.step]
-            end = "nan" if left[-1].loss is None else f"{left[-1].loss:.4g}"
-            notes.append(f"line {row.line}: the steps go back from {out[-1].step} to {row.step}: taken as a resume of one run; what it "
-                         f"left is not judged ({len(left)} rows, the last loss {end})")  # fmt: skip
-            del out[len(out) - len(left) :]
-        elif out and row.step == out[-1].step:
-            if row.loss != out[-1].loss:
-                notes.append(f"line {row.line}: step {row.step} has a second loss; the last counts")
-            out.pop()
-        out.append(row)
-    return out
-
-
-def _lost_norm(rows: list[_Row], norm: np.ndarray, notes: list[str]) -> None:
+def _lost_norm(rows: list[_Row], steps: np.ndarray, norm: np.ndarray, notes: list[str]) -> None:
     """A gradient norm that was written at every row and then never again is nan from there."""
     missing = np.array([row.metrics["grad_norm"] is None for row in rows])
     first = int(np.argmax(missing)) if missing.any() else len(rows)
     if BEFORE <= first <= len(rows) - ZEROS and missing[first:].all():
         norm[first:] = np.nan
-        notes.append(f"grad_norm is empty from step {rows[first].step} to the end, and at no row before: taken as nan")
+        notes.append(f"grad_norm is empty from step {steps[first]} to the end, and at no row before: taken as nan")
 
 
 def _zeros(steps: np.ndarray, loss: np.ndarray, printed: list[str], notes: list[str]) -> None:

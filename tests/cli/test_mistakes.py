@@ -48,6 +48,15 @@ def test_bad_values_of_run_alone(capsys, flag, value):
     assert value in refused(capsys, "run", "--protocol", "smoke", f"{flag}={value}")
 
 
+@pytest.mark.parametrize("tokens", ["100000", "0", "many", "4097"])
+def test_more_tokens_than_a_caption_can_have(capsys, tokens):
+    assert tokens in refused(capsys, "encode", "--images", "pictures", "--out", "out", "--tokens", tokens)
+
+
+def test_more_blocks_than_a_cost_is_worked_out_for(capsys):
+    assert "10000 of them at most, not 100000" in refused(capsys, "plan", "--cost", "--depths", "100000", "--protocol", "smoke")
+
+
 def test_slurm_settings_without_slurm(capsys):
     assert "goes with --executor slurm" in refused(capsys, "run", "--protocol", "smoke", "--slurm", "jobs=2,time=5")
 

@@ -41,7 +41,7 @@ VERBS = {
     "verify": ["--rerun K", "--seed N", "--plugin FILE", "--results DIR"],
     "report": ["--write", "--html FILE", "--results DIR"],
     "claims": ["--write", "--results DIR"],
-    "detect": ["file", "--column NAME", "--constant-loss X", "--plot FILE"],
+    "detect": ["file", "--column NAME", "--step NAME", "--constant-loss X", "--plot FILE"],
     "bench": ["--quick", "--only EXPR", "--results DIR"],
     "autopsy": [*SELECTION],
 }

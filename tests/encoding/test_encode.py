@@ -396,3 +396,16 @@ def test_grey_pictures(tmp_path):
     found = load(f"latents:{tmp_path}/out")
     assert picture(found, found.pixels(found.x0(torch.arange(3)))).shape == (3, 1, 8, 8)
     assert np.isfinite(found.constant_loss(2))
+
+
+@pytest.mark.parametrize(("name", "text", "words"), [
+    ("a.csv", "file_name,caption\na.png,a cat, sitting\n", "line 2 has 3 cells where the header has 2: put quotes around"),
+    ("a.jsonl", json.dumps({"file_name": "a.png", "caption": "half \ud83d"}), "row 1: the caption holds half a character"),
+])  # fmt: skip
+def test_captions_that_would_be_cut_or_cannot_be_written(made, tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    assert words in refused(again, made, tmp_path / "out", captions=tmp_path / name)
+
+
+def test_more_tokens_than_the_text_encoder_has_positions_for(made, tmp_path):
+    assert "tokens at most, not 4000000" in refused(again, made, tmp_path / "out", tokens=4_000_000)

@@ -1,7 +1,9 @@
 """What `--data` names is what is loaded: every character of a path, every file below it, as a viewer would show them."""
 
+import io
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,6 +167,26 @@ def test_metadata_names_the_classes(tmp_path):
         assert "metadata.jsonl cannot be read" in refusal(f"imagefolder:{root},label=kind")
 
 
+@pytest.mark.parametrize("table", ["metadata.jsonl", "a/metadata.jsonl"])
+def test_metadata_of_something_else_beside_class_folders(tmp_path, table):
+    root = fill(tmp_path / "d", classes("a", "b"))
+    plain = load(f"imagefolder:{root}")
+    names = [name if "/" not in table else Path(name).name for name in classes("a", "b") if "/" not in table or name.startswith("a/")]
+    (root / table).write_text("\n".join(json.dumps({"file_name": name}) for name in names))
+    found = load(f"imagefolder:{root}")
+    assert torch.equal(found.labels_N, plain.labels_N) and torch.equal(found.images_NCHW, plain.images_NCHW)
+    (root / table).write_text("\n".join(json.dumps({"file_name": name, "label": "z"}) for name in names))
+    if "/" in table:
+        assert "has a column 'label', and lies in a class folder" in refusal(f"imagefolder:{root}")
+    assert "no label column" in refusal(f"imagefolder:{root},label=kind") or "/" in table
+
+
+def test_a_comma_without_quotes_is_no_end_of_a_text(tmp_path):
+    root = fill(tmp_path / "d", classes("a"))
+    (root / "metadata.csv").write_text("file_name,text\n" + "".join(f"{name},one, two\n" for name in classes("a")))
+    assert "line 2 has 3 cells where the header has 2: put quotes around" in refusal(f"imagefolder:{root}")
+
+
 def test_a_number_and_a_name_are_not_sorted_together(tmp_path):
     root = fill(tmp_path / "d", [f"{i}.png" for i in range(20)])
     rows = [{"file_name": f"{i}.png", "label": [1, "1"][i % 2]} for i in range(20)]
@@ -188,6 +210,24 @@ def test_several_columns_are_asked_about(tmp_path):
     assert "several class columns" in refusal(f"parquet:{path}") and load(f"parquet:{path},label=coarse").classes == 2
     path = parquet(tmp_path / "z.parquet", {"a": pics, "fine": [0, -1] * 10, "coarse": [0, 1] * 10}, kinds)
     assert "10 images have no class" in refusal(f"parquet:{path},label=fine")
+
+
+@pytest.mark.parametrize("wrapped", [
+    lambda data, i: data, lambda data, i: {"bytes": data, "path": f"{i}.png"}, lambda data, i: {"bytes": data},
+])  # fmt: skip
+def test_parquet_that_pandas_wrote(tmp_path, wrapped):
+    import pandas as pd
+
+    files = []
+    for i in range(20):
+        picture(i).save(file := io.BytesIO(), "png")
+        files.append(file.getvalue())
+    frame = pd.DataFrame({"image": [wrapped(data, i) for i, data in enumerate(files)], "label": ["x", "y"] * 10})
+    frame.to_parquet(tmp_path / "a.parquet")
+    found = load(f"parquet:{tmp_path}/a.parquet")
+    assert found.classes == 2 and torch.equal(bytes_of(found)[3, 0], torch.from_numpy(np.array(picture(3))).float())
+    frame.assign(image=[f"{i}.png" for i in range(20)]).to_parquet(tmp_path / "b.parquet")
+    assert "bytes, or bytes and path); columns: image, label" in refusal(f"parquet:{tmp_path}/b.parquet")
 
 
 # ---- pictures

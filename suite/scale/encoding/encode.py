@@ -59,6 +59,8 @@ def encode(
     if size % coder.factor:
         raise found.source.error(f"size {size} is not a multiple of {coder.factor}, the pixels that {vae} makes one position of")
     reader = TextEncoder(text, device) if found.captions else None
+    if reader and tokens and tokens > (most := reader.longest):
+        raise DataError(f"text encoder {text}: takes {most} tokens at most, not {tokens}")
     tokens = _tokens(found, reader, tokens, say) if reader else None
     names = {"vae": coder.name, "text": reader and reader.name}
     with _alone(target, out):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,9 @@ def _rows(source: Source, table: Path) -> list[dict]:
         for column in ("file_name", "caption"):
             if not isinstance(row.get(column), str) or not row[column].strip():
                 raise source.error(f"captions {table}: row {n} has no {column} (columns: {', '.join(map(str, row))})")
+        if half := re.search("[\ud800-\udfff]", row["caption"]):
+            shown = ascii(half[0])[1:-1]
+            raise source.error(f"captions {table}: row {n}: the caption holds half a character ({shown}); write it whole, or take it out")
     if not rows:
         raise source.error(f"captions {table}: has no rows")
     return rows

@@ -38,6 +38,11 @@ class TextEncoder:
         vocabulary = rules.to_str() if rules is not None else sorted(self.tokenizer.get_vocab().items())
         self.identity["tokenizer"] = frozen.digest_of(vocabulary, self.tokenizer.padding_side, self.tokenizer.pad_token)
 
+    @property
+    def longest(self) -> float:
+        """Tokens of a caption that the model has positions for; inf where it does not say."""
+        return getattr(self.model.config, "max_position_embeddings", None) or float("inf")
+
     def lengths(self, captions: list[str]) -> list[int]:
         """Tokens of every caption, untruncated."""
         parts = (captions[i : i + COUNTED] for i in range(0, len(captions), COUNTED))

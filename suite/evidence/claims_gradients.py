@@ -143,7 +143,7 @@ def _shallow(tables: Tables) -> Claim:
     return Claim(
         "It begins in the shallow blocks", "The gradient spike at the onset sits in the first blocks and the embedding.", "Fig. 9, App. F",
         "15 of the 15 largest gradients are of blocks 0 to 2 or the embedding (one run)", (
-            Part("deaths of plain networks whose last spike has more than half of its 15 largest gradients' square there",
+            Part("deaths of plain networks whose last gradient spike lies there (more than half of its square)",
                  share(led.sum(), len(led), "deaths") if len(led) else Seen(),
                  Rule(0.8, 0.5, why="most runs; not even half")),
         ), ("anatomy/spikes.csv", "anatomy/runs.csv"),

@@ -86,7 +86,7 @@ def failure(results: Path) -> str:
     holds(below.plain.runs == below.plain.dead == 8 and below.split.dead == len(below.split.when), "all eight plain networks die")
     levels = {scheme: dead.loc[dead["name"] == scheme, "final_loss"] for scheme in PRIMARY}
     return render("failure", **below._asdict(), horizon=runs["horizon"].iloc[0], constant=runs["constant_loss"].iloc[0], after=AFTER,
-                  levels=levels, dead=len(dead), times=below.lr / of_plain(results, below.depth).best_lr)
+                  levels=levels, dead=len(dead), edge=of_plain(results, below.depth).edge.horizon)
 
 
 def headline(results: Path) -> str:

@@ -31,6 +31,6 @@ def answer(results: Path) -> str:
     return render(
         "answer", plain=below.plain, depth=below.depth, times=below.lr / plain.best_lr, horizon=below.runs["horizon"].iloc[0],
         healthy=min(below.plain.when), behind=behind, split=split, cost=cost, scale=scale,
-        over=gain / best - 1, under=1 - gain / found["plain"], runs=sum(len(runs_of(results / name)) for name in PROTOCOLS), claims=verdicts.total(), verdicts=verdicts,
-        width=own["width"].max(),
+        over=gain / best - 1, under=1 - gain / found["plain"], runs=sum(len(runs_of(results / name)) for name in PROTOCOLS),
+        claims=verdicts.total(), verdicts=verdicts, width=own["width"].max(),
     )  # fmt: skip

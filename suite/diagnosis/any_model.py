@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from suite.diagnosis.metrics import tcs, writer_metrics
 from suite.diagnosis.recording import AuditError, Recording
+from suite.diagnosis.writers import is_linear
 
 
 class _NoCheckpoint:
@@ -58,20 +59,21 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 def audit(model: nn.Module, writers: Iterable[str], loss: Callable[[], Tensor], *, batch: int) -> list[dict[str, object]]:
     """The paper's writer metrics on any torch model: one dictionary a writer, in the order given.
 
-    writers: names of nn.Linear modules that write to a residual stream, such as "layers.0.linear2". loss: runs one
-    forward of the model and returns a scalar. batch: samples in that forward, B; activations are (B, tokens, width).
-    Beside g_mean, g_ctr, amplification, kappa_hat there are `tcs` of the writer's output, `grad` (its gradient norm)
-    and `tokens`. `loss` is called once, with compiled parts eager. Afterwards .grad, buffers and the random states of
-    torch, numpy and `random` are as they were, and no hook is left; what else a forward of the model advances (a
-    counter, a generator of its own, a parameter that it writes to) has advanced once. A writer that cannot be
-    measured is left out with a warning. Raises AuditError where none can, and where a name is that of no nn.Linear.
+    writers: names of nn.Linear modules, or modules like it, that write to a residual stream, such as
+    "layers.0.linear2". loss: runs one forward of the model and returns a scalar. batch: samples in that forward, B;
+    activations are (B, tokens, width). Beside g_mean, g_ctr, amplification, kappa_hat there are `tcs` of the writer's
+    output, `grad` (its gradient norm) and `tokens`. `loss` is called once, with compiled parts eager. Afterwards
+    .grad, buffers and the random states of torch, numpy and `random` are as they were, and no hook is left; what else a
+    forward of the model advances (a counter, a generator of its own, a parameter that it writes to) has advanced once.
+    A writer that cannot be measured is left out with a warning. Raises AuditError where none can, and where a name is
+    that of no linear layer.
     """
     modules, names = dict(model.named_modules()), list(writers)
     if not names:
         raise AuditError("no writers named")
     for name in names:
-        if not isinstance(modules.get(name), nn.Linear):
-            raise AuditError(f"{name!r} is not an nn.Linear of this model")
+        if not is_linear(modules.get(name)):
+            raise AuditError(f"{name!r} is not an nn.Linear of this model, nor like one")
     with undisturbed(model):
         recording = Recording(model, names, batch, of_output=lambda out: {"tcs": tcs(out.double()).item()})
         try:

@@ -54,10 +54,14 @@ class Writer:
         self.why = "was not called" + (f" where a hook sees it; if it is compiled, {OTHERWISE}" if live else " in the forward")
         self.y_BTF = self.d = self.edge = self.hook = None
 
-    def called(self, args: tuple, kwargs: dict, out: Tensor) -> Tensor | None:
-        """The module was called and has written out. Returns a copy for the model to go on with, which it may change in place."""
-        y, self.calls = args[0] if args else kwargs.get("input"), self.calls + 1
+    def called(self, args: tuple, kwargs: dict, result: Tensor | tuple) -> Tensor | tuple | None:
+        """The module was called and has written the result, or the first of a tuple. Returns a copy: the model may change it in place."""
+        self.calls += 1
         try:
+            y = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+            out = result[0] if type(result) is tuple and result else result  # Megatron's layers return their bias beside it
+            if y is None or not isinstance(out, Tensor):
+                raise AuditError(f"takes and returns no tensors ({type(result).__name__})")
             if self.calls > 1:
                 raise AuditError("is called more than once in a forward")
             if self.live and _checkpointed():
@@ -72,7 +76,7 @@ class Writer:
                 self.hook = out.register_hook(self.take)
             else:
                 self.edge = get_gradient_edge(out)
-            return out.clone()
+            return (out.clone(), *result[1:]) if out is not result else out.clone()
         except Exception as error:  # this writer alone is lost
             self.leave(in_a_line(error))
             return None
@@ -149,7 +153,7 @@ class Recording:
                 self.writers.append(writer := Writer(name, of_output, shaped, live))
                 path = [m for above, m in modules.items() if not above or f"{name}.".startswith(f"{above}.")]
                 if not is_writer(modules.get(name)):
-                    writer.leave("is no nn.Linear of this model any more")
+                    writer.leave("is no linear layer of this model any more")
                 elif live and (why := _hidden([*around, *path])):
                     writer.leave(why)
                 else:

@@ -43,10 +43,16 @@ def _rebuilt(value: object) -> object:
     return value
 
 
-class SecondPass:
-    """One forward of a training: inputs by reference, random states and autocast before it, and gradients of its outputs after backward.
+SAMPLED = 4096  # numbers of each output that are kept to compare
+ALIKE = 0.05  # of their norm: compiled bfloat16 stays below it in tens of layers (its eps is .8 %), dropout that is off does not
 
-    `rows` then runs `model` again, with what `record` makes.
+
+class SecondPass:
+    """One forward of a training: inputs by reference, random states, autocast and the modes of its modules, and gradients of its
+    outputs after backward.
+
+    `rows` then runs `model` again, with what `record` makes, and takes the result only where the outputs come out
+    again: a weight, a buffer or a counter that has changed since the forward would give the numbers of another pass.
     """
 
     def __init__(self, model: nn.Module, args: tuple, kwargs: dict, record: Callable[[], Recording]) -> None:
@@ -57,6 +63,8 @@ class SecondPass:
         self.random = random.getstate(), np.random.get_state(), torch.get_rng_state(), [(torch.cuda.get_rng_state(d), d) for d in devices]
         kinds = sorted({"cpu", *(t.device.type for t in inputs)})
         self.autocast = [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds]
+        self.modes = [(module, module.training) for module in model.modules()]
+        self.outputs: dict[int, Tensor] = {}
         self.grads: dict[int, Tensor] = {}
         self.twice = False  # a gradient that has a gradient: a penalty, whose second order is not seen
         self.hooks: list = []
@@ -70,6 +78,7 @@ class SecondPass:
         """The forward is over: ask for the gradient of every output that is computed."""
         computed = [(i, t) for i, t in enumerate(tensors(outputs)) if t.grad_fn is not None]
         self.hooks = [t.register_hook(lambda grad, i=i: self._take(i, grad)) for i, t in computed]
+        self.outputs = {i: _sample(t) for i, t in computed}
 
     def _take(self, i: int, grad: Tensor | None) -> None:
         if grad is not None:  # none: compiled, and the loss does not use this output
@@ -80,7 +89,7 @@ class SecondPass:
         """Let go of inputs and gradients: they belong to the training."""
         for hook in self.hooks:
             hook.remove()
-        self.hooks, self.grads, self.args, self.kwargs, self.versions = [], {}, (), {}, []
+        self.hooks, self.grads, self.args, self.kwargs, self.versions, self.outputs = [], {}, (), {}, [], {}
 
     def rows(self, of_gradient: Callable[[Tensor, Tensor], dict]) -> tuple[list[dict], dict[str, list[str]]]:
         """As `Recording.rows`, of the pass that is run here. Raises AuditError where the pass would not be the same."""
@@ -93,22 +102,25 @@ class SecondPass:
         with undisturbed(self.model), self._surroundings():
             recording = self.record()
             try:
-                outputs = self.model(*self.args, **self.kwargs)
+                outputs = tensors(self.model(*self.args, **self.kwargs))
                 recording.ended()
-                recording.gradients(*self._matched(tensors(outputs)))
+                recording.gradients(*self._matched(outputs))
                 return recording.rows(of_gradient)
             finally:
                 recording.forget()
 
     @contextmanager
     def _surroundings(self) -> Iterator[None]:
-        """Random states and autocast as they were; `undisturbed` puts the random states back."""
+        """Random states, autocast and modes as they were; `undisturbed` puts the random states back."""
         random.setstate(self.random[0])
         np.random.set_state(self.random[1])
         torch.set_rng_state(self.random[2])
         for state, device in self.random[3]:
             torch.cuda.set_rng_state(state, device)
         with ExitStack() as stack:
+            for module, training in self.modes:
+                stack.callback(setattr, module, "training", module.training)
+                module.training = training
             for kind, dtype, enabled in self.autocast:
                 stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
             yield
@@ -121,6 +133,9 @@ class SecondPass:
         """
         if max(self.grads) >= len(found) or any(found[i].shape != grad.shape for i, grad in self.grads.items()):
             raise AuditError("the model returned something else when it was run again")
+        for i, was in self.outputs.items():
+            if i in self.grads and (_sample(found[i]) - was).norm() > ALIKE * was.norm():
+                raise AuditError("the model returned other numbers when it was run again: its weights, or what else it keeps, have changed")
         before = {i: _ancestors(found[i].grad_fn) for i in self.grads}
         feeds = {i: [k for k in self.grads if k != i and found[i].grad_fn in before[k]] for i in self.grads}
         direct: dict[int, Tensor] = {}
@@ -128,6 +143,12 @@ class SecondPass:
             shares = [torch.autograd.grad(found[k], found[i], direct[k], retain_graph=True, allow_unused=True)[0] for k in feeds[i]]
             direct[i] = self.grads[i] - sum((share for share in shares if share is not None), start=torch.zeros_like(self.grads[i]))
         return [found[i] for i in direct], list(direct.values())
+
+
+def _sample(t: Tensor) -> Tensor:
+    """Numbers of an output, evenly spread over it, as they are now."""
+    with torch.no_grad():
+        return t.detach().flatten()[:: max(1, t.numel() // SAMPLED)].float().clone()
 
 
 def _ancestors(last) -> set:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SCHEMA_VERSION = "7"
-MEASURED = ("bench", "rounding", "detect", "autopsy")  # tables of no protocol's runs, whose rows say where they were made
+MEASURED = ("bench", "rounding", "detect", "zoo", "autopsy")  # tables of no protocol's runs, whose rows say where they were made
 OF_NO_RUN = (*MEASURED, "critical_rates", "ranking", "hypotheses", "thresholds", "replay", "simulation", "references")
 # columns of runs.csv that follow from its others: `verify` works them out again, and `rows_digest` leaves them out
 DERIVED = ("trajectory",)
@@ -91,6 +91,8 @@ TABLES = {name: Table(name, path, meaning, key, _columns(name), *order) for name
      ("scheme", "depth", "lr", "seed", "isa", "compiled", "moved")),
     ("detect", "detect.csv", "how well `detect` judges logs whose truth is known (results/detect/judge_all.py)",
      ("truth", "family", "cut", "every")),
+    ("zoo", "zoo.csv", "whether `Monitor` tells networks that learn from runs that die (results/detect/zoo.py)",
+     ("truth", "network", "seed")),
     ("critical_rates", "critical_rates.csv", "what each cell of the searches is ranked by: one row a cell",
      ("protocol", "scheme", "arm", "params", "writers", "gate_lr", "depth", "data"),
      ("protocol", "depth", "data", "arm", "best_loss", "scheme", "params", "writers", "gate_lr")),

@@ -175,15 +175,15 @@ def test_a_step_that_is_not_finite_is_told_once_and_costs_nothing(tmp_path):
     assert [(w.category, "step 4: nonfinite" in str(w.message)) for w in told] == [(DyingWarning, True)]
     rows = list(csv.DictReader(open(tmp_path / "watch.csv")))
     assert [row["step"] for row in rows] == [str(i) for i in range(1, 9)]
-    assert [bool(row["g_mean"]) for row in rows] == [False, True] * 4 and rows[5]["g_mean"] != "nan"
-    assert [bool(row["update_rms"]) for row in rows] == [False, False] + [True, False] * 3
+    assert [bool(row["g_mean"]) for row in rows] == [True, True] + [False, True] * 3 and rows[5]["g_mean"] != "nan"
+    assert [bool(row["update_rms"]) for row in rows] == [False, True] + [True, False] * 3
     assert (found := detect(tmp_path / "watch.csv"))["outcome"] == "nonfinite" and found["crash_step"] == 4
 
 
 def test_a_file_goes_on_after_a_resume(tmp_path):
     inner, _ = encoder(dtype=torch.float32)
     for start in (0, 3):
-        with Monitor(inner, every=0, csv=tmp_path / "watch.csv", start=start) as monitor:
+        with Monitor(inner, every=None, csv=tmp_path / "watch.csv", start=start) as monitor:
             for _ in range(3):
                 monitor.step(1.0, 2.0)
     assert [row["step"] for row in csv.DictReader(open(tmp_path / "watch.csv"))] == list("123456")
@@ -196,7 +196,7 @@ def test_alarms_go_to_a_callback_and_numbers_to_a_board():
 
     inner, _ = encoder(dtype=torch.float32)
     told, board = [], Board()
-    monitor = Monitor(inner, every=0, told=lambda *args: told.append(args), board=board)
+    monitor = Monitor(inner, every=None, told=lambda *args: told.append(args), board=board)
     for i in range(200):
         monitor.step(0.8 + 0.01 * (i % 7) + (1.2 if i >= 150 else 0.0), 1.0)
     assert [(kind, at) for at, kind, _ in told] == [("loss jumped", 160)] and told == monitor.alarms
@@ -205,7 +205,7 @@ def test_alarms_go_to_a_callback_and_numbers_to_a_board():
 
 def test_the_growth_of_the_gradient_norm_is_that_of_five_steps_over_twenty(tmp_path):
     inner, _ = encoder(dtype=torch.float32)
-    with Monitor(inner, every=0, csv=tmp_path / "watch.csv") as monitor:
+    with Monitor(inner, every=None, csv=tmp_path / "watch.csv") as monitor:
         for i in range(40):
             monitor.step(1.0, 2.0 if i < 30 else 6.0)
     grown = [row["norm_growth"] for row in csv.DictReader(open(tmp_path / "watch.csv"))]

@@ -10,6 +10,7 @@ import numpy as np
 from paper_figures.figure import figure, some
 from paper_figures.runs import commits
 from paper_figures.style import CONSTANT, NEUTRAL, handle, legend, page, scheme_look, scheme_order
+from suite.evidence import cells
 from suite.evidence.autopsy import rises, with_fate
 from suite.evidence.jackknife import LEVEL
 from suite.evidence.words import called
@@ -38,10 +39,11 @@ def interventions(folder: Path, title: str):
     levels = read(folder, "references")
     fig, body = page(10.5, 0.9 + 3.5 * len(groups), title, _caption(table))
     panels = body.subplots(len(groups), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
-    for ax, ((scheme, _, depth, tokens), group) in zip(panels, groups, strict=True):
+    for ax, ((scheme, params, depth, tokens), group) in zip(panels, groups, strict=True):
         same = levels[(levels["image_tokens"] == tokens) & levels["data"].isin(group["data"])]
         _panel(ax, group, scheme_look(scheme)[0], same)
-        ax.set_title(f"{called(scheme)}, {depth} blocks, {tokens} image tokens: {_networks(group)}", loc="left", fontsize=9.5, pad=30)
+        who = f"{called(cells.name(scheme, params))}, {depth} blocks, {tokens} image tokens"
+        ax.set_title(f"{who}: {_networks(group)}", loc="left", fontsize=9.5, pad=30)
     panels[-1].set_xticks(range(len(COLUMNS)), list(COLUMNS.values()))
     found = [name for name in FATES if (table["fate"] == name).any()]
     legend(body, [handle(FATES[name], linestyle="", color=NEUTRAL, markersize=6, **MARKS[name]) for name in found])

@@ -52,7 +52,8 @@ class SecondPass:
     outputs after backward.
 
     `rows` then runs `model` again, with what `record` makes, and takes the result only where the outputs come out
-    again: a weight, a buffer or a counter that has changed since the forward would give the numbers of another pass.
+    again (of compiled code that draws at random they cannot): a weight, a buffer or a counter that has changed since the
+    forward would give the numbers of another pass.
     """
 
     def __init__(self, model: nn.Module, args: tuple, kwargs: dict, record: Callable[[], Recording]) -> None:
@@ -66,6 +67,7 @@ class SecondPass:
         self.modes = [(module, module.training) for module in model.modules()]
         self.outputs: dict[int, Tensor] = {}
         self.grads: dict[int, Tensor] = {}
+        self.compiled = False  # a part of it at least
         self.twice = False  # a gradient that has a gradient: a penalty, whose second order is not seen
         self.hooks: list = []
 
@@ -79,6 +81,7 @@ class SecondPass:
         computed = [(i, t) for i, t in enumerate(tensors(outputs)) if t.grad_fn is not None]
         self.hooks = [t.register_hook(lambda grad, i=i: self._take(i, grad)) for i, t in computed]
         self.outputs = {i: _sample(t) for i, t in computed}
+        self.compiled = any("CompiledFunction" in node.name() for _, t in computed for node in (t.grad_fn, *_ancestors(t.grad_fn)))
 
     def _take(self, i: int, grad: Tensor | None) -> None:
         if grad is not None:  # none: compiled, and the loss does not use this output
@@ -104,7 +107,11 @@ class SecondPass:
             try:
                 outputs = tensors(self.model(*self.args, **self.kwargs))
                 recording.ended()
-                recording.gradients(*self._matched(outputs))
+                drew = not torch.equal(torch.get_rng_state(), self.random[2])
+                matched = self._matched(outputs)
+                if not (drew and self.compiled):  # compiled dropout draws otherwise than the same uncompiled
+                    self._compare(outputs)
+                recording.gradients(*matched)
                 return recording.rows(of_gradient)
             finally:
                 recording.forget()
@@ -125,6 +132,12 @@ class SecondPass:
                 stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
             yield
 
+    def _compare(self, found: list[Tensor]) -> None:
+        """Raises AuditError where the outputs are others than the forward's were."""
+        for i, was in self.outputs.items():
+            if i in self.grads and (_sample(found[i]) - was).norm() > ALIKE * was.norm():
+                raise AuditError("the model returned other numbers when it was run again: its weights, or what else it keeps, have changed")
+
     def _matched(self, found: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The outputs of the second pass and what the loss sent into each directly.
 
@@ -133,9 +146,6 @@ class SecondPass:
         """
         if max(self.grads) >= len(found) or any(found[i].shape != grad.shape for i, grad in self.grads.items()):
             raise AuditError("the model returned something else when it was run again")
-        for i, was in self.outputs.items():
-            if i in self.grads and (_sample(found[i]) - was).norm() > ALIKE * was.norm():
-                raise AuditError("the model returned other numbers when it was run again: its weights, or what else it keeps, have changed")
         before = {i: _ancestors(found[i].grad_fn) for i in self.grads}
         feeds = {i: [k for k in self.grads if k != i and found[i].grad_fn in before[k]] for i in self.grads}
         direct: dict[int, Tensor] = {}

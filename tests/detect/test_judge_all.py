@@ -53,6 +53,7 @@ def test_the_committed_table_is_of_todays_rule_and_of_all_groups():
 
 @committed
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # all of the table
 def test_the_committed_table_comes_out_again():
     rows = read_rows(FOLDER / DETECT.path, DETECT)
     for name, cases in groups(ROOT / "results"):

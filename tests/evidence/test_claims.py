@@ -230,7 +230,7 @@ def test_every_claim_says_what_it_is_and_has_a_place_of_its_own(nothing):
 def test_the_page_is_what_the_tables_give():
     assert claims.differs(ROOT / "results") == []
     text, titles = claims.headline(ROOT / "results"), re.findall(r"^### (.*)$", PAGE.read_text(encoding="utf-8"), re.M)
-    assert text.count("](REPRODUCTION.md#") == 8 and f"Of all {len(titles)} claims" in text
+    assert text.count("](REPRODUCTION.md#") == 8 and f"All {len(titles)} claims" in text
 
 
 def test_a_page_that_was_changed_is_a_problem(tmp_path, monkeypatch):

@@ -20,6 +20,8 @@ def told():
 
 def test_it_has_the_cells_and_the_numbers_of_critical_rates(told):
     other = pd.read_csv(RESULTS / "critical_rates.csv")
+    measured = other["fresh"] > 0  # of a search that goes on, those cells that are done
+    other = other[measured | ~other["protocol"].isin(other.loc[measured, "protocol"])]
     shared = [name for name in told if name in other]
     assert "best_loss" in shared and "window_high" in shared and len(told) == len(other)
     pd.testing.assert_frame_equal(*(table.sort_values(KEY)[shared].reset_index(drop=True) for table in (told, other)))

@@ -105,7 +105,7 @@ def test_a_missing_curve_is_noticed(copy):
 
 def test_missing_pictures_are_noticed(copy, capsys):
     """What a picture shows is tested with the figures."""
-    names = {path.name for path in PICTURES.glob("laptop-*")}
+    names = {path.name for path in PICTURES.glob("laptop-*") if path.stem != "laptop-heldout"}  # which needs two depths
     (copy / "figures").mkdir()
     assert cli.main(["verify", "--results", str(copy)]) == 1
     problems = [problem for problem in capsys.readouterr().err.splitlines() if "missing; draw it" in problem]

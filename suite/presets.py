@@ -103,7 +103,7 @@ def _presets() -> dict[str, Protocol]:
                     Cell("mvsplit", lrs=(1.64e-2,), seeds=tuple(range(8))), Cell("mvsplit", lrs=(2.66e-3,), seeds=(0, 1)),
                     # a tenth of that scale, learned and fixed: at 100 blocks all of either die at this rate
                     Cell("mvsplit", params="beta=0.1", lrs=(2.49e-2,), seeds=tuple(range(4))),
-                    Cell("split", params="beta=0.1,learn=none,mean=none", lrs=(2.49e-2,), seeds=tuple(range(4))),
+                    Cell("split", params=f"beta=0.1,{CENTERED}", lrs=(2.49e-2,), seeds=tuple(range(4))),
                 ),
             ),
             Protocol(

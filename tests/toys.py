@@ -10,6 +10,8 @@ import math
 import torch
 from torch import nn
 
+from baselines.prenorm import PreNorm
+from baselines.subln import SubLN
 from suite import registry
 from suite.data.dataset import NAMED
 from suite.presets import PROTOCOLS
@@ -18,16 +20,6 @@ from suite.residual import WEIGHTS, Factors, Residual, rms_norm
 from suite.sweep.tryout import try_out
 
 STREAMS = 2
-
-
-class PreNorm(Residual):
-    """X + F(N X) and a last norm: what others are at the start."""
-
-    def forward(self, x_BTD, branch, ctx):
-        return x_BTD + branch(rms_norm(x_BTD))
-
-    def fold(self, x_BTD):
-        return rms_norm(x_BTD)
 
 
 class Streams(Residual):
@@ -151,23 +143,6 @@ class SharedAdaLN(Residual):
 
     def fold(self, x):
         return rms_norm(x[:, :-6])
-
-
-class SubLN(PreNorm):
-    """Magneto: a norm before the writer as well, affine, and its gain on v, o and the FFN."""
-
-    def __init__(self, site):
-        super().__init__(site)
-        self.norm = nn.LayerNorm(site.inner)
-        self.register_buffer("gain", torch.tensor(math.log(2 * site.depth) ** 0.5))
-
-    def inner(self, h, ctx):
-        return self.norm(h)
-
-    @torch.no_grad()
-    def init_weights(self, site, weights):
-        for name in {"v", "o", "w1", "w3", "w2"} & weights.keys():
-            weights[name].mul_(self.gain)
 
 
 class CompleteP(PreNorm):

@@ -112,11 +112,18 @@ def watchable(dit: nn.Module) -> nn.Module:
     return dit
 
 
+def named(scheme: str, params: str, depth: int) -> tuple[str, str]:
+    """(what a run of the suite is called, its parameters in full)."""
+    entry = registry.get(scheme, "controlled")
+    params = registry.format_params(entry, registry.parse_params(entry, params))
+    return " ".join(filter(None, (scheme, params, f"{depth} blocks"))), params
+
+
 def dead(scheme: str, params: str, depth: int, rate: float, steps: int, seed: int) -> dict[str, object]:
     """The row of a run of the suite, eager, until some steps behind its tokens became equal."""
     data, entry = load("digits"), registry.get(scheme, "controlled")
     values = registry.parse_params(entry, params)
-    params = registry.format_params(entry, values)
+    name, params = named(scheme, params, depth)
     protocol, source = replace(PROTOCOLS["frontier"], compiled=False), (data.name, data.digest, entry.code_digest(values))
     run = Run(protocol, scheme, "controlled", params, "zero", depth, rate, seed, *source, compiled=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +132,6 @@ def dead(scheme: str, params: str, depth: int, rate: float, steps: int, seed: in
         while trainer.state.step < until and trainer.advance(lambda _: seen.step(*trainer.state.curve[-1][1:])):
             if seen.cosines[-1][1] > EQUAL:
                 until = min(until, seen.cosines[-1][0] + BEHIND)
-    name = " ".join(filter(None, (scheme, params, f"{depth} blocks")))
     return {"truth": "dead", "network": name, "seed": seed, "lr": rate, **seen.row()}
 
 
@@ -153,8 +159,7 @@ def main() -> None:
     done = {(row["network"], row["seed"]) for row in rows}
     todo = [(f"{name}", seed, alive, (name, seed)) for seed in range(args.seeds) for name in ZOO if not args.only or name in args.only]
     for scheme, params, depth, *rest in DYING:
-        params = registry.format_params(entry := registry.get(scheme, "controlled"), registry.parse_params(entry, params))
-        name = " ".join(filter(None, (scheme, params, f"{depth} blocks")))
+        name, params = named(scheme, params, depth)
         todo += [(name, 0, dead, (scheme, params, depth, *rest, 0))] if not args.only or scheme in args.only else []
     for name, seed, make, arguments in todo:
         if (name, str(seed)) in done:

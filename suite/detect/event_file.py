@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import struct
 import tempfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from suite.detect.numbers import LogError
-from suite.detect.sheet import Sheet
+from suite.detect.sheet import Sheet, unpacked
 
 EVENTS = "tfevents"  # in the names of TensorBoard's files
 HEAD, TAIL = 12, 4  # bytes of a record before its data (length, and its checksum) and behind (checksum of the data)
@@ -81,12 +79,7 @@ class _Damage:
 
 def _cleaned(file: Path, into: Path) -> str:
     """Write the whole records of a file; what was wrong with it, or ""."""
-    try:
-        data = file.read_bytes()
-        data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
-    except (OSError, EOFError, zlib.error) as error:
-        why = getattr(error, "strerror", None) or f"not a whole gzip file: {error}"
-        raise LogError(f"{file}: cannot be read ({why}); copy it anew") from None
+    data = unpacked(file.read_bytes, file, "copy it anew")
     damage = _Damage()
     with open(into, "wb") as out:
         for record in _records(data, damage):

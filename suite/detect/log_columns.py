@@ -163,7 +163,7 @@ def _cells(sheet: Sheet, columns: Collection[int]) -> Iterator[str]:
 
 def _columns(sheet: Sheet, names: list[str], column: str | None, step: str | None) -> _Columns:
     """Which columns are read. Raises LogError where that cannot be told."""
-    epoch = _one(sheet, names, EPOCH, "epoch", need=False)
+    epoch = _one(sheet, names, EPOCH)
     if step is not None:
         counter = _named(sheet, names, step, "--step")
     else:
@@ -188,25 +188,25 @@ def _named(sheet: Sheet, names: list[str], name: str, flag: str) -> int:
 
 def _counter(sheet: Sheet, names: list[str]) -> int | None:
     """The column that counts steps: the surest name of those that tell rows apart, as a step that has several iterations does not."""
-    there = [at for name in (*STEP, *BATCH) if (at := _one(sheet, names, (name,), "step", need=False)) is not None]
+    there = [at for name in (*STEP, *BATCH) if (at := _one(sheet, names, (name,))) is not None]
     told = [len({cells[at] for cells in sheet.rows[:FIRST_ROWS]} - {None, ""}) for at in there]  # rows apart
     return next((at for at, n in zip(there, told, strict=True) if n >= APART * max(told)), None)
 
 
 def _taken(sheet: Sheet, names: list[str], loss: int, run: str) -> dict[str, int]:
     """The columns to be read, by the names that the verdict knows."""
-    taken = {"loss": loss} | {name: at for name in COLUMNS if (at := _one(sheet, names, (name,), name, need=False)) is not None}
+    taken = {"loss": loss} | {name: at for name in COLUMNS if (at := _one(sheet, names, (name,))) is not None}
     norm = _norm(sheet, names, run)
     return taken if norm is None else taken | {"grad_norm": norm}
 
 
 def _losses(sheet: Sheet, names: list[str], column: str | None) -> tuple[int | None, dict[str, int]]:
     """(the column that names the run, or None; the loss's column by run, "" where it is the only one)."""
-    runs = _one(sheet, names, RUN, "run", need=False)
+    runs = _one(sheet, names, RUN)
     if column is not None:
         return runs, {"": _named(sheet, names, column, "--column")}
     like = [i for i, name in enumerate(names) if is_loss(name)]
-    if (at := _one(sheet, names, LOSS, "loss", need=False)) is not None:
+    if (at := _one(sheet, names, LOSS)) is not None:
         return runs, {"": _alive(sheet, names, at, like)}
     for wanted in LOSS:  # Weights & Biases: one column a run, "run - train/loss"
         found = {name.rpartition(" - ")[0]: i for i, name in enumerate(names) if key(name.rpartition(" - ")[2]) == wanted}
@@ -246,16 +246,14 @@ def _has_numbers(sheet: Sheet, at: int) -> bool:
     return any(finite(cells[at]) for cells in sheet.rows)
 
 
-def _one(sheet: Sheet, names: list[str], wanted: tuple[str, ...], what: str, need: bool = True) -> int | None:
-    """The column that bears the first of these names that is there."""
+def _one(sheet: Sheet, names: list[str], wanted: tuple[str, ...]) -> int | None:
+    """The column that bears the first of these names that is there; None where there is none."""
     low = [key(name) for name in names]
     for name in wanted:
         if (n := low.count(name)) == 1:
             return low.index(name)
         if n > 1:
             raise LogError(f"{sheet.where}, line 1: column {name!r} is twice in the header ({', '.join(names)[:80]}); keep one {name}")
-    if need:
-        raise LogError(f"{sheet.where}, line 1: column {what!r} is not in the header ({', '.join(names)[:80]}); name the columns step,loss")
     return None
 
 
@@ -263,7 +261,7 @@ def _norm(sheet: Sheet, names: list[str], run: str) -> int | None:
     if run:
         low = [key(name) for name in names]
         return next((low.index(key(f"{run} - {name}")) for name in NORM if key(f"{run} - {name}") in low), None)
-    return _one(sheet, names, NORM, "grad_norm", need=False)
+    return _one(sheet, names, NORM)
 
 
 class _Reader:

@@ -7,12 +7,10 @@ file, line, remedy.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import re
 import sys
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,10 +19,9 @@ import numpy as np
 from suite.detect.event_file import is_events, read_events
 from suite.detect.names import EPOCH, NORM, RUN, STEP, is_loss, key
 from suite.detect.numbers import LogError
-from suite.detect.sheet import Sheet, quoted
+from suite.detect.sheet import Sheet, quoted, unpacked
 from suite.detect.stdout_log import not_understood, read_printed
 
-GZIP = b"\x1f\x8b"
 BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 LARGE = 5_000_000  # bytes from which plain numbers are read at once
 DELIMITERS = (",", ";", "\t")
@@ -89,14 +86,10 @@ def plain_numbers(path: str | Path, wanted: Callable[[list[str]], dict[str, int]
 
 
 def _bytes(path: str | Path) -> bytes:
-    try:
-        if str(path) == "-" and sys.stdin is None:
-            raise LogError("-: standard input is closed; pipe a log into it, or give the path of one")
-        data = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
-        return gzip.decompress(data) if data.startswith(GZIP) else data
-    except (OSError, EOFError, zlib.error) as error:
-        why = getattr(error, "strerror", None) or f"not a whole gzip file: {error}"
-        raise LogError(f"{path}: cannot be read ({why}); give the path of a log with a step and a loss") from None
+    if str(path) == "-" and sys.stdin is None:
+        raise LogError("-: standard input is closed; pipe a log into it, or give the path of one")
+    read = sys.stdin.buffer.read if str(path) == "-" else Path(path).read_bytes
+    return unpacked(read, path, "give the path of a log with a step and a loss")
 
 
 def _decoded(data: bytes, path: str | Path) -> str:

@@ -1,8 +1,25 @@
-"""What every reader of a file hands on: rows of text under names."""
+"""What every reader of a file begins with, its bytes, and hands on: rows of text under names."""
 
 from __future__ import annotations
 
+import gzip
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from suite.detect.numbers import LogError
+
+GZIP = b"\x1f\x8b"
+
+
+def unpacked(read: Callable[[], bytes], where: object, remedy: str) -> bytes:
+    """The bytes that are read, without gzip around them. Raises LogError where they cannot be had."""
+    try:
+        data = read()
+        return gzip.decompress(data) if data.startswith(GZIP) else data
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or f"not a whole gzip file: {error}"
+        raise LogError(f"{where}: cannot be read ({why}); {remedy}") from None
 
 
 @dataclass(frozen=True)

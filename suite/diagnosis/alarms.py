@@ -15,15 +15,14 @@ from statistics import median
 
 import numpy as np
 
-from suite.diagnosis.watch import LEVEL, LossWatch
+from suite.diagnosis.watch import JUMP, LEVEL, RELATIVE, LossWatch
 from suite.verdict.smooth import SHORT, robust_sd
 
 OVERFLOWS = 10  # steps in a row without a finite gradient that are no gradient scaler's search any more
 EQUAL = 0.99  # TCS of the writers' outputs at which tokens are one vector; our healthy networks stay below .6
 EXTINCT = 0.01  # of the largest centered share seen: a dying plain network passes it within ten steps, tied N(0, 1) embeddings stay at .15
 LESS = 0.5  # of it: where the loss rises as the tokens become equal; that plain network had .15 at the first step of its death
-WORSE, NO_BETTER = 4.0, 1.0  # sds of one loss above the lowest median of five: LossWatch's jump; and what the lowest of many lies below
-RELATIVE = 0.05  # of the loss, at least, for WORSE: as LossWatch
+NO_BETTER = 1.0  # sds of one loss above the lowest median of five: what the lowest of many lies below
 
 
 @dataclass
@@ -132,7 +131,7 @@ class Alarms:
         levels = self.levels
         above, scatter = levels.now - levels.lowest, levels.scatter
         if self.start is None or share <= LESS * self.start:
-            if math.isfinite(above) and above > max(WORSE * scatter, RELATIVE * abs(levels.lowest)):
+            if math.isfinite(above) and above > max(JUMP * scatter, RELATIVE * abs(levels.lowest)):
                 return f"the loss has risen from {levels.lowest:.4g} to {levels.now:.4g}"
         if not share < EXTINCT * (1.0 if self.start is None else self.start):
             self._extinct = None

@@ -56,6 +56,11 @@ def runs_of(folder: Path) -> pd.DataFrame:
     return of_run(folder / TABLES["runs"].path, TABLES["runs"])
 
 
+def how_many(results: Path) -> int:
+    """The runs of a results folder, of today's protocols."""
+    return sum(len(runs_of(results / name)) for name in PROTOCOLS)
+
+
 def in_order(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs by cell, in the project's order of schemes; their index stays, which has the table's order."""
     place = runs["scheme"].map({scheme: i for i, scheme in enumerate(SCHEMES)}).fillna(len(SCHEMES))

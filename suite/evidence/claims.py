@@ -40,10 +40,15 @@ def of_folder(results: Path) -> tuple[dict[str, list[Claim]], pd.DataFrame]:
     return judged(tables), tables.runs
 
 
+def counted(chapters: dict[str, list[Claim]]) -> Counter[str]:
+    """How many claims have each verdict."""
+    return Counter(claim.verdict for claims in chapters.values() for claim in claims)
+
+
 def reproduction(results: Path) -> str:
     """The page of all claims, in Markdown."""
     chapters, runs = of_folder(results.resolve())
-    counts = Counter(claim.verdict for claims in chapters.values() for claim in claims)
+    counts = counted(chapters)
     tokens = sorted(set(runs["image_tokens"] + runs["caption_tokens"]))
     return render("reproduction", chapters=chapters, counts={verdict: counts[verdict] for verdict in VERDICTS}, rows=_rows, runs=len(runs),
                   widths=sorted(set(runs["width"])), tokens=tokens, depths=sorted(set(runs["depth"]))) + "\n"  # fmt: skip

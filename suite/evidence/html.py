@@ -14,7 +14,7 @@ from suite.evidence import claims, critical_rates, ranking_table
 from suite.evidence.answer import answer
 from suite.evidence.autopsy import left_of_the_dead
 from suite.evidence.branch_scale import branch_scale
-from suite.evidence.cells import finished, label, runs_of
+from suite.evidence.cells import finished, how_many, label, runs_of
 from suite.evidence.edges import hypotheses, ratios
 from suite.evidence.findings import findings
 from suite.evidence.hazard import CUT, PER, risks, with_health
@@ -62,7 +62,7 @@ def page(results: Path, pictures: Sequence) -> str:
                            trim_blocks=True, lstrip_blocks=True).get_template("report.html.j2")  # fmt: skip
     text = template.render(
         sections=shown, pictures=known, chapters=chapters, verdicts=VERDICTS, inline=inline, rows=_rows, folder=results.name,
-        above={stem for section in shown for stem in section.pictures}, runs=sum(len(runs_of(folder)) for folder in _folders(results)),
+        above={stem for section in shown for stem in section.pictures}, runs=how_many(results),
     )  # fmt: skip
     if (size := len(text.encode())) > LARGEST:
         raise ValueError(f"the report would have {size / 1e6:.1f} MB, more than {LARGEST / 1e6:g}: shrink paper_figures/gallery.py's")

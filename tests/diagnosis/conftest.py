@@ -1,5 +1,6 @@
-"""Fixtures of the audit pass tests."""
+"""Fixtures of the tests of the audit pass, and of what watches from outside."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -37,3 +38,18 @@ def start(data, tmp_path):
         return Trainer(run, data, folder or tmp_path / str(next(count)))
 
     return make
+
+
+@pytest.fixture
+def silent(capsys):
+    """What a Monitor prints is not shown with a test that fails for another reason."""
+    yield
+    capsys.readouterr()
+
+
+@pytest.fixture
+def told():
+    """What was said in warnings, in order."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield told

@@ -15,11 +15,7 @@ from suite.audit import AuditError, DyingWarning, Monitor
 from suite.detect.judge import detect
 from suite.diagnosis.watch import LossWatch
 
-
-@pytest.fixture(autouse=True)
-def quiet(capsys):
-    yield
-    capsys.readouterr()
+pytestmark = pytest.mark.usefixtures("silent")
 
 
 class Wrapped(nn.Module):

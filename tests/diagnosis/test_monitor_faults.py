@@ -14,19 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from suite.audit import Monitor
 
-
-@pytest.fixture(autouse=True)
-def quiet(capsys):
-    yield
-    capsys.readouterr()
-
-
-@pytest.fixture
-def told():
-    """What was said, in order."""
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        yield told
+pytestmark = pytest.mark.usefixtures("silent")
 
 
 def texts(told):

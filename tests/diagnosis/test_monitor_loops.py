@@ -2,7 +2,6 @@
 
 import csv
 import gc
-import warnings
 
 import pytest
 import torch
@@ -12,18 +11,7 @@ from torch import nn
 from suite.audit import AuditError, Monitor
 from suite.detect.judge import detect
 
-
-@pytest.fixture(autouse=True)
-def quiet(capsys):
-    yield
-    capsys.readouterr()
-
-
-@pytest.fixture
-def told():
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        yield told
+pytestmark = pytest.mark.usefixtures("silent")
 
 
 def hooks(model):

@@ -14,11 +14,7 @@ from torch import nn
 from suite.audit import AuditError, Monitor
 from suite.diagnosis.metrics import rho, tcs, writer_gradient
 
-
-@pytest.fixture(autouse=True)
-def quiet(capsys):
-    yield
-    capsys.readouterr()
+pytestmark = pytest.mark.usefixtures("silent")
 
 
 class Block(nn.Module):

@@ -10,11 +10,7 @@ from torch import nn
 from suite.audit import Monitor, audit
 from suite.diagnosis.metrics import rho, tcs, writer_gradient
 
-
-@pytest.fixture(autouse=True)
-def quiet(capsys):
-    yield
-    capsys.readouterr()
+pytestmark = pytest.mark.usefixtures("silent")
 
 
 class Conv1D(nn.Module):

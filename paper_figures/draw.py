@@ -112,8 +112,8 @@ def fault(path: Path, mark: str) -> str:
 
 
 def folders(results: Path) -> list[Path]:
-    """The folders of protocols, of benchmarks and of autopsies."""
-    return sorted({path.parent for name in ("runs", "bench", "autopsy") for path in results.glob(f"*/{TABLES[name].path}")})
+    """The folders of protocols, of benchmarks, of autopsies and of detectors."""
+    return sorted({path.parent for name in ("runs", "bench", "autopsy", "head_to_head") for path in results.glob(f"*/{TABLES[name].path}")})
 
 
 def pages(folder: Path) -> Iterator[tuple[str, Recipe, Figure | str]]:

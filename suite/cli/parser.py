@@ -105,11 +105,15 @@ def parser() -> argparse.ArgumentParser:
     claims.add_argument("--write", action="store_true", help="write them to REPRODUCTION.md")
     claims.add_argument("--results", type=directory, default=COMMITTED, metavar="DIR", help="default: the committed tables")
     detect = add("detect", help="what became of a run, from its log: CSV, JSON (lines), printed output, event files, gz; - for a pipe")
-    detect.add_argument("file", type=Path)
+    what = detect.add_mutually_exclusive_group(required=True)
+    what.add_argument("file", type=Path, nargs="?")
+    what.add_argument("--score", metavar="MODULE:FUNCTION",
+                      help="instead of judging a log, score a detector of yours on our runs, row by row (docs/detect.md)")  # fmt: skip
     detect.add_argument("--column", metavar="NAME", help="the column of the loss, where it cannot be told")
     detect.add_argument("--step", metavar="NAME", help="the column that counts the steps, where it cannot be told")
     detect.add_argument("--constant-loss", type=float, metavar="X", help="loss of the best constant predictor, if known")
     detect.add_argument("--plot", type=Path, metavar="FILE", help="draw the loss and what was found: .png, .pdf or .svg")
+    detect.add_argument("--results", type=directory, default=COMMITTED, metavar="DIR", help="with --score: the runs (default: committed)")
     bench = add("bench", help="what a step costs by scheme and depth, beside the project's targets; about 40 minutes on an idle machine")
     bench.add_argument("--quick", action="store_true", help="two schemes and few depths, in about five minutes")
     bench.add_argument("--only", default="", metavar="EXPR", help="rows whose name fits, as in: 'cuda and step'")

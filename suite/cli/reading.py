@@ -192,6 +192,8 @@ def claims(args) -> int:
 
 
 def detect(args) -> int:
+    if args.score:
+        return _score(args)
     from suite.detect.judge import judge_logs
 
     judged = judge_logs(args.file, args.constant_loss, args.column, args.step)
@@ -200,6 +202,16 @@ def detect(args) -> int:
         from paper_figures.detected import draw_detected
 
         draw_detected(args.plot, judged)
+    return 0
+
+
+def _score(args) -> int:
+    from suite.evidence.online import scores
+
+    if args.column or args.step or args.plot or args.constant_loss is not None:
+        raise ValueError("--score takes none of --column, --step, --constant-loss and --plot, which are for a log")
+    for row in scores(args.score, args.results):
+        print(json.dumps(row), flush=True)
     return 0
 
 

@@ -31,6 +31,7 @@ TREND, LEAST_TREND = 0.1, 9  # share of the differences whose median is the slop
 DIGITS = 8  # decimals; nobody prints a loss with more, and float32 has no more
 HUGE, HUGE_BEHIND, HELD = 50.0, 10.0, 20  # scatters from one point to the next, before it and in all, by which no noise of any
 #                                           correlation jumps at once; points for which such a jump must be held
+EXPLODES = 100.0  # times the largest of its first losses: by the size of such a loss, not by its differences, is told where it rose
 CLIP = 4.0  # robust sds at which differences count no further, so that the jump itself is no noise
 DIP = 4.0  # points above the line that make up for one below, where the first point behind the change is sought
 MEDIAN_OF_FIVE = 0.536  # sd of the median of five normal values
@@ -57,9 +58,18 @@ def find_change(loss) -> Change | None:
     """The rise of level in (N,) finite losses that stands out most, or None; one that is sure goes before all that are not.
 
     Of more than POINTS losses the last POINTS are searched on their own too, where a block would be too coarse for
-    what has just begun.
+    what has just begun. A loss that explodes has no level behind that: its logarithm is searched first.
     """
     loss = np.asarray(loss, float)
+    if len(loss) and loss.min() > 0 and loss.max() > EXPLODES * loss[:MIN_BEFORE].max():
+        size = _search(np.log(loss))
+        if size and size.sure:
+            return replace(size, level=float(np.exp(size.level)), behind=float(np.exp(size.behind)), low=float(np.exp(size.low)))
+    return _search(loss)
+
+
+def _search(loss: np.ndarray) -> Change | None:
+    """`find_change` of losses as they are."""
     found = _find(loss)
     if len(loss) > POINTS and not (found and found.sure) and (late := _find(loss[-POINTS:])):
         at = len(loss) - POINTS + late.at

@@ -48,7 +48,7 @@ def never_learned(loss: np.ndarray, from_start: bool) -> tuple[str, str]:
     """
     if len(loss) < FEWEST:
         return "", ""
-    if why := _repeats(loss):
+    if why := repeats(loss):
         return why, ""
     if abs(np.median(_last(loss))) <= MEMORISED * last_digit(loss):  # as low as the log prints: all is memorised
         return "", ""
@@ -72,8 +72,11 @@ def idle_gradient(norm: np.ndarray | None) -> str:
     return f"the gradient norm is exactly 0 {since}: nothing is trained there"
 
 
-def _repeats(loss: np.ndarray) -> str:
-    """The same number to the last digit in all last rows, where it was not rounding that made them equal."""
+def repeats(loss: np.ndarray) -> str:
+    """Why a log of finite losses (N,) shows no training: the same number to the last digit in all last rows, where it was not rounding
+    that made them equal."""
+    if len(loss) < FEWEST:
+        return ""
     other = np.flatnonzero(loss != loss[-1])
     first = int(other[-1]) + 1 if len(other) else 0
     rows = len(loss) - first

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from suite.detect.change import LEVEL, MIN_BEHIND, Change, find_change
-from suite.detect.doubts import fall, idle_gradient, is_abrupt, last_rows, never_learned, only_rose, rises_from_zero
+from suite.detect.doubts import fall, idle_gradient, is_abrupt, last_rows, never_learned, only_rose, repeats, rises_from_zero
 from suite.detect.log_columns import Log, LogError, read_logs
 from suite.verdict.outcome import Verdict, checked, excursions, judge_known, verdict_of
 from suite.verdict.signature import foreign_signature
@@ -55,7 +55,7 @@ def judge_foreign(steps, loss, *, constant_loss: float | None = None, grad_norm=
         verdict, lacks = _judge_unknown(steps, loss, window, grad_norm, min_points)
         notes += ["constant loss unknown: threshold from the log's own level and scatter; --constant-loss is stricter, and needed for "
                   "untrained", *lacks]  # fmt: skip
-    if verdict.outcome == "survived":
+    if verdict.outcome in ("survived", "too_short"):
         loss = np.asarray(loss, float)
         verdict, doubt = _doubted(verdict, steps, loss, constant_loss is not None)
         notes += [note for note in (doubt, fall(steps, loss)) if note]
@@ -73,7 +73,7 @@ def begins_training(steps) -> bool:
 
 
 def _doubted(verdict: Verdict, steps, loss: np.ndarray, known: bool) -> tuple[Verdict, str]:
-    """A verdict of survived, or unknown with the reason where the log does not show that.
+    """A verdict of survived or too_short, or unknown with the reason where the log shows more than that, or less.
 
     known: with a constant loss, which tells whether it has learnt.
     """
@@ -83,7 +83,10 @@ def _doubted(verdict: Verdict, steps, loss: np.ndarray, known: bool) -> tuple[Ve
         return replace(verdict, outcome="unknown", crash_step=int(steps[at])), (
             f"the loss rises from {level:.4g} to {np.median(loss[at:]):.4g} in {which}, from step {steps[at]} on: too few to judge by, "
             f"{MIN_BEHIND} are needed")  # fmt: skip
-    why, remark = ("", "") if known else never_learned(loss, begins_training(steps))
+    if verdict.outcome == "too_short":
+        why, remark = "" if known else repeats(loss), ""
+    else:
+        why, remark = ("", "") if known else never_learned(loss, begins_training(steps))
     return (replace(verdict, outcome="unknown"), why) if why else (verdict, remark)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from suite.detect.event_file import is_events, read_events
 from suite.detect.names import EPOCH, NORM, RUN, STEP, is_loss, key
 from suite.detect.numbers import LogError
+from suite.detect.printed_table import read_table
 from suite.detect.sheet import Sheet, quoted, unpacked
 from suite.detect.stdout_log import not_understood, read_printed
 
@@ -45,15 +46,15 @@ def read_sheets(path: str | Path, column: str | None = None, step: str | None = 
         except LogError:  # Python's dicts, "[rank0]: step 1", ...; where the first line is JSON or begins it, JSON that is broken
             if _is_json(_first(text)) or _begins_json(_first(text)):
                 raise
-            if sheet := read_printed(text, where, column):
+            if sheet := read_printed(text, where, column) or read_table(text, where):
                 return [sheet]
             if LOOKS_LIKE_JSON.match(text):
                 raise
             raise not_understood(text, where) from None
     if not _is_table(text, column, step):
-        if sheet := read_printed(text, where, column):
+        if sheet := read_printed(text, where, column) or read_table(text, where):
             return [sheet]
-        if _cells_of(text) < 2:
+        if _cells_of(text) < 2 or _has_values(_first(text)):
             raise not_understood(text, where)
     return [_delimited(text, where)]
 
@@ -122,10 +123,15 @@ def _cells_of(text: str) -> int:
 def _is_table(text: str, column: str | None, step: str | None) -> bool:
     """Whether the first line is a header: of several cells, one of them a name that is known, and none with a value beside its name."""
     cells = [cell.strip().strip('"') for cell in _first(text).split(_delimiter(text))]
-    if len(cells) < 2 or any(VALUED.search(cell) for cell in cells):
+    if len(cells) < 2 or _has_values(_first(text)):
         return False
     known = {*STEP, *EPOCH, *NORM, *RUN, *(key(name) for name in (column, step) if name)}
     return any(key(cell) in known or is_loss(cell.rpartition(" - ")[2]) for cell in cells)
+
+
+def _has_values(line: str) -> bool:
+    """Whether a line has values beside names, which no header has."""
+    return any(VALUED.search(cell.strip().strip('"')) for cell in line.split(_delimiter(line)))
 
 
 def _delimited(text: str, where: str) -> Sheet:

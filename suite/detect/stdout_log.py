@@ -31,7 +31,9 @@ _TIMES = re.compile(
     r"[\d.?]+\s?(?:s/it|it/s|ms/step|us/step|s/step|[a-z]+/s(?:ec)?)\b")
 _RANKS = re.compile(
     r"^\s*(?:\[\d+,(?P<mpi>\d+)\]<std\w+>:?|\[?(?:rank|default|gpu|worker)[ _:=]?(?P<named>\d+)\]?:?(?=[\s\[]))", re.IGNORECASE)
-_NUMBERED = re.compile(r"^\s*(?P<n>\d{1,9}):\s+(?=\S*[A-Za-z\[])")  # "3: iteration 10 ..." of srun, or "300: loss 2.31"
+# "3: iteration 10 ..." of srun, or "300: loss 2.31", "[43] train-logloss:0.33", "1328 Loss : 0.05"
+_NUMBERED = re.compile(r"^\s*(?:(?P<marked>\d{1,9}):|\[(?P<held>\d{1,9})\]|(?P<bare>\d{1,9}))\s+(?=\S*[A-Za-z\[])")
+_INDEXED = re.compile(r"(?P<name>[A-Za-z][\w/]*loss\w*|loss)\s*[\[(]\s*(?P<n>\d{1,9})\s*[\])]\s*(?=[:=])", re.IGNORECASE)  # "loss[ 10 ]: 2"
 _TUTORIAL = re.compile(r"^\s*\[\s*(\d+),\s*(\d+)\]\s*(?=\D)")  # "[1,  2000] loss: 2.2", PyTorch's first example
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)(?:\.\d*)?|\.\d+"
 _NUMBER = re.compile(
@@ -157,6 +159,9 @@ def not_understood(text: str, where: str) -> LogError:
     """Why a text is no log, with the line that looks most like one."""
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     number, line = next(((n, line) for n, line in lines if "loss" in line.lower() and re.search(r"\d", line)), lines[0])
+    if not _NAMES_A_LOSS.search(text) and re.search(r"\d", text):
+        return LogError(f"{where}, line {number}: no loss is named in it: {quoted(line)}; say with --column NAME which number is to be "
+                        "judged")  # fmt: skip
     return LogError(f"{where}, line {number}: not understood: {quoted(line)}; give a CSV with a header such as step,loss, JSON, or lines "
                     "such as 'step 100: loss 2.31'")  # fmt: skip
 
@@ -174,6 +179,7 @@ def parse(text: str, number: int = 0) -> Line:
     numbered = _NUMBERED.match(left)
     if numbered:
         left = left[numbered.end():]
+    left = _INDEXED.sub(r"step \g<n> | \g<name> ", left)
     end, waiting, seen = 0, "", []
     for found in _NUMBER.finditer(left):
         before = left[end:found.start()]
@@ -203,10 +209,10 @@ def parse(text: str, number: int = 0) -> Line:
             if is_loss(name) and not line.evaluates:
                 line.evaluates = _evaluates("|".join(seen))
     if numbered:
-        if any(name != "epoch" for name in line.clocks):
-            line.rank = line.rank or numbered["n"]
-        else:
-            line.clocks["step"] = numbered["n"]
+        if not any(name != "epoch" for name in line.clocks):
+            line.clocks["step"] = numbered[numbered.lastgroup]
+        elif not numbered["bare"]:
+            line.rank = line.rank or numbered[numbered.lastgroup]
     return line
 
 

@@ -17,10 +17,10 @@ from suite.evidence.edges import Ratio, hypotheses, ratios
 from suite.evidence.events import DEEP, events
 from suite.evidence.hazard import with_health
 from suite.evidence.measures import Measures, measures
-from suite.evidence.trajectories import once
 from suite.presets import PROTOCOLS
 from suite.records.schema import TABLES
 from suite.records.store import RowsByRun, read
+from suite.records.trajectories import once
 from suite.verdict.outcome import DEAD
 from suite.verdict.smooth import short_median
 

@@ -22,8 +22,8 @@ from suite.evidence.deaths import QUANTITIES, strided
 from suite.evidence.hazard import poisson_interval, with_health
 from suite.evidence.markdown import table
 from suite.evidence.stats import LEVEL
-from suite.evidence.trajectories import once
 from suite.records.store import RowsByRun
+from suite.records.trajectories import once
 
 GAP = 25  # steps before a death that are left out; the longest growth that we have seen took 25 (deaths.CALM_UNTIL)
 HORIZONS, AUDITED_HORIZONS = (50, 125, 400), (125, 400)  # steps before a death at which a window begins; audits are 100 apart

@@ -11,6 +11,7 @@ from suite.evidence import claims
 from suite.evidence.anatomy import anatomy
 from suite.evidence.answer import answer
 from suite.evidence.autopsy import left_of_the_dead
+from suite.evidence.blind import blind
 from suite.evidence.branch_scale import branch_scale
 from suite.evidence.cells import runs_of
 from suite.evidence.costs import costs
@@ -18,8 +19,10 @@ from suite.evidence.deep import deep
 from suite.evidence.detecting import detecting
 from suite.evidence.early_warning import early_warning
 from suite.evidence.findings import findings
+from suite.evidence.head_to_head import head_to_head, sentence
 from suite.evidence.headline import failure, headline
 from suite.evidence.report import edge_tables, outcome_table
+from suite.evidence.zoo import zoo
 from suite.presets import PROTOCOLS
 from suite.records.schema import TABLES
 
@@ -46,6 +49,7 @@ BLOCKS = (
     Block("README.md", "failure", ("anatomy", "frontier"), failure),
     Block("README.md", "ranking", ("frontier", "scale", "bench"), headline),
     Block("README.md", "claims", ("frontier", "anatomy", "deep", "stdinit", "detect", "bench"), claims.headline),
+    Block("README.md", "detectors", ("detect",), lambda results: sentence(results / "detect")),
     Block("docs/branch_scale.md", "branch scale", ("scale", "frontier"), branch_scale),
     Block("docs/findings.md", "findings", ("frontier", "anatomy", "rounding", "frontier64"), findings),
     Block("docs/findings.md", "critical rates", ("frontier",), lambda results: edge_tables(results / "frontier"), True),
@@ -55,6 +59,9 @@ BLOCKS = (
     Block("docs/how_it_dies.md", "deaths", ("anatomy", "frontier"), anatomy, True),
     Block("docs/how_it_dies.md", "autopsy", ("autopsy",), left_of_the_dead),
     Block("docs/detect.md", "detect", ("detect",), lambda results: detecting(results / "detect"), True),
+    Block("docs/detect.md", "posted logs", ("detect",), blind),
+    Block("docs/detect.md", "head to head", ("detect",), lambda results: head_to_head(results / "detect")),
+    Block("docs/detect.md", "zoo", ("detect",), lambda results: zoo(results / "detect")),
     Block("docs/detect.md", "early warning", ("frontier", "anatomy"), early_warning),
     Block("docs/performance.md", "costs", ("bench",), costs),
 )

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SCHEMA_VERSION = "7"
-MEASURED = ("bench", "rounding", "detect", "zoo", "autopsy")  # tables of no protocol's runs, whose rows say where they were made
+# tables of no protocol's runs, whose rows say where they were made
+MEASURED = ("bench", "rounding", "detect", "zoo", "head_to_head", "autopsy")
 OF_NO_RUN = (*MEASURED, "critical_rates", "ranking", "hypotheses", "thresholds", "replay", "simulation", "references")
 # columns of runs.csv that follow from its others: `verify` works them out again, and `rows_digest` leaves them out
 DERIVED = ("trajectory",)
@@ -93,6 +94,8 @@ TABLES = {name: Table(name, path, meaning, key, _columns(name), *order) for name
      ("truth", "family", "cut", "every")),
     ("zoo", "zoo.csv", "whether `Monitor` tells networks that learn from runs that die (results/detect/zoo.py)",
      ("truth", "network", "seed")),
+    ("head_to_head", "head_to_head.csv", "who finds a death as it happens, and who cries wolf (results/detect/head_to_head.py)",
+     ("logs", "detector")),
     ("critical_rates", "critical_rates.csv", "what each cell of the searches is ranked by: one row a cell",
      ("protocol", "scheme", "arm", "params", "writers", "gate_lr", "depth", "data"),
      ("protocol", "depth", "data", "arm", "best_loss", "scheme", "params", "writers", "gate_lr")),

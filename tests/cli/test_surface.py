@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,9 @@ from suite.isolation import forks
 from suite.isolation.catalogue import Catalogue
 from suite.presets import PROTOCOLS
 from suite.protocol import Run
+from suite.records.csvfile import read_rows, render
+from suite.records.schema import TABLES
+from suite.records.store import table_path
 from suite.sweep.plan import Selection, make_plan
 
 SELECTION = ["--protocol NAME", "--schemes A,B", "--params [SCHEME:]K=V,...", "--arms A,B", "--depths N,N", "--lrs X,X",
@@ -41,7 +45,7 @@ VERBS = {
     "verify": ["--rerun K", "--seed N", "--plugin FILE", "--results DIR"],
     "report": ["--write", "--html FILE", "--results DIR"],
     "claims": ["--write", "--results DIR"],
-    "detect": ["file", "--column NAME", "--step NAME", "--constant-loss X", "--plot FILE"],
+    "detect": ["file", "--score MODULE:FUNCTION", "--column NAME", "--step NAME", "--constant-loss X", "--plot FILE", "--results DIR"],
     "bench": ["--quick", "--only EXPR", "--results DIR"],
     "autopsy": [*SELECTION],
 }
@@ -240,6 +244,42 @@ def test_detect_refuses_bad_arguments(capsys):
     assert "cannot be read" in refused(capsys, "detect", "nowhere.csv")
     for value in ("nan", "-1", "0", "inf", "high"):
         refused(capsys, "detect", "log.csv", f"--constant-loss={value}")
+
+
+def test_detect_scores_a_detector(capsys, monkeypatch):
+    """One that never speaks finds nothing; one that always does is wrong of every run. On three committed runs in a folder of their own."""
+    runs, curves = TABLES["runs"], TABLES["curves"]
+    rows = read_rows(ROOT / "results" / "laptop" / runs.path, runs)
+    chosen = [row for outcome, n in (("survived", 2), ("collapsed", 1)) for row in [row for row in rows if row["outcome"] == outcome][:n]]
+    for row in chosen:
+        path = table_path(Path("mine/laptop"), curves, row)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(table_path(ROOT / "results" / "laptop", curves, row), path)
+    Path("mine/laptop", runs.path).write_bytes(render(runs, chosen))
+    Path("here.py").write_text("""
+def never():
+    return lambda step, loss, norm: None
+def always():
+    return lambda step, loss, norm: True
+def late():
+    return lambda step, loss, norm: 1 // (step < 10)
+number = 3
+""")
+    monkeypatch.syspath_prepend(".")
+    Path("log.csv").write_text(CURVE)
+    monkeypatch.setattr("suite.evidence.online.SIMULATED", 2)
+    for name, found in (("never", 0), ("always", 1)):
+        status, out, err = call(capsys, "detect", "--score", f"here:{name}", "--results", "mine")
+        first = json.loads(out[0])
+        assert status == 0 and not err and first["detector"] == f"here:{name}" and first["lived"] == 2 and first["died"] == 1
+        assert first["false_alarms"] == 2 * found and first["early"] == found
+    assert "ZeroDivisionError at step 10 of run" in refused(capsys, "detect", "--score", "here:late", "--results", "mine")
+    for what, words in (("here", "module:function"), ("nowhere:make", "cannot be imported"), ("here:none", "no function none"),
+                        ("here:number", "no function number")):  # fmt: skip
+        assert words in refused(capsys, "detect", "--score", what)
+    assert "none of --column" in refused(capsys, "detect", "--score", "here:never", "--column", "a")
+    assert "not allowed with" in refused(capsys, "detect", "--score", "here:never", "log.csv")
+    assert "no runs here" in refused(capsys, "detect", "--score", "here:never", "--results", "empty")
 
 
 def test_a_closed_pipe_is_no_traceback():

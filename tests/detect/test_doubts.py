@@ -115,3 +115,24 @@ def test_a_jump_of_hundreds_of_scatters_is_one_in_few_rows(before, held):
 def test_noise_that_wanders_makes_no_huge_jump():
     for curve in noise("ar", 100, 120, seed=3):
         assert foreign(0.8 + 0.1 * curve, start=25_010, every=10).outcome not in ("collapsed", "degraded")
+
+
+@pytest.mark.parametrize("before", [8, 12, 40])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_loss_that_explodes_over_orders_of_magnitude_has_died_at_its_first_jump(before, seed):
+    rng = np.random.default_rng(seed)
+    loss = np.concatenate((0.05 + 0.005 * rng.normal(size=before), 10 ** rng.uniform(2, 10, 9)))
+    outcome, step, _ = said(loss, every=1, start=1)
+    assert outcome in (("degraded", "collapsed") if before > 8 else ("degraded", "collapsed", "unknown"))
+    assert outcome == "unknown" or abs(step - (before + 1)) <= 1
+
+
+def test_an_explosion_that_comes_back_is_none():
+    loss = 0.05 + 0.005 * np.random.default_rng(0).normal(size=60)
+    loss[30:36] = 10 ** np.random.default_rng(1).uniform(2, 8, 6)
+    assert said(loss, every=1, start=1)[0] not in ("degraded", "collapsed")
+
+
+def test_a_short_log_that_repeats_one_number_is_unknown_and_not_only_short():
+    assert said(np.full(23, 10.8259), every=1, start=76)[0] == "unknown"
+    assert said(np.full(19, 10.8259), every=1, start=76)[0] == "too_short"

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from judge_all import DETECT, FAMILIES, SEEDS, groups, healthy, judged, own, paper_like, rule_digest
+from judge_all import DETECT, SEEDS, groups, judged, own, rule_digest
 
+from suite.detect.simulated import FAMILIES, healthy, paper_like
 from suite.environment import ROOT
 from suite.records.csvfile import read_rows
 from suite.records.package import PACKAGE, package_text

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from suite.environment import ROOT
-from suite.evidence.trajectories import once
 from suite.presets import PROTOCOLS
 from suite.protocol import MEASURED, Protocol, Run
+from suite.records.trajectories import once
 
 FOLDERS = sorted(path.parent for path in (ROOT / "results").glob("*/runs.csv"))
 SAME = ["scheme", "arm", "params", "writers", "gate_lr", "depth", "lr", "seed", "data", "data_digest", "width", "image_tokens",

@@ -143,8 +143,15 @@ def ours_monitor() -> Callable:
     return lambda step, loss, norm: bool(watch.see(loss))
 
 
+def sigmas_of_loss() -> Callable:
+    """The first part of `sigmas` alone."""
+    see = sigmas()
+    return lambda step, loss, norm: see(step, loss, math.nan)
+
+
 RIVALS: dict[str, tuple[str, Callable]] = {  # name: what it watches, what makes it
     "mean + 6 sigma of 128 (OLMo-core)": ("loss or norm", sigmas),
+    "mean + 6 sigma of 128, of the loss alone": ("loss", sigmas_of_loss),
     "z 2.5 of an average (ZClip)": ("norm", zclip),
     "ten times the first 100 (Megatron-LM)": ("loss or norm", tenfold),
     ".1 above the median of 201 (Qwen)": ("loss", rolling_median),

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from head_to_head import PROTOCOLS, RULE, TABLE, asked, measured, rule_digest, shown
-from rivals import RIVALS, change_points, ours_detect, ours_monitor, rolling_median, sigmas, tenfold, zclip
+from rivals import RIVALS, change_points, ours_detect, ours_monitor, rolling_median, sigmas, sigmas_of_loss, tenfold, zclip
 
 from suite.detect.judge import judge_foreign
 from suite.diagnosis.watch import LossWatch
@@ -30,11 +30,12 @@ def told(make, loss, norm=None):
 
 
 def test_six_sigma(series):
-    want = np.zeros(N, bool)
+    want = alone = np.zeros(N, bool)
     for values in map(pd.Series, series):
         past = values.shift(1).rolling(128)
-        want |= (values > past.mean() + 6 * past.std(ddof=0)).to_numpy()
-    assert np.array_equal(told(sigmas, *series), want)
+        want = want | (values > past.mean() + 6 * past.std(ddof=0)).to_numpy()
+        alone = want.copy() if values.equals(pd.Series(series[0])) else alone
+    assert np.array_equal(told(sigmas, *series), want) and np.array_equal(told(sigmas_of_loss, *series), alone)
     assert not told(sigmas, np.ones(N)).any()
 
 

@@ -22,11 +22,11 @@ def zoo(folder: Path) -> str:
     }  # fmt: skip
     first = table(
         [f"networks that learn, {alive['network'].nunique()} kinds, {alive['seed'].nunique()} seeds each", f"of {n}", "kinds"],
-        ([what, f"{k.sum()} {share(int(k.sum()), n)}", ", ".join(sorted({*alive["network"][k]})) or "-"] for what, k in counts.items()),
-    )  # fmt: skip
+        ([what, f"{k.sum()} {share(int(k.sum()), n)}", "; ".join(sorted({*alive["network"][k]})) or "-"] for what, k in counts.items()),
+    )  # fmt: skip  # fmt: skip
     second = table(
-        ["runs that die, measured every 50th step", "first cosine near 1 at step", "\"tokens equal\" at", "\"loss jumped\" at"],
-        ([row.network + f", rate {row.lr:g}", *(_step(at) for at in (row.by_cosine, row.tokens_equal, row.loss_jumped))]
+        ["runs that die, measured at step 1 and every 50th", "first cosine near 1 at step", "\"tokens equal\" at", "\"loss jumped\" at"],
+        ([f"{row.network.replace(' - ', ', ')}, rate {row.lr:g}", *(_step(at) for at in (row.by_cosine, row.tokens_equal, row.loss_jumped))]
          for row in dead.itertuples()),
     )  # fmt: skip
     return f"{first}\n\n{second}"

@@ -21,7 +21,7 @@ def build(name, arm="controlled", *, site="attn", width=8, depth=4, block=1, par
 
 
 def context(segments=SEGMENTS, site="attn"):
-    return Context(segments, site, torch.zeros(()), torch.tensor([0.25, 0.75]))
+    return Context(segments, site, torch.tensor(100.0), torch.tensor([0.25, 0.75]))
 
 
 def normal(*shape, seed=0, dtype=torch.float32):

@@ -22,7 +22,7 @@ def head_to_head(folder: Path, title: str):
     table = some(of(rows(folder), OURS), "no detector was scored")
     words = (f"{table['died'].max()} runs that died and {table['lived'].max()} that lived, each trajectory once, shown row by row. A good "
              "detector has its circle at the right and the other marks at the left. Bars: exact 95 % intervals.")  # fmt: skip
-    fig, body = page(8.5, 1.2 + 0.55 * len(table), title, f"{words}\n{commits(table["commit"])}")
+    fig, body = page(8.5, 1.2 + 0.55 * len(table), title, f"{words}\n{commits(table['commit'])}")
     ax = body.subplots()
     places = np.arange(len(table))[::-1]
     for shift, (count, of_all, _, colour, mark) in zip((0.2, 0, -0.2), WHAT, strict=True):

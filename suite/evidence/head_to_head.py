@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,8 @@ from suite.records.store import read
 OURS, SIMULATED, POSTED = "our runs", "simulated: ", "posted logs"
 LATER = f"our deaths from step {LATE} on"
 TRACE = SIMULATED + "the paper's trace"
+MINE = " (ours)"  # behind the names of our own
+QUIET = 0.01  # of the runs that lived: a detector with fewer false alarms rarely cries wolf
 
 
 def rows(folder: Path) -> pd.DataFrame:
@@ -66,11 +69,23 @@ def _before(row) -> str:
 
 
 def sentence(folder: Path) -> str:
-    """Who finds our deaths, and at what price, in one sentence; the best first."""
-    ours = of(rows(folder), OURS)
-    told = [f"{name} {100 * row.found / row.died:.0f} % ({_percent(row.false_alarms, row.lived)})" for name, row in ours.iterrows()]
-    return (f"Shown {ours['died'].max() + ours['lived'].max():,} of our runs row by row, share of {ours['died'].max()} deaths found (in "
-            f"brackets: of {ours['lived'].max():,} runs that lived, with a false alarm): {'; '.join(told)}.")  # fmt: skip
+    """Who finds our deaths, and at what price, the best first; and what the best of the others that rarely cry wolf finds of late ones."""
+    found = rows(folder)
+    ours, late = of(found, OURS), of(found, LATER)
+    told = [f"{_short(name)} {100 * row.found / row.died:.0f} % ({_percent(row.false_alarms, row.lived)})" for name, row in ours.iterrows()]
+    quiet = [name for name, row in ours.iterrows() if MINE not in name and row.false_alarms <= QUIET * row.lived]
+    out = (f"Deaths found, of {ours['died'].max()} runs shown row by row (false alarms, of {ours['lived'].max()} that lived): "
+           f"{'; '.join(told)}.")  # fmt: skip
+    if quiet:
+        best = max(quiet, key=lambda name: late.found[name])
+        out += f" Of {late.died[best]} late deaths {_short(best)} finds {late.found[best]}, with {ours.false_alarms[best]} false alarms."
+    return out
+
+
+def _short(name: str) -> str:
+    """A detector by who uses it, where one does."""
+    found = re.search(r"\((.*)\)$", name)
+    return name if not found else name.removesuffix(MINE) if MINE in name else found[1]
 
 
 def _percent(k: int, n: int) -> str:

@@ -9,7 +9,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 CALLED = {"gain": "fixed gain", "split": "parts of MV-Split,", "featscale": "FeatScale", "layerscale": "LayerScale",
           "rezero": "ReZero", "deepnorm": "DeepNorm", "mvsplit": "MV-Split", "prenorm": "pre-norm",
           "prenorm_scaled": "pre-norm with GPT-2's init", "completep": "CompleteP", "peri_ln": "Peri-LN", "keel": "Keel",
-          "lns": "LayerNorm Scaling", "ihc": "iHC", "siamese": "SiameseNorm", "subln": "SubLN", "skipinit": "SkipInit", "admin": "Admin", "prores": "ProRes",
+          "lns": "LayerNorm Scaling", "ihc": "iHC", "siamese": "SiameseNorm", "subln": "SubLN", "skipinit": "SkipInit", "admin": "Admin",
+          "prores": "ProRes",
           "sites=attn": "on attention alone", "sites=both": ""}
 
 

@@ -93,7 +93,8 @@ NUMBERS = {  # what prose may say beside the blocks: numbers of the protocols, a
                   "3.11", "3"},  # what run_all.sh asks for: tests/cli/test_run_all.py
     "docs/branch_scale.md": {"15"},  # the search's rule of stopping, as it was called
     "docs/detect.md": {"50", "95", "1,000", "25", "5", "1", "0", "200",  # targets, and the settings of suite/evidence/early_warning.py
-                       "1.5", "1.6", "12", "128", "16", "64", "80"},  # tests/bench/monitor_cost.py, by hand
+                       "1.5", "1.6", "12", "128", "16", "64", "80",  # tests/bench/monitor_cost.py, by hand
+                       "201"},  # results/detect/rivals.py
     "docs/findings.md": {"0", "95", "400", "1000", str(FRONTIER.width),  # tests/evidence/test_deep.py
                          "2", "3", "0.64", "0.02", "100", "1.5", "66", "1.92"},  # versions 2 and 3, and a run of version 2
     "docs/glossary.md": {"LR50", "LR10", "0.45", "1", "2", "2.0", "4", "5", "6", "7"},  # the paper's equations; hazard.HEALTHY

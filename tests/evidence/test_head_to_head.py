@@ -37,5 +37,5 @@ def test_the_better_detector_stands_first_with_its_counts(folder):
 
 
 def test_the_sentence_names_every_detector_and_every_n(folder):
-    assert sentence(folder) == ("Shown 300 of our runs row by row, share of 100 deaths found (in brackets: of 200 runs that lived, with a "
-                                "false alarm): good 90 % (0 %); loud 50 % (25 %).")
+    assert sentence(folder) == ("Deaths found, of 100 runs shown row by row (false alarms, of 200 that lived): good 90 % (0 %); loud 50 % "
+                                "(25 %). Of 40 late deaths good finds 36, with 0 false alarms.")  # fmt: skip

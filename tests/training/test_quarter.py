@@ -6,7 +6,6 @@ from functools import cache
 
 import pytest
 import torch
-from entries import slow_but
 
 from suite.data.load import cached
 from suite.presets import PROTOCOLS
@@ -72,7 +71,8 @@ def trained(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("scheme", slow_but(["mvsplit"], ["plain", "mvsplit", "layerscale"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["plain", "mvsplit", "layerscale"])
 def test_a_small_one_trains_in_bf16_and_is_scored_by_the_mnist_features(trained, scheme):
     record = trained(scheme)
     row = record["run"]
@@ -82,6 +82,7 @@ def test_a_small_one_trains_in_bf16_and_is_scored_by_the_mnist_features(trained,
     assert scored == {"mnist16"} and all(line["fid_status"] == "ok" for line in record["quality"])
 
 
+@pytest.mark.slow
 def test_a_small_one_that_was_stopped_goes_on_to_the_same_bytes(trained, tmp_path, monkeypatch):
     from suite.training.trainer import Trainer
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from torch import nn
 from zoo_networks import ZOO
 
@@ -28,6 +27,7 @@ from suite.audit import Monitor
 from suite.data.load import load
 from suite.diagnosis.alarms import EQUAL
 from suite.environment import ROOT
+from suite.evidence.shares import share
 from suite.identity.codedigest import file_digest
 from suite.presets import PROTOCOLS
 from suite.protocol import Run
@@ -140,10 +140,9 @@ def rule_digest() -> str:
     return "+".join(file_digest(ROOT / "suite" / f"{name}.py") for name in RULE)
 
 
-def share(k: int, n: int) -> str:
-    """k of n with the exact 95 % interval (Clopper, Pearson)."""
-    found = binomtest(k, n).proportion_ci(0.95, method="exact")
-    return f"{k} of {n} [{found.low:.3f}, {found.high:.3f}]"
+def of(k: int, n: int) -> str:
+    """A share with its exact interval."""
+    return f"{k} of {n} {share(k, n)}"
 
 
 def main() -> None:
@@ -172,9 +171,9 @@ def main() -> None:
     write_package(path.parent)
     living, died = ([row for row in rows if row["truth"] == truth] for truth in ("alive", "dead"))
     if living:
-        print("healthy networks with an alarm that stands:", share(sum(row["alarms"] != row["withdrawn"] for row in living), len(living)))
-        print("with any alarm:", share(sum(row["alarms"] != "0" for row in living), len(living)))
-        print("by cosines alone, as before:", share(sum(row["by_cosine"] != "" for row in living), len(living)))
+        print("healthy networks with an alarm that stands:", of(sum(row["alarms"] != row["withdrawn"] for row in living), len(living)))
+        print("with any alarm:", of(sum(row["alarms"] != "0" for row in living), len(living)))
+        print("by cosines alone, as before:", of(sum(row["by_cosine"] != "" for row in living), len(living)))
     late = [row for row in died if row["by_cosine"] and (not row["tokens_equal"] or int(row["tokens_equal"]) > int(row["by_cosine"]))]
     print(f"deaths: {len(died)}, of these told later than by cosines, or not at all: {len(late)}")
 

@@ -20,10 +20,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
-from scipy.stats import binomtest
 
 from suite.evidence.cells import controlled
-from suite.evidence.jackknife import LEVEL
+from suite.evidence.shares import share
 from suite.protocol import KNOWN, rate
 from suite.sweep.frontier import FIRST_SEEDS
 
@@ -93,13 +92,6 @@ class Standing:
         """"1 of 8 dead [.003, .53], 7 of 8 survived [.47, .997]": fates, exact 95 % intervals of shares (Clopper, Pearson)."""
         return ", ".join(f"{self.counts[name]} of {self.n} {word} {share(self.counts[name], self.n)}"
                          for name, word in FATES.items() if name in self.counts)  # fmt: skip
-
-
-def share(k: int, n: int) -> str:
-    """The exact 95 % interval of a share, k of n, in words: "[.794, 1]"."""
-    found = binomtest(k, n).proportion_ci(LEVEL, method="exact")
-    ends = (f"{end:.3f}".rstrip("0").rstrip(".").removeprefix("0") or "0" for end in (found.low, found.high))
-    return f"[{', '.join(ends)}]"
 
 
 def _neighbour(here: Mapping[int, str], lr: float) -> float:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from suite.evidence.decided import share
 from suite.evidence.markdown import table
 from suite.evidence.online import LATE, LEAD
+from suite.evidence.shares import share
 from suite.records.store import read
 
 OURS, SIMULATED, POSTED = "our runs", "simulated: ", "posted logs"

@@ -11,7 +11,6 @@ import pandas as pd
 from suite.evidence.bench import on_cpu
 from suite.evidence.cells import cells, controlled, runs_of
 from suite.evidence.critical_rates import pool, pooled
-from suite.evidence.decided import share
 from suite.evidence.edges import PRIMARY, REFERENCE, Ratio, compared, hypotheses, ratios
 from suite.evidence.families import FIXED, start
 from suite.evidence.hazard import Risk, risks, with_health
@@ -19,6 +18,7 @@ from suite.evidence.hypotheses import EQUAL, equal_deaths
 from suite.evidence.markdown import table
 from suite.evidence.measures import Measures
 from suite.evidence.ranking import place, placed
+from suite.evidence.shares import share
 from suite.evidence.stats import Critical
 from suite.evidence.words import called, holds, render, thousandths
 from suite.records.store import read

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest, sem
+from scipy.stats import sem
 from scipy.stats import t as student
 
 from suite.evidence.jackknife import LEVEL
+from suite.evidence.shares import exact
 
 REPRODUCED, IN_PART, NOT, OPPOSITE = "reproduced", "in part", "not reproduced", "opposite"
 INCONCLUSIVE, UNTESTED = "inconclusive", "not tested"
@@ -54,8 +55,7 @@ def share(k: int, n: int, of: str) -> Seen:
     """k of n with the exact interval (Clopper, Pearson)."""
     if not n:
         return Seen()
-    found = binomtest(int(k), int(n)).proportion_ci(LEVEL, method="exact")
-    return Seen(k / n, float(found.low), float(found.high), f"{k} of {n} {of}")
+    return Seen(k / n, *exact(k, n), f"{k} of {n} {of}")
 
 
 def mean(values: Iterable[float], of: str) -> Seen:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from suite.evidence.decided import share
 from suite.evidence.markdown import table
+from suite.evidence.shares import share
 from suite.records.store import read
 
 

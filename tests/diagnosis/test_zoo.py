@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from zoo import DYING, RULE, STEPS, TABLE, Seen, dead, rule_digest, share, watchable
+from zoo import DYING, RULE, STEPS, TABLE, Seen, dead, of, rule_digest, watchable
 from zoo_networks import ZOO
 
 from suite.diagnosis.alarms import EQUAL
@@ -38,7 +38,7 @@ def test_a_run_of_the_suite_is_the_same_with_its_writers_as_modules(tiny_model):
 
 
 def test_a_share_has_its_exact_interval():
-    assert share(0, 90) == "0 of 90 [0.000, 0.040]" and share(1, 10) == "1 of 10 [0.003, 0.445]"
+    assert of(0, 90) == "0 of 90 [0, .04]" and of(1, 10) == "1 of 10 [.003, .445]"
 
 
 @pytest.mark.skipif(not COMMITTED.exists(), reason="no zoo is committed")

@@ -30,10 +30,15 @@ class IdentityHyperConnections(Residual):
         return x_BTD.unsqueeze(2).expand(-1, -1, self.streams, -1)
 
     def forward(self, x_BTSD, branch, ctx):
-        logits_BT2S = (rms_norm(x_BTSD.flatten(2)) @ self.gate_map.T).unflatten(-1, (2, self.streams))
+        flat_BTd = rms_norm(x_BTSD.flatten(2))
+        logits_BT2S = (flat_BTd @ self.gate_map.T).unflatten(-1, (2, self.streams))
         pre_BTS, post_BTS = (torch.sigmoid(self.gate_alpha * logits_BT2S + self.gate_bias)).unbind(2)
         f_BTD = branch(rms_norm(((pre_BTS + FLOOR).unsqueeze(-1) * x_BTSD).sum(2)))
-        return x_BTSD + (2 * post_BTS + FLOOR).unsqueeze(-1) * f_BTD.unsqueeze(2)
+        return self.carried(x_BTSD, flat_BTd) + (2 * post_BTS + FLOOR).unsqueeze(-1) * f_BTD.unsqueeze(2)
+
+    def carried(self, x_BTSD, flat_BTd):
+        """What of the streams goes on, (B, T, S, D). flat_BTd: the normalised streams of a token side by side."""
+        return x_BTSD
 
     def fold(self, x_BTSD):
         return rms_norm(x_BTSD.mean(2))

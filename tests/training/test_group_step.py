@@ -36,7 +36,8 @@ def take(members, group, steps, poison=None):
 
 @pytest.mark.parametrize(("scheme", "arm"), ENTRIES)
 def test_each_run_is_as_alone(scheme, arm):
-    members, steps = trainers(scheme, arm), 5 if scheme == "peri_ln" else 8  # a norm behind the branch makes rounding grow tenfold a step
+    # a norm behind the branch makes rounding grow tenfold a step; what mixes streams that are all but equal has a tiny gradient
+    members, steps = trainers(scheme, arm), 5 if scheme in ("peri_ln", "mhc") else 8
     curves = take(members, GroupStep([t.train_step for t in members], compiled=False), range(1, steps + 1))
     for curve, mine, alone in zip(curves, members, trainers(scheme, arm), strict=True):
         for _ in range(steps):

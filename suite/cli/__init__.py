@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
-from suite.cli import reading, training
 from suite.cli.interrupt import leave
 from suite.cli.parser import parser
 
 __all__ = ["leave", "main", "parser"]
 
-VERBS = {
-    "list": reading.show, "plan": training.plan, "run": training.run, "encode": training.encode, "status": reading.status,
-    "collect": reading.collect, "figures": reading.figures, "verify": reading.verify, "report": reading.report,
-    "claims": reading.claims, "detect": reading.detect, "bench": reading.bench, "autopsy": training.autopsy,
-}  # fmt: skip
+VERBS = {  # by the module here that has them
+    "training": ("plan", "run", "encode", "autopsy"),
+    "entering": ("enter",),
+    "reading": ("list", "status", "collect", "figures", "verify", "report", "claims", "detect", "bench"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; a mistake of the user is one line on standard error and exit status 2."""
     args = parser().parse_args(argv)
-    if args.verb in ("list", "plan", "run", "verify", "autopsy"):
+    if args.verb in ("list", "plan", "run", "enter", "verify", "autopsy"):
         from suite.isolation import forks
 
         forks.start()  # while it imports torch, this process reads what it is to do
     try:
-        return VERBS[args.verb](args)
+        module = next(name for name, verbs in VERBS.items() if args.verb in verbs)
+        return getattr(import_module(f"suite.cli.{module}"), {"list": "show"}.get(args.verb, args.verb))(args)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

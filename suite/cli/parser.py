@@ -9,6 +9,7 @@ from suite.environment import ROOT
 from suite.numerals import decimal, directory, filled, list_of, positive, rate, shard, share, up_to, whole
 
 RESULTS = Path("results/local")  # a user's own runs; the committed tables are made with --results results
+ENTRIES = Path("results/entries")
 TOKENS = 4096  # sixteen times the paper's; a caption of more would be longer than its image by far
 COMMITTED = ROOT / "results"
 
@@ -70,6 +71,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--slurm", type=filled, action="append", default=[], metavar="K=V,...",
                      help="with --executor slurm: jobs=N,time=MINUTES and what submitit takes (partition, account, cpus_per_task, ...)")
     run.add_argument("--retry-failed", action="store_true", help="also repeat runs that ended in oom, timeout or error")
+    enter = add("enter", help="a scheme of yours through the contract, the search and into the ranking; about 25 minutes on 2 idle cores")
+    enter.add_argument("file", type=Path, metavar="FILE", help="a Python file that registers one scheme; it is executed")
+    enter.add_argument("--workers", type=positive, metavar="N", help="processes (default: one per GPU, or per usable core)")
+    enter.add_argument("--results", type=directory, default=ENTRIES, metavar="DIR",
+                       help=f"a folder NAME is made in it, with all that a pull request adds (default: {ENTRIES})")
+    enter.set_defaults(depth=100, replicas=None, features="digits", retry_failed=True)
     encode = add("encode", help="make a folder for --data latents:DIR: images through an autoencoder, captions through a text encoder")
     encode.add_argument("--images", type=directory, required=True, metavar="DIR", help="pictures; without --captions in class folders")
     encode.add_argument("--captions", type=Path, metavar="FILE", help="CSV, JSON lines or Parquet with file_name and caption")
@@ -96,7 +103,8 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--rerun", type=positive, metavar="K", help="also train K randomly chosen committed runs again")
     verify.add_argument("--seed", type=list_of(whole, "a seed"), default=(0,), metavar="N", help="which K (default: 0)")
     verify.add_argument("--plugin", action="append", default=[], metavar="FILE", help="schemes of these runs that are not in baselines/")
-    verify.add_argument("--results", type=directory, default=COMMITTED, metavar="DIR", help="default: the committed tables")
+    verify.add_argument("--results", type=directory, default=COMMITTED, metavar="DIR",
+                        help="default: the committed tables; of a folder that `enter` has made, the scheme's file in it is executed")
     report = add("report", help="the outcomes of `laptop` and the critical rates of `frontier`, in Markdown")
     report.add_argument("--write", action="store_true", help="put them into README.md and docs/")
     report.add_argument("--html", type=Path, metavar="FILE", help="instead write one page with all of it, claims and figures too")

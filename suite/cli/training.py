@@ -113,17 +113,25 @@ def run(args) -> int:
     train = _on_slurm if args.executor == "slurm" else _here
     if known is None:
         return train(args, runs, catalogue)
+    status = searched(args, selection, runs, known, catalogue, train)
+    from suite.evidence.report import beside
+
+    print(beside(args.results / selection.protocol, COMMITTED / selection.protocol))
+    return status
+
+
+def searched(args, selection, runs, known, catalogue, train=None) -> int:
+    """Go through the rounds of a search, from the first that was planned; the exit status. train: where, by default here."""
+    from suite.sweep import search
+
     cost = search.core_hours(search.cells(selection, catalogue))
     print(f"a search through {len(known)} cells: about {cost:.1f} core-hours from nothing; it goes on from what "
           f"{args.results / selection.protocol} holds", file=sys.stderr)  # fmt: skip
     status = 0
     while runs and not status:
-        status = train(args, runs, catalogue)
+        status = (train or _here)(args, runs, catalogue)
         runs, known = search.planned(selection, args.results, catalogue, args.precision, args.replicas)
     print("\n".join(known), file=sys.stderr)
-    from suite.evidence.report import beside
-
-    print(beside(args.results / selection.protocol, COMMITTED / selection.protocol))
     return status
 
 

@@ -15,6 +15,8 @@ from suite import registry
 from suite.isolation.forks import Fork, ForkDied
 from suite.registry import Entry, RegistryError
 
+PATIENCE = 300.0  # seconds for a scheme's file; ours take 20 on a busy core, compiled blocks included
+
 
 class SchemeFile:
     """A file of schemes and the process that has imported it, while one is needed."""
@@ -34,7 +36,7 @@ class SchemeFile:
     def finish(self) -> None:
         """Wait until that is done."""
         try:
-            self.entries = self.process.answer()
+            self.entries = self.process.answer(PATIENCE)
         except ForkDied as error:
             self.broken = f"{self.called}: {error}"
         except RegistryError as error:
@@ -44,9 +46,9 @@ class SchemeFile:
         """What a function returns in the file's process. Raises what it raises, and ForkDied."""
         if self.process is None:
             self.begin()
-            self.process.answer()
+            self.process.answer(PATIENCE)
         try:
-            return self.process.call(function, *args)
+            return self.process.call(function, *args, patience=PATIENCE)
         except ForkDied:
             self.rest()
             raise

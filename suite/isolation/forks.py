@@ -133,9 +133,12 @@ class Fork:
         except OSError:
             pass  # said by `answer`
 
-    def answer(self) -> object:
-        """What the function returned; raises what it raised, or ForkDied."""
+    def answer(self, patience: float | None = None) -> object:
+        """What the function returned; raises what it raised, or ForkDied, also where that takes longer than `patience` seconds."""
         try:
+            if not self.connection.poll(patience):
+                self.process.kill()
+                raise ForkDied(f"does not come to an end (waited for {patience:g} s)")
             good, found = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
@@ -144,9 +147,9 @@ class Fork:
             return found
         raise found
 
-    def call(self, function: Callable, *args: object) -> object:
+    def call(self, function: Callable, *args: object, patience: float | None = None) -> object:
         self.ask(function, *args)
-        return self.answer()
+        return self.answer(patience)
 
     def close(self) -> None:
         self.connection.close()

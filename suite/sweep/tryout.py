@@ -42,7 +42,7 @@ def try_out(scheme: str, arm: str, params: str, depth: int, gate_lr: float) -> N
 
 def _try(cls: type[Residual], values: dict[str, object], depth: int) -> list[tuple[str, Residual]]:
     """(site, instance) of what passed."""
-    chain, twin = _build(cls, values, depth), _build(cls, values, depth)
+    chain, twin = build(cls, values, depth), build(cls, values, depth)
     for (_, first), (_, second) in zip(chain[::2], chain[1::2], strict=True):
         of_block({"attn": first, "ffn": second})
     for gate, value in (pair for _, instance in chain for pair in instance.gates().items()):
@@ -52,17 +52,17 @@ def _try(cls: type[Residual], values: dict[str, object], depth: int) -> list[tup
         raise SelectionError("built again, it holds other numbers: let them follow from torch's, Python's or numpy's global seed alone")
     for step in STEPS:
         before = random_state(), _tensors(chain)
-        out = _through(chain, step)
+        out = _there_and_back(chain, step)
         if not all(map(_equal, random_state(), before[0])):
             raise SelectionError("it draws random numbers as it merges, so that its numbers would depend on what ran before")
         if not _equal(_tensors(chain), before[1]):
             raise SelectionError("it changes its parameters or buffers as it merges, and a run that goes on would not find them again")
-        if not torch.equal(out, _through(chain, step)) or not torch.equal(out, _through(twin, step)):
+        if not torch.equal(out, _there_and_back(chain, step)) or not torch.equal(out, _there_and_back(twin, step)):
             raise SelectionError("it merges the same trunk into other numbers the second time")
     return chain
 
 
-def _build(cls: type[Residual], values: dict[str, object], depth: int) -> list[tuple[str, Residual]]:
+def build(cls: type[Residual], values: dict[str, object], depth: int) -> list[tuple[str, Residual]]:
     """(site, instance) along a trunk, as the model has them; the first and the last block."""
     chain = []
     for block in sorted({0, depth - 1}):
@@ -75,13 +75,20 @@ def _build(cls: type[Residual], values: dict[str, object], depth: int) -> list[t
     return chain
 
 
-def _through(chain: list[tuple[str, Residual]], step: float) -> Tensor:
-    """The trunk after the chain, and once backward."""
+def _there_and_back(chain: list[tuple[str, Residual]], step: float) -> Tensor:
+    """The trunk after the chain, (B, T, D), and once backward."""
     x_BTD = torch.randn(SHAPE, generator=generator("try out")).requires_grad_()
-    contexts = {site: Context(SEGMENTS, site, torch.tensor(step), torch.tensor(TIMES)) for site in ("attn", "ffn")}
+    out_BTD = through(chain, x_BTD, torch.tensor(TIMES), step)
+    torch.autograd.grad(out_BTD.square().mean(), [x_BTD])
+    return out_BTD.detach()
+
+
+def through(chain: list[tuple[str, Residual]], x_BTD: Tensor, t_B: Tensor, step: float) -> Tensor:
+    """The trunk after the chain, (B, T, D), of any type of numbers. Raises SelectionError where a shape is wrong or a value not finite."""
+    contexts = {site: Context(SEGMENTS, site, torch.tensor(step, dtype=x_BTD.dtype), t_B) for site in ("attn", "ffn")}
     x = opened = chain[0][1].open(1.0 * x_BTD, contexts["attn"])
     for site, instance in chain:
-        branch = _Branch(instance, site, contexts[site])
+        branch = _Branch(instance, site, contexts[site], tuple(x_BTD.shape))
         x = instance(x, branch, contexts[site])
         if branch.calls != 1:
             raise SelectionError(f"it calls its branch {branch.calls} times in a merge; once is what is trained and measured")
@@ -89,23 +96,22 @@ def _through(chain: list[tuple[str, Residual]], step: float) -> Tensor:
             raise SelectionError(f"a trunk of {tuple(opened.shape)} came back as {shape}")
         if not x.isfinite().all():
             raise SelectionError("the merge of finite tensors holds nan or inf")
-    out = chain[-1][1].fold(x)
-    if (shape := _shape(out)) != SHAPE:
-        raise SelectionError(f"fold gives {shape} in place of {SHAPE}")
-    torch.autograd.grad(out.square().mean(), [x_BTD])
-    return out.detach()
+    out_BTD = chain[-1][1].fold(x)
+    if (shape := _shape(out_BTD)) != tuple(x_BTD.shape):
+        raise SelectionError(f"fold gives {shape} in place of {tuple(x_BTD.shape)}")
+    return out_BTD
 
 
 class _Branch:
     """Stands in for attention or the FFN: what its writer reads has the width that it has in a model, and goes through `inner`."""
 
-    def __init__(self, instance: Residual, site: str, ctx: Context) -> None:
-        self.instance, self.site, self.ctx, self.calls = instance, site, ctx, 0
+    def __init__(self, instance: Residual, site: str, ctx: Context, shape: tuple[int, ...]) -> None:
+        self.instance, self.site, self.ctx, self.shape, self.calls = instance, site, ctx, shape, 0
 
     def __call__(self, x_BTD: Tensor) -> Tensor:
         self.calls += 1
-        if (shape := _shape(x_BTD)) != SHAPE:
-            raise SelectionError(f"its branch is given {shape} in place of {SHAPE}")
+        if (shape := _shape(x_BTD)) != self.shape:
+            raise SelectionError(f"its branch is given {shape} in place of {self.shape}")
         h = 0.5 * (x_BTD if self.site == "attn" else torch.cat([x_BTD, x_BTD], -1)[..., :HIDDEN])
         inner = self.instance.inner(h, self.ctx)
         if (shape := _shape(inner)) != tuple(h.shape):

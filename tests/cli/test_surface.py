@@ -38,6 +38,7 @@ VERBS = {
     "plan": [*SELECTION, "--cost", "--gpus N,N"],
     "run": [*SELECTION, "--workers N", "--replicas N", "--features digits|inception", "--executor local|slurm", "--slurm K=V,...",
             "--retry-failed"],
+    "enter": ["file FILE", "--workers N", "--results DIR"],
     "encode": ["--images DIR", "--captions FILE", "--out DIR", "--vae NAME", "--text NAME", "--size N", "--tokens N", "--batch N"],
     "status": ["--results DIR"],
     "collect": ["--from DIR", "--protocol NAME", "--results DIR"],

@@ -79,7 +79,7 @@ class Lambdas(Residual):
 
     def __init__(self, site):
         super().__init__(site)
-        self.gate_resid = nn.Parameter(torch.full((1,), 1.1))
+        self.gate_resid = nn.Parameter(torch.tensor(1.1))  # a number has no axis
         self.gate_x0 = nn.Parameter(torch.full((1,), 0.1))
 
     def open(self, x_BTD, ctx):

@@ -46,8 +46,8 @@ class Replicas:
             raise ValueError("replicas must be models of one shape")
         self.weights = {}
         for name, p in first.named_parameters():
-            leaf = values_RP[:, slices[name]].unflatten(1, p.shape).requires_grad_()
-            leaf.grad = grads_RP[:, slices[name]].unflatten(1, p.shape)
+            leaf = values_RP[:, slices[name]].view(-1, *p.shape).requires_grad_()  # a number (0-dim) has no axis to unflatten to
+            leaf.grad = grads_RP[:, slices[name]].view(-1, *p.shape)
             self.weights[name] = leaf
         shared = ("rope", "step")  # the same for all, and without an axis
         own = [name for name, _ in first.named_buffers() if name not in shared]

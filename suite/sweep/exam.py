@@ -48,8 +48,9 @@ def examine(runs: list[Run], folder: Path) -> list[str]:
             with unchanged(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch's, on layouts
                 said.append(part())
-        except (Altered, _Failed) as error:
-            raise RegistryError(f"scheme {run.scheme} ({run.arm}): {error}") from None
+        except Exception as error:
+            kind = "" if isinstance(error, Altered | _Failed) else f"{type(error).__name__}: "
+            raise RegistryError(f"scheme {run.scheme} ({run.arm}): {kind}{str(error).strip().partition(chr(10))[0]}") from None
     return said
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from suite.protocol import Cell, Protocol
 
 CONTROLS = (  # most asked for first
-    "prenorm", "prenorm_scaled", "completep", "peri_ln", "keel", "lns", "ihc", "mhc", "siamese", "attn_residuals", "subln", "skipinit",
-    "admin", "lambdas",
+    "prenorm", "prenorm_scaled", "completep", "peri_ln", "keel", "lns", "ihc", "mhc", "siamese", "attn_residuals", "deepscalelm",
+    "subln", "skipinit", "admin", "adaln", "lambdas",
 )  # fmt: skip
 CENTERED = "learn=none,mean=none"  # of `split`: X + beta P F, beta fixed
 

@@ -44,8 +44,9 @@ def enter(args) -> int:
     ranking_table.write(folder)
     if kept.resolve() != file:
         shutil.copyfile(file, kept)
-    print(among(folder / PROTOCOL, COMMITTED / PROTOCOL, args.depth))
-    print(f"{folder}: what a pull request adds; check it with: python -m suite verify --results {folder} --rerun 2")
+    print(among(folder / PROTOCOL, COMMITTED, args.depth))
+    print(f"{folder}: your file, its runs and its numbers, which is what a pull request adds; to check it, with two runs trained again: "
+          f"python -m suite verify --results {folder} --rerun 2")  # fmt: skip
     return 0
 
 

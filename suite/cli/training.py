@@ -128,11 +128,12 @@ def searched(args, selection, runs, known, catalogue, train=None) -> int:
     print(f"a search through {len(known)} cells: about {cost:.1f} core-hours from nothing; it goes on from what "
           f"{args.results / selection.protocol} holds", file=sys.stderr)  # fmt: skip
     status = 0
-    while runs and not status:
+    while True:
+        print("\n".join(known), file=sys.stderr)
+        if not runs or status:
+            return status
         status = (train or _here)(args, runs, catalogue)
         runs, known = search.planned(selection, args.results, catalogue, args.precision, args.replicas)
-    print("\n".join(known), file=sys.stderr)
-    return status
 
 
 def _how(args) -> dict[str, object]:

@@ -11,6 +11,7 @@ CALLED = {"gain": "fixed gain", "split": "parts of MV-Split,", "featscale": "Fea
           "prenorm_scaled": "pre-norm with GPT-2's init", "completep": "CompleteP", "peri_ln": "Peri-LN", "keel": "Keel",
           "lns": "LayerNorm Scaling", "ihc": "iHC", "siamese": "SiameseNorm", "subln": "SubLN", "skipinit": "SkipInit", "admin": "Admin",
           "prores": "ProRes", "mhc": "mHC", "attn_residuals": "attention residuals",
+          "deepscalelm": "DeepScaleLM", "adaln": "AdaLN-Zero",
           "sites=attn": "on attention alone", "sites=both": ""}
 
 

@@ -196,7 +196,7 @@ def test_identity_hyper_connections_without_their_map_are_pre_norm(given):
 
 # ---- writers, and papers
 
-@pytest.mark.parametrize("name", ["prenorm_scaled", "peri_ln", "skipinit"])
+@pytest.mark.parametrize("name", ["prenorm_scaled", "peri_ln", "skipinit", "mhc", "attn_residuals", "deepscalelm", "adaln"])
 def test_schemes_that_zero_writers_would_spoil_refuse_them(name):
     with pytest.raises(SelectionError, match=f"{name} refuses zero writers"):
         make_plan(Selection(protocol="smoke", schemes=(name,), params=(f"{name}:writers=zero",), depths=(2,)))

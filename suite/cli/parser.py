@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--slurm", type=filled, action="append", default=[], metavar="K=V,...",
                      help="with --executor slurm: jobs=N,time=MINUTES and what submitit takes (partition, account, cpus_per_task, ...)")
     run.add_argument("--retry-failed", action="store_true", help="also repeat runs that ended in oom, timeout or error")
-    enter = add("enter", help="a scheme of yours through the contract, the search and into the ranking; about 25 minutes on 2 idle cores")
+    enter = add("enter", help="a scheme of yours through the contract, the search and into the ranking; about 20 minutes on 2 idle cores")
     enter.add_argument("file", type=Path, metavar="FILE", help="a Python file that registers one scheme; it is executed")
     enter.add_argument("--workers", type=positive, metavar="N", help="processes (default: one per GPU, or per usable core)")
     enter.add_argument("--results", type=directory, default=ENTRIES, metavar="DIR",

@@ -63,15 +63,38 @@ def test_the_words_and_the_picture(tmp_path):
     assert max(len(line.get_xdata()) for line in panels[0].lines) == 3  # plain, g = .3, g = .1: one family
 
 
+CENTERED = "alpha=0,beta={},learn=none,mean=none,trunk=whole,over=segment"
+SPLIT = "alpha=0,beta={},sites=both"
+SMALL = ("0.1", "0.01")
+
+
 def test_what_the_page_says_of_the_cells_that_are_measured():
-    """In words above its block: the gain's edge, its best loss, MV-Split's place and how it dies."""
-    rates = pd.read_csv(ROOT / "results" / "critical_rates.csv").query("depth == 100").set_index(["protocol", "scheme"])
-    gain, split = rates.loc[("scale", "gain")], rates.loc[("scale", "mvsplit")]
-    assert gain["params"] == "g=0.1" and gain["lr50_low"] > 2 * rates.loc[("frontier", "plain"), "lr50_high"]
+    """In words above its block: of edges, best losses and deaths, against the tables."""
+    rates = pd.read_csv(ROOT / "results" / "critical_rates.csv").query("depth == 100")
+    rates = rates.set_index(["protocol", "scheme", "params"]).sort_index()
+    gains = {g: rates.loc[("scale", "gain", f"g={g}")] for g in SMALL} | {"1": rates.loc[("frontier", "plain", "-")]}
+    centered = {g: rates.loc[("scale", "split", CENTERED.format(g))] for g in gains}
+    assert gains["0.01"]["lr50_low"] > gains["0.1"]["lr50_high"] and gains["0.1"]["lr50_low"] > gains["1"]["lr50_high"]
+    assert all(centered[g]["lr50_high"] < gains[g]["lr50_low"] for g in SMALL) and centered["1"]["lr50"] < gains["1"]["lr50_high"]
     found = {(one.row.quantity, one.row.scheme, one.row.over): one.verdict for one in judge(ROOT / "results", "scale")}
     assert all(found["best_loss", "gain (best)", over] == "holds" for over in ("layerscale", "rezero", "deepnorm"))
-    places = pd.read_csv(ROOT / "results" / "ranking.csv").query("protocol == 'scale' and scheme == 'mvsplit'")
-    assert list(places["place"]) == [1] and split["fresh"] == 8
-    runs = pd.read_csv(ROOT / "results" / "scale" / "runs.csv")
-    dead = runs[(runs["scheme"] == "mvsplit") & runs["outcome"].isin(DEAD)]
-    assert len(dead) >= 7 and (dead["state"] == "mean_dominated").all()
+    assert all(centered[g]["best_loss"] < gains[g]["best_loss"] < centered[g]["best_loss_high"] for g in gains)
+    places = pd.read_csv(ROOT / "results" / "ranking.csv").query("protocol == 'scale' and scheme == 'mvsplit'").set_index("params")
+    assert set(places.index) == {SPLIT.format(g) for g in SMALL} and (places["place"] == 1).all()
+    layerscale = {"0.1": ("scale", "layerscale", "init=0.1"), "0.01": ("frontier", "layerscale", "init=0.01")}
+    for g in SMALL:
+        assert rates.loc[("scale", "mvsplit", SPLIT.format(g)), "best_loss_high"] < rates.loc[layerscale[g], "best_loss_low"]
+
+
+def test_how_the_cells_die_is_as_the_page_says():
+    folders = [pd.read_csv(ROOT / "results" / name / "runs.csv").query("depth == 100") for name in ("scale", "frontier")]
+    runs = pd.concat(folders)
+    dead = runs[runs["outcome"].isin(DEAD) & (runs["arm"] == "controlled")]
+    equal = (dead["state"] == "mean_dominated").groupby([dead["scheme"], dead["params"]]).agg(["sum", "size"])
+    for g in ("1", *SMALL):
+        deaths = equal.loc[("split", CENTERED.format(g))]
+        assert deaths["sum"] == 0 and deaths["size"] >= 5
+    assert all(equal.loc[("mvsplit", SPLIT.format(g))].nunique() == 1 for g in SMALL)
+    assert equal.loc[("mvsplit", SPLIT.format("1")), "sum"] == 0
+    others = equal[equal.index.get_level_values("scheme").isin(["plain", "gain", "layerscale", "rezero"])]
+    assert len(others) >= 6 and others["size"].sum() - others["sum"].sum() == 1

@@ -55,7 +55,7 @@ def test_a_stranger_comes_to_the_same_numbers():
     """A program that never imports `suite`, and reads the tables alone."""
     found = subprocess.run([sys.executable, "tests/evidence/stranger.py"], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
-    assert "27 rows" in found.stdout
+    assert "26 rows" in found.stdout
     assert "import suite" not in (text := (ROOT / "tests/evidence/stranger.py").read_text()) and "from suite" not in text
 
 
@@ -91,7 +91,7 @@ FRONTIER, LONG, PAPER = (PROTOCOLS[name] for name in ("frontier", "anatomy", "pa
 NUMBERS = {  # what prose may say beside the blocks: numbers of the protocols, and those that the test behind a comment holds
     "README.md": {"95", "100", "400", "1000", str(FRONTIER.horizon), str(LONG.horizon), str(FRONTIER.width), str(PAPER.width), "8",
                   "3.11", "3"},  # what run_all.sh asks for: tests/cli/test_run_all.py
-    "docs/branch_scale.md": {"15"},  # the search's rule of stopping, as it was called
+    "docs/branch_scale.md": {"15", "50"},  # the search's rule of stopping, as it was called; the plan
     "docs/detect.md": {"50", "95", "1,000", "25", "5", "1", "0", "200",  # targets, and the settings of suite/evidence/early_warning.py
                        "1.5", "1.6", "12", "128", "16", "64", "80",  # tests/bench/monitor_cost.py, by hand
                        "201"},  # results/detect/rivals.py
@@ -106,7 +106,8 @@ NUMBERS = {  # what prose may say beside the blocks: numbers of the protocols, a
     "docs/rules.md": {"0", "0.02", "1", "1.5", "1.6", "16", "20", "256", "64", "300", "3,000", "100,000", "2023", "0.64",  # the paper's
                       "32", "1,797", "297", "8", "25", "100", "400", "3", "2.0", "95", "LR10", "LR50",
                       "0.8", "48", "50", "5", "2", "4", "200", "10", "6", "0.6", "7"},  # tests/verdict/test_rule_text.py, and below
-    "docs/running.md": {"3.11", "3", "2.13", "0", "2", "10", "15", "100", "1", "16", "35", "40", "0.1", "12,000", "120", "8"},
+    "docs/running.md": {"3.11", "3", "2.13", "0", "2", "10", "15", "100", "1", "16", "35", "40", "0.1", "12,000", "120", "8",
+                        "64", "17"},  # of float64; results/entries/scalar, with a watch
     "results/README.md": {"25", "50", "100", "64", "0", "400", "1000", "128", "11"},
 }  # fmt: skip
 

@@ -37,7 +37,8 @@ def drawn(name):
 
 def expected(name, parameter, p):
     """(rate, eps) of every row of a parameter, written out by hand."""
-    rate, eps = torch.ones(p.shape[0]), torch.ones(p.shape[0])
+    rows = p.shape[0] if p.ndim else 1
+    rate, eps = torch.ones(rows), torch.ones(rows)
     own = {
         "completep": {w: (1.5**-0.5, 1.5**-0.5) for w in ROWS},
         "values": {"v": (0.25, 1), "o": (0.25, 3), "w3": (1, 2), "gate_scale": (2, 1)},
@@ -55,7 +56,7 @@ def reference(name, dit, steps, gate_lr):
     out = {}
     for parameter, p in dit.named_parameters():
         w, m, v = p.detach().double().clone(), 0, 0
-        rate, eps = (x.double().reshape(-1, *(1,) * (p.ndim - 1)) for x in expected(name, parameter, p))
+        rate, eps = (x.double().reshape((-1, *(1,) * (p.ndim - 1)) if p.ndim else ()) for x in expected(name, parameter, p))
         gate = ".residuals." in parameter
         lr = 0.01 * rate * (gate_lr if gate else 1)
         for step in range(1, steps + 1):

@@ -14,7 +14,7 @@ PASSED = ["samples of a batch do not see each other", "gradients are those of fi
           "compiled it trains as eager"]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "arm"), slow_but([("mhc", "controlled")], ENTRIES))
+@pytest.mark.parametrize(("name", "arm"), slow_but([("layerscale", "controlled")], ENTRIES))
 def test_it_passes(name, arm, tmp_path):
     catalogue = read()
     selection = Selection("smoke", schemes=(name,), arms=(arm,), depths=(3,), seeds=(0, 1))

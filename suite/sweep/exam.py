@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -39,9 +40,10 @@ def examine(runs: list[Run], folder: Path) -> list[str]:
     run, said = runs[0], []
     entry = registry.get(run.scheme, run.arm)
     values = registry.parse_params(entry, run.params)
+    alone = cache(lambda run: _trained(_eager(run), folder))  # what every other way of training is held against
     parts: list[Callable[[], str]] = [
         lambda: _samples(entry.cls, values, run.depth), lambda: _gradients(entry.cls, values, run.depth),
-        lambda: _grouped(runs, folder), lambda: _resumed(run, folder), *[lambda: _compiled(run, folder)] * run.compiled,
+        lambda: _grouped(runs, alone), lambda: _resumed(run, alone, folder), *[lambda: _compiled(run, alone)] * run.compiled,
     ]  # fmt: skip
     for part in parts:
         try:
@@ -96,12 +98,19 @@ def _gradients(cls: type[Residual], values: dict[str, object], depth: int) -> st
     return "gradients are those of finite differences, in float64"
 
 
-def _losses(run: Run, folder: Path) -> tuple[Trainer, list[float]]:
-    """A trainer after STEPS steps, and its losses."""
+Alone = Callable[[Run], Trainer]  # a run trained eager and alone for STEPS steps
+
+
+def _trained(run: Run, folder: Path) -> Trainer:
+    """A trainer after STEPS steps."""
     trainer = Trainer(run, cached(run.data), folder)
     for _ in range(STEPS):
         trainer.advance()
-    return trainer, [loss for _, loss, _ in trainer.state.curve]
+    return trainer
+
+
+def _losses(trainer: Trainer) -> list[float]:
+    return [loss for _, loss, _ in trainer.state.curve]
 
 
 def _alike(got: Sequence[float], want: Sequence[float], words: str) -> None:
@@ -113,21 +122,20 @@ def _eager(run: Run) -> Run:
     return replace(run, compiled=False)
 
 
-def _grouped(runs: list[Run], folder: Path) -> str:
-    members = [Trainer(_eager(run), cached(run.data), folder) for run in runs]
+def _grouped(runs: list[Run], alone: Alone) -> str:
+    members = [Trainer(_eager(run), cached(run.data), Path("unused")) for run in runs]
     group = GroupStep([member.train_step for member in members], compiled=False)
     losses = []
     for step in range(1, STEPS + 1):
         losses.append([loss for loss, _ in group.forward_backward(step)])
         group.update(step, [True] * len(members))
     for run, got in zip(runs, zip(*losses, strict=True), strict=True):
-        _alike(got, _losses(_eager(run), folder)[1], "as one model with another run (torch.func.vmap) it has other losses than alone")
+        _alike(got, _losses(alone(run)), "as one model with another run (torch.func.vmap) it has other losses than alone")
     return "as one model with another run it trains as alone"
 
 
-def _resumed(run: Run, folder: Path) -> str:
-    whole, _ = _losses(_eager(run), folder / "whole")
-    first, again = (Trainer(_eager(run), cached(run.data), folder / "resumed") for _ in range(2))
+def _resumed(run: Run, alone: Alone, folder: Path) -> str:
+    whole, (first, again) = alone(run), (Trainer(_eager(run), cached(run.data), folder) for _ in range(2))
     for _ in range(STEPS // 2):
         first.advance()
     first.save()
@@ -139,6 +147,6 @@ def _resumed(run: Run, folder: Path) -> str:
     return "stopped and resumed it trains as in one go, to the byte"
 
 
-def _compiled(run: Run, folder: Path) -> str:
-    _alike(_losses(run, folder)[1], _losses(_eager(run), folder)[1], "compiled it has other losses than eager")
+def _compiled(run: Run, alone: Alone) -> str:
+    _alike(_losses(_trained(run, Path("unused"))), _losses(alone(run)), "compiled it has other losses than eager")
     return "compiled it trains as eager"

@@ -28,6 +28,16 @@ def normal(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+def norm(x):
+    """RMSNorm in float64, by its definition."""
+    x = x.double()
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def close(ours, by_hand):
+    torch.testing.assert_close(ours.detach().double(), by_hand.detach().double(), rtol=2e-5, atol=2e-5)
+
+
 def shake(module, seed=0):
     """Move every gate to a random place, so that no test passes because a gate is 0 or 1."""
     draw = torch.Generator().manual_seed(seed)

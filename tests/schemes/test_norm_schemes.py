@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import SEGMENTS, build, context, inputs, normal, shake
+from cases import SEGMENTS, build, context, inputs, norm, normal, shake
 
 from suite import registry
 from suite.presets import CONTROLS
@@ -12,12 +12,6 @@ from suite.residual import Residual
 from suite.sweep.plan import Selection, SelectionError, make_plan
 
 DEPTH = 4
-
-
-def norm(x, eps=1e-6):
-    """RMSNorm in float64, by its definition."""
-    x = x.double()
-    return x / (x.square().sum(-1, keepdim=True) / x.shape[-1] + eps).sqrt()
 
 
 @pytest.fixture

@@ -5,25 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import build, context, inputs, normal, shake
+from cases import build, close, context, inputs, norm, normal, shake
 
 from baselines.deepscalelm import correlations, silu_moments
-
-
-@pytest.fixture
-def given():
-    """A trunk and the matrix of a linear branch."""
-    return 3 * normal(2, 7, 8), normal(8, 8, seed=1)
-
-
-def norm(x):
-    x = x.double()
-    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-
-
-def close(a, b):
-    torch.testing.assert_close(a.detach().double(), b.detach().double(), rtol=2e-5, atol=2e-5)
-
 
 # ---- DeepScaleLM
 

@@ -2,24 +2,9 @@
 
 import pytest
 import torch
-from cases import build, context, inputs, normal, shake
+from cases import build, close, context, inputs, norm, normal, shake
 
 from baselines.mhc import doubly_stochastic
-
-
-@pytest.fixture
-def given():
-    """A trunk and the matrix of a linear branch."""
-    return 3 * normal(2, 7, 8), normal(8, 8, seed=1)
-
-
-def norm(x):
-    x = x.double()
-    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-
-
-def close(a, b):
-    torch.testing.assert_close(a.detach().double(), b.detach().double(), rtol=2e-5, atol=2e-5)
 
 
 def streams(n):

@@ -14,7 +14,7 @@ from suite.presets import PROTOCOLS
 from suite.records.store import read
 from suite.verdict.outcome import DEAD, GONE
 
-VARIANT = ["arm", "params", "writers", "gate_lr", "data", "compiled"]  # what tells the variants of a scheme apart
+VARIANT = ["arm", "params", "writers", "gate_lr", "control", "data", "compiled"]  # what tells the variants of a scheme apart
 
 
 def load_runs(folder: Path) -> pd.DataFrame:
@@ -56,12 +56,13 @@ def _changed_params(protocol: str, scheme: str) -> set[str]:
 
 def _label(scheme: str, variant: tuple, variants: list[tuple]) -> str:
     """The scheme as its paper calls it, and what of the variant is not the same in all its variants (of the same arm, for parameters)."""
-    arm, params, writers, gate_lr, data, compiled = variant
+    arm, params, writers, gate_lr, control, data, compiled = variant
     differ = [len(set(column)) > 1 for column in zip(*variants, strict=True)]
     siblings = [set(other[1].split(",")) for other in variants if other[0] == arm]
     words = [word for word in params.split(",") if not all(word in sibling for sibling in siblings)]
     words += ["native"] * (arm == "native" and differ[0]) + [f"{writers} writers"] * differ[2]
-    words += [f"gate_lr={gate_lr:g}"] * differ[3] + [data] * differ[4] + ["eager"] * (differ[5] and not compiled)
+    words += [f"gate_lr={gate_lr:g}"] * differ[3] + [control] * (differ[4] and bool(control)) + [data] * differ[5]
+    words += ["eager"] * (differ[6] and not compiled)
     return called(" ".join([scheme, *words]))
 
 

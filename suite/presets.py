@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from suite import controls
 from suite.protocol import Cell, Protocol
 
 CONTROLS = (  # most asked for first
     "prenorm", "prenorm_scaled", "completep", "peri_ln", "keel", "lns", "ihc", "mhc", "siamese", "attn_residuals", "deepscalelm",
     "subln", "skipinit", "admin", "adaln", "lambdas",
 )  # fmt: skip
+PLAIN_DIES, PLAIN_LEARNS = 7.08e-3, 2.01e-3  # at 100 blocks, results/frontier: eight of eight, none
+MVSPLIT_DIES = 9.36e-3  # there: eight of eight
 CENTERED = "learn=none,mean=none"  # of `split`: X + beta P F, beta fixed
 
 
@@ -30,6 +33,15 @@ def _scale() -> list[Cell]:
     cells += [Cell("gain", params="g=0.03", writers="std"), Cell("layerscale", params="init=0.03", writers="std"),
               Cell("mvsplit", params="beta=0.03", writers="std"), Cell("mvsplit", params="beta=1", writers="std")]  # fmt: skip
     return cells + [replace(cell, depths=(50,)) for s in ("0.1", "0.01", "1") for cell in _four(s)]
+
+
+def _remedies() -> list[Cell]:
+    """Plain under each control, and with the hard centering of App. J (P X + F), where it dies and where it learns; MV-Split where it dies."""
+    centered = Cell("split", params="alpha=1,beta=1,learn=none,mean=branch,trunk=centered")
+    plain = [*(Cell("plain", control=control) for control in ("", *controls.CONTROLS)), centered]
+    mvsplit = [Cell("mvsplit", control=control) for control in ("", *controls.CONTROLS)]
+    at = ((plain, PLAIN_DIES, 8), (plain, PLAIN_LEARNS, 2), (mvsplit, MVSPLIT_DIES, 4))
+    return [replace(cell, lrs=(lr,), seeds=tuple(range(n))) for cells, lr, n in at for cell in cells]
 
 
 def _presets() -> dict[str, Protocol]:
@@ -87,6 +99,11 @@ def _presets() -> dict[str, Protocol]:
             replace(
                 laptop, name="controls", purpose="schemes that practitioners use today: where each learns best, and its edge",
                 search=True, fid_samples=0, lrs=(), unscored=(), seeds=(), depths=(100,), cells=tuple(map(Cell, CONTROLS)),
+            ),
+            replace(
+                laptop, name="remedies", version=1, purpose="remedies that are no schemes: plain and MV-Split where they die, plain where it learns",
+                fid_samples=0, depths=(100,), lrs=(), unscored=(), seeds=tuple(range(8)),
+                cells=tuple(_remedies()),
             ),
             anatomy,
             replace(

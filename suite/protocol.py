@@ -57,7 +57,7 @@ def _counted(thing) -> dict[str, object]:
 class Cell:
     """One scheme of a protocol's plan. params as the registry parses them; writers "" = the scheme's legal default.
 
-    gate_lr: as in `Run`. depths, lrs, seeds: its own; () = the protocol's.
+    gate_lr, control: as in `Run`. depths, lrs, seeds: its own; () = the protocol's.
     """
 
     scheme: str
@@ -65,6 +65,7 @@ class Cell:
     params: str = ""
     writers: str = ""
     gate_lr: float = 1.0
+    control: str = ""
     depths: tuple[int, ...] = ()
     lrs: tuple[float, ...] = ()
     seeds: tuple[int, ...] = ()
@@ -85,6 +86,8 @@ class Protocol:
     caption_tokens: int = 4  # not stated in the paper
     init: str = "0.02"  # std of every weight, Table 3 and App. B; "fan_in": 0.64/sqrt(fan_in), which is 0.02 at the paper's width
     final: str = "zero"  # output projection; App. B names N(0, 0.02^2) as its change, so zero elsewhere (inferred)
+    mixing: str = later("A", old="A")  # what multiplies attention's values: backbone.MIXING
+    gated: str = later("", old="")  # attention's output: backbone.GATED
     # optimisation, Table 3
     batch: int = 16  # Table 3 has 1024
     warmup: int = 50  # Table 3 has 1000; its shape is not stated, ours is linear
@@ -161,6 +164,7 @@ class Run:
     code_digest: str
     compiled: bool
     gate_lr: float = later(1.0, old=1.0)  # times the learning rate for the parameters that a scheme owns; 0 = they stay as they start
+    control: str = later("", old="")  # the name of what its protocol was changed by (suite/controls.py); "" = nothing
 
     @property
     def run_id(self) -> str:
@@ -185,7 +189,8 @@ class Run:
         params = "" if self.params == NO_PARAMS else f"({self.params})"
         arm = "" if self.arm == "controlled" else f" {self.arm}"
         gates = "" if self.gate_lr == 1 else f" gate_lr {self.gate_lr:g}"
-        return f"{self.scheme}{params}{arm} {self.writers}-writers{gates} L{self.depth} lr {self.lr:g} seed {self.seed}"
+        control = f" {self.control}" if self.control else ""
+        return f"{self.scheme}{params}{arm} {self.writers}-writers{gates}{control} L{self.depth} lr {self.lr:g} seed {self.seed}"
 
     def to_json(self) -> str:
         return json.dumps({f.name: getattr(self, f.name) for f in fields(self)} | {"protocol": asdict(self.protocol)})

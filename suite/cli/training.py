@@ -16,7 +16,7 @@ ALONE = ("accelerate started one process, not several (--cpu needs MPI): this is
 def _selection(args):
     from suite.sweep.plan import Selection
 
-    wanted = ("protocol", "schemes", "arms", "depths", "lrs", "seeds", "data", "shard")
+    wanted = ("protocol", "schemes", "arms", "depths", "lrs", "seeds", "data", "control", "shard")
     params = tuple(args.params) if args.params else None
     return Selection(plugins=tuple(args.plugin), params=params, **{k: getattr(args, k) for k in wanted})
 

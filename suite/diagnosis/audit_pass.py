@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from suite.data.dataset import Dataset
 from suite.diagnosis import metrics
-from suite.model.backbone import DiT, attention_matrix
+from suite.model.backbone import DiT
 from suite.residual import Context
 from suite.training.trainer import Trainer
 
@@ -22,7 +22,7 @@ GATES = ("gate_alpha", "gate_beta", "gate_lambda")
 
 
 class Site:
-    """What one merge of an audited block saw: the folded trunk x; y, f with their graph; the attention matrix at attention sites."""
+    """What one merge of an audited block saw: the folded trunk x; y, f with their graph; what multiplies the values at attention sites."""
 
     def __init__(self, layer: int, name: str, x_BTD: Tensor) -> None:
         self.layer, self.name, self.x = layer, name, x_BTD
@@ -36,8 +36,8 @@ def _watch(dit: DiT, layer: int, x: Tensor, t_B: Tensor) -> tuple[Tensor, list[S
 
     def attention(x_BTD: Tensor) -> Tensor:
         q, k, v = block.qkv(x_BTD, dit.rope)
-        attn.a = attention_matrix(q, k)
-        attn.y = block.residuals[0].inner((attn.a @ v).transpose(1, 2).flatten(2), first)
+        attn.a = block.mixed(q, k)
+        attn.y = block.residuals[0].inner(block.gated((attn.a @ v).transpose(1, 2).flatten(2), x_BTD), first)
         attn.f = nn.functional.linear(attn.y, block.wo)
         return attn.f
 

@@ -68,7 +68,12 @@ def in_order(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def finished(runs: pd.DataFrame) -> pd.DataFrame:
-    """The finished runs of the newest version, in order, with `name` and `fate`; too short ones are left out."""
+    """The finished runs of the newest version, in order, with `name` and `fate`; too short ones, and those with a control, are left out."""
+    return ended(runs[runs["control"] == ""])
+
+
+def ended(runs: pd.DataFrame) -> pd.DataFrame:
+    """`finished`, with the runs that have a control."""
     runs = runs[(runs["status"] == "done") & (runs["outcome"] != "too_short")]
     runs = in_order(runs[runs["protocol_version"] == runs["protocol_version"].max()])
     return runs.assign(name=list(map(name, runs["scheme"], runs["params"])), fate=runs["outcome"].map(fate))

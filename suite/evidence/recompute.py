@@ -14,7 +14,7 @@ from suite.records.schema import TABLES
 from suite.records.store import REAL, RowsByRun, format_value
 
 DIGITS = "digits"  # the data set and the features that come with the suite; what lies elsewhere is not looked for
-SIZES = ("width", "heads", "ffn", "patch", "caption_tokens")  # of a protocol, on which a model's parameters depend
+SIZES = ("width", "heads", "ffn", "patch", "caption_tokens", "gated")  # of a protocol, on which a model's parameters depend
 KINDS = {column.name: column.type for column in TABLES["quality"].columns}
 FLOOR_RTOL, FLOOR_ATOL = 1e-3, 1e-5  # of the real row's scores: another processor's matrix square root differs by 1e-5
 

@@ -50,7 +50,7 @@ def outcome_table(folder: Path, frontier: Path) -> str:
 
     frontier: a folder whose runs at the same rates say how the cell ends with other seeds.
     """
-    runs = in_order(runs_of(folder).query("arm == 'controlled'").sort_values("seed"))
+    runs = in_order(runs_of(folder).query("arm == 'controlled' and control == ''").sort_values("seed"))
     scores = read(folder, "quality").dropna(subset="fid").groupby("run_id")["fid"].last()
     places = sorted(set(zip(runs["lr"], runs["depth"])))
     cells, many = {}, _standings(frontier, set(runs["lr"]))

@@ -12,6 +12,7 @@ from suite.evidence.recompute import model_cells, real_row_problems
 from suite.isolation.catalogue import Catalogue, read
 from suite.presets import PROTOCOLS
 from suite.protocol import Run
+from suite.records import byrun
 from suite.records.checks import check_folder
 from suite.records.completeness import LATENTS, check_parts, is_picture
 from suite.records.store import RowsByRun, Store, TableError, format_value, picture_path
@@ -39,15 +40,7 @@ def is_older(row: dict[str, str]) -> bool:
 
 def run_of(row: dict[str, str], catalogue: Catalogue) -> Run:
     """The run of a row of runs.csv, as today's code would make it; ValueError where it no longer can."""
-    protocol = PROTOCOLS.get(row["protocol"])
-    if protocol is None or str(protocol.version) != row["protocol_version"]:
-        raise ValueError(f"was made under {row['protocol']} v{row['protocol_version']}, which this code no longer has")
-    entry = catalogue.get(row["scheme"], row["arm"])
-    return Run(
-        protocol.at(int(row["depth"]), float(row["lr"])), row["scheme"], row["arm"], row["params"], row["writers"],
-        int(row["depth"]), float(row["lr"]), int(row["seed"]), row["data"], row["data_digest"], catalogue.code_digest(entry, row["params"]),
-        row["compiled"] == "true", float(row["gate_lr"]),
-    )  # fmt: skip
+    return byrun.run_of(row, catalogue.code_digest(catalogue.get(row["scheme"], row["arm"]), row["params"]))
 
 
 def verify(results: Path, catalogue: Catalogue | None = None) -> tuple[int, list[str]]:

@@ -4,7 +4,7 @@ No AdaLN, and of the timestep only what a scheme makes of it; image and caption 
 image tokens, then QK-Norm, then attention; SwiGLU; non-affine RMSNorm; no biases in blocks; two merges a block.
 
 Shapes: B batch, C channels, H, W pixels, I image tokens, T all tokens, D width, N heads, K head dimension, F FFN width,
-E = C * patch * patch values of an image token, G width of given captions.
+E = C * patch * patch values of an image token, G width of given captions, or of gates.
 """
 
 from __future__ import annotations
@@ -68,16 +68,29 @@ def attention_matrix(q_BNTK: Tensor, k_BNTK: Tensor) -> Tensor:
     return torch.softmax(q_BNTK @ k_BNTK.transpose(-1, -2) * q_BNTK.shape[-1] ** -0.5, dim=-1)
 
 
+MIXING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # what multiplies the values, of A (..., T, T) and I; but for A: App. J's
+    "A": lambda a, i: a,
+    "A-I": lambda a, i: a - i,
+    "I-A": lambda a, i: i - a,
+    "I/2+A/2": lambda a, i: 0.5 * (i + a),  # (1 - g) I + g A; the paper names no g
+}
+GATED = ("", "head", "feature")  # attention's output: as it is, or times the sigmoid of a linear map of the branch's input, by so much
+
+
 class Block(nn.Module):
     """Self-attention and SwiGLU, each joined to the trunk by a residual scheme."""
 
-    def __init__(self, width: int, heads: int, ffn: int, depth: int, index: int, scheme: SiteFactory) -> None:
+    def __init__(
+        self, width: int, heads: int, ffn: int, depth: int, index: int, scheme: SiteFactory, mixing: str = "A", gated: str = ""
+    ) -> None:
+        """mixing: of MIXING. gated: of GATED, after Qiu et al., arXiv:2505.06708."""
         super().__init__()
-        self.heads = heads
+        self.heads, self.mixing = heads, mixing
         self.wqkv = linear(width, 3 * width)
         self.wo = linear(width, width)
         self.w13 = linear(width, 2 * ffn)
         self.w2 = linear(ffn, width)
+        self.wg = linear(width, heads if gated == "head" else width) if gated else None
         first = scheme(Site(width, depth, index, "attn", width, heads))
         second = first if first.shared else scheme(Site(width, depth, index, "ffn", ffn, heads))
         self.residuals = nn.ModuleList([first] if first.shared else [first, second])
@@ -91,7 +104,8 @@ class Block(nn.Module):
 
     def attention(self, x_BTD: Tensor, rope: Tensor, ctx: Context) -> Tensor:
         """Branch f of the first merge: RoPE, then QK-Norm, then softmax attention with scale 1/sqrt(K)."""
-        return F.linear(self.residuals[0].inner(self.heads_out(*self.qkv(x_BTD, rope)), ctx), self.wo)
+        h_BTD = self.gated(self.heads_out(*self.qkv(x_BTD, rope)), x_BTD)
+        return F.linear(self.residuals[0].inner(h_BTD, ctx), self.wo)
 
     def qkv(self, x_BTD: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised queries and keys and plain values, each (B, N, T, K)."""
@@ -99,13 +113,27 @@ class Block(nn.Module):
         q_BTNK, k_BTNK = rms_norm(rotate(q_BTNK, rope)), rms_norm(rotate(k_BTNK, rope))
         return q_BTNK.transpose(1, 2), k_BTNK.transpose(1, 2), v_BTNK.transpose(1, 2)
 
+    def mixed(self, q_BNTK: Tensor, k_BNTK: Tensor) -> Tensor:
+        """(B, N, T, T): what multiplies the values."""
+        a_BNTT = attention_matrix(q_BNTK, k_BNTK)
+        if self.mixing == "A":
+            return a_BNTT
+        return MIXING[self.mixing](a_BNTT, torch.eye(a_BNTT.shape[-1], dtype=a_BNTT.dtype, device=a_BNTT.device))
+
+    def gated(self, h_BTD: Tensor, x_BTD: Tensor) -> Tensor:
+        """The heads' outputs times their gates, where the block has some."""
+        if self.wg is None:
+            return h_BTD
+        g_BTG = torch.sigmoid(F.linear(x_BTD, self.wg))
+        return h_BTD * g_BTG.repeat_interleave(h_BTD.shape[-1] // g_BTG.shape[-1], dim=-1)
+
     def heads_out(self, q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor) -> Tensor:
-        """(B, T, D): what the writer W_O reads, but for `Residual.inner`.
+        """(B, T, D): what the writer W_O reads, but for `gated` and `Residual.inner`.
 
         Written out on a CPU, where it compiles to less work than the fused operator.
         """
-        if v_BNTK.device.type == "cpu":
-            return (attention_matrix(q_BNTK, k_BNTK) @ v_BNTK).transpose(1, 2).flatten(2)
+        if v_BNTK.device.type == "cpu" or self.mixing != "A":
+            return (self.mixed(q_BNTK, k_BNTK) @ v_BNTK).transpose(1, 2).flatten(2)
         return F.scaled_dot_product_attention(q_BNTK, k_BNTK, v_BNTK).transpose(1, 2).flatten(2)
 
     def ffn_hidden(self, x_BTD: Tensor) -> Tensor:
@@ -150,6 +178,8 @@ class DiT(nn.Module):
         scheme: SiteFactory,
         caption_width: int | None = None,
         checkpoint_blocks: bool = False,
+        mixing: str = "A",
+        gated: str = "",
     ) -> None:
         super().__init__()
         # sqrt(depth) segments of sqrt(depth) blocks hold the fewest activations: Chen et al. 2016, arXiv:1604.06174
@@ -160,7 +190,7 @@ class DiT(nn.Module):
         self.embed = nn.Linear(token, width)
         # as the official code, which leaves captions of the model's width as they are
         self.context = nn.Linear(caption_width, width) if caption_width not in (None, width) else nn.Identity()
-        self.blocks = nn.ModuleList(Block(width, heads, ffn, depth, i, scheme) for i in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, ffn, depth, i, scheme, mixing, gated) for i in range(depth))
         self.final = nn.Linear(width, token)
         self.register_buffer("rope", rope_2d(grid, sum(self.segments), width // heads), persistent=False)
         self.register_buffer("step", torch.zeros(()), persistent=False)

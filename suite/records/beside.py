@@ -8,7 +8,7 @@ from statistics import median
 from suite.records.store import Store
 from suite.verdict.outcome import fate
 
-CELL = ("protocol_version", "data", "scheme", "arm", "params", "writers", "gate_lr", "depth", "lr")
+CELL = ("protocol_version", "data", "scheme", "arm", "params", "writers", "gate_lr", "control", "depth", "lr")
 
 
 def compare(mine_folder, committed_folder) -> list[dict]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from suite.controls import under
 from suite.presets import PROTOCOLS
 from suite.protocol import Run, short_hash
 from suite.records.csvfile import Rows, read_rows, render
@@ -86,11 +87,20 @@ def curve_digest(data: bytes) -> str:
 
 def trajectory(row: Mapping[str, str]) -> str:
     """The cell `trajectory` of a row as text; "" where no run is done, or where its protocol is not one of today's."""
-    protocol = PROTOCOLS.get(row["protocol"])
-    if row["status"] != "done" or protocol is None or str(protocol.version) != row["protocol_version"]:
+    try:
+        return run_of(row, row["code_digest"]).trajectory if row["status"] == "done" else ""
+    except ValueError:
         return ""
+
+
+def run_of(row: Mapping[str, str], code_digest: str) -> Run:
+    """The run of a row of runs.csv, of code of this digest; ValueError where its protocol or control is not one of today's."""
+    protocol = PROTOCOLS.get(row["protocol"])
+    if protocol is None or str(protocol.version) != row["protocol_version"]:
+        raise ValueError(f"was made under {row['protocol']} v{row['protocol_version']}, which this code no longer has")
     depth, lr = int(row["depth"]), float(row["lr"])
     return Run(
-        protocol.at(depth, lr), row["scheme"], row["arm"], row["params"], row["writers"], depth, lr, int(row["seed"]), row["data"],
-        row["data_digest"], row["code_digest"], row["compiled"] == "true", float(row["gate_lr"] or 1),
-    ).trajectory  # fmt: skip
+        under(protocol, row["control"]).at(depth, lr), row["scheme"], row["arm"], row["params"], row["writers"], depth, lr,
+        int(row["seed"]), row["data"], row["data_digest"], code_digest, row["compiled"] == "true", float(row["gate_lr"] or 1),
+        row["control"],
+    )  # fmt: skip

@@ -15,7 +15,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-SCHEMA_VERSION = "7"
+SCHEMA_VERSION = "8"
 # tables of no protocol's runs, whose rows say where they were made
 MEASURED = ("bench", "rounding", "detect", "zoo", "head_to_head", "autopsy")
 OF_NO_RUN = (*MEASURED, "critical_rates", "ranking", "hypotheses", "thresholds", "replay", "simulation", "references")
@@ -74,7 +74,7 @@ def _columns(table: str) -> tuple[Column, ...]:
 
 TABLES = {name: Table(name, path, meaning, key, _columns(name), *order) for name, path, meaning, key, *order in (
     ("runs", "runs.csv", "one row per attempted run, failures included", ("run_id",),
-     ("protocol", "scheme", "arm", "params", "writers", "gate_lr", "depth", "lr", "seed", "run_id")),
+     ("protocol", "scheme", "arm", "params", "writers", "gate_lr", "control", "depth", "lr", "seed", "run_id")),
     ("curves", "curves/{scheme}-L{depth}/{run_id}.csv.gz", "raw training curves", ("run_id", "step")),
     ("evals", "evals.csv", "held-out loss along each run", ("run_id", "step")),
     ("quality", "quality.csv", "sample quality", ("run_id", "step")),

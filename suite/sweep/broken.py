@@ -29,6 +29,6 @@ def identity(run: Run, group: Sequence[Run]) -> dict:
     return {
         "run_id": run.run_id, "protocol": run.protocol.name, "protocol_version": run.protocol.version,
         "scheme": run.scheme, "arm": run.arm, "params": run.params, "writers": run.writers, "gate_lr": run.gate_lr, "depth": run.depth,
-        "lr": run.lr, "seed": run.seed, "data": run.data,
+        "lr": run.lr, "seed": run.seed, "data": run.data, "control": run.control,
         "replicas": len(group), "group": group_id(group),
     }  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 
 from suite import environment, registry
+from suite.controls import under
 from suite.isolation import forks
 from suite.isolation.catalogue import Catalogue, read
 from suite.numerals import decimal
@@ -43,6 +44,7 @@ class Selection:
     lrs: tuple[float, ...] | None = None
     seeds: tuple[int, ...] | None = None
     data: str | None = None
+    control: str | None = None
     plugins: tuple[str, ...] = ()
     shard: tuple[int, int] = (1, 1)
 
@@ -79,7 +81,8 @@ def make_plan(selection: Selection, for_costs: bool = False, catalogue: Catalogu
         _check_cells(f"scheme {scheme}", scheme=scheme, arm=arm, params=params, writers=writers)
         catalogue.call(catalogue.get(scheme, arm), _try_out, scheme, arm, params, max(depths_of(cell), default=1), gate_lr)
     runs = [
-        Run(protocol.at(depth, lr), scheme, arm, params, writers, depth, lr, seed, source, digest, code, compiled, gate_lr)
+        Run(_under(protocol, cell.control).at(depth, lr), scheme, arm, params, writers, depth, lr, seed, source, digest, code, compiled,
+            gate_lr, cell.control)
         for cell, (scheme, arm, params, writers, gate_lr, code) in cells
         for depth in depths_of(cell)
         for lr in selection.lrs or cell.lrs or protocol.lrs
@@ -106,9 +109,18 @@ def _cells(protocol: Protocol, selection: Selection, catalogue: Catalogue) -> li
         named = {text.rpartition(":")[0] for text in selection.params}
         others = [] if "" in named else [c for c in cells if c.scheme not in named]
         cells = others + [c for text in selection.params for c in _with_params(cells, text)]
+    if selection.control is not None:  # in place of the cells' own
+        cells = [replace(c, control=selection.control) for c in cells]
     if not cells:
         raise SelectionError(f"--arms {','.join(selection.arms or ())}: no scheme of {protocol.name} has that arm")
     return list(dict.fromkeys(cells))
+
+
+def _under(protocol: Protocol, control: str) -> Protocol:
+    try:
+        return under(protocol, control)
+    except ValueError as error:
+        raise SelectionError(f"--{error}") from None
 
 
 def _with_params(cells: list[Cell], text: str) -> list[Cell]:

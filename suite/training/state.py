@@ -47,6 +47,7 @@ def build_model(run: Run, shape: tuple[int, int, int], caption_shape: tuple[int,
         return DiT(
             width=p.width, heads=p.heads, ffn=p.ffn, depth=run.depth, patch=p.patch, channels=shape[0], image_size=shape[1],
             caption_tokens=tokens, caption_width=caption_width, checkpoint_blocks=p.checkpoint_blocks, scheme=scheme,
+            mixing=p.mixing, gated=p.gated,
         )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from suite.records.store import table_path
 from suite.sweep.plan import Selection, make_plan
 
 SELECTION = ["--protocol NAME", "--schemes A,B", "--params [SCHEME:]K=V,...", "--arms A,B", "--depths N,N", "--lrs X,X",
-             "--seeds N,N", "--data SOURCE", "--plugin FILE", "--precision X",
+             "--seeds N,N", "--data SOURCE", "--control NAME", "--plugin FILE", "--precision X",
              "--shard I/N", "--results DIR"]
 VERBS = {
     "list": ["--plugin FILE"],
@@ -73,7 +73,7 @@ def test_verbs_and_flags_are_frozen():
 def test_defaults_are_frozen():
     args = vars(cli.parser().parse_args(["run"]))
     assert args == {"verb": "run", "protocol": "laptop", "schemes": None, "params": None, "arms": None, "depths": None,
-                    "lrs": None, "seeds": None, "data": None, "plugin": [], "precision": None, "shard": (1, 1),
+                    "lrs": None, "seeds": None, "data": None, "control": None, "plugin": [], "precision": None, "shard": (1, 1),
                     "results": Path("results/local"),
                     "workers": None, "replicas": None, "features": "digits", "executor": "local", "slurm": [],
                     "retry_failed": False}

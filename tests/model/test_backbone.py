@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from suite import registry
 from suite.model.backbone import Block, attention_matrix, init_std, rope_2d, rotate
 from suite.presets import PROTOCOLS
 from suite.protocol import Run
@@ -210,10 +211,8 @@ def test_attention_written_out_equals_the_fused_operator(tokens):
     torch.testing.assert_close(matrix.sum(-1), torch.ones(2, 2, tokens))
     fused = F.scaled_dot_product_attention(q, k, v)
     torch.testing.assert_close(matrix @ v, fused, atol=2e-6, rtol=1e-5)
-    block = Block.__new__(Block)  # heads_out needs no weights
-    torch.testing.assert_close(
-        Block.heads_out(block, q, k, v), fused.transpose(1, 2).reshape(2, tokens, 16), atol=2e-6, rtol=1e-5
-    )
+    block = Block(16, 2, 24, 1, 0, registry.get("plain", "controlled").cls)
+    torch.testing.assert_close(block.heads_out(q, k, v), fused.transpose(1, 2).reshape(2, tokens, 16), atol=2e-6, rtol=1e-5)
 
 
 def test_patching_is_a_strided_convolution_and_pixels_undoes_it(tiny_model):

@@ -13,6 +13,7 @@ CONTROLS = (  # most asked for first
 )  # fmt: skip
 PLAIN_DIES, PLAIN_LEARNS = 7.08e-3, 2.01e-3  # at 100 blocks, results/frontier: eight of eight, none
 MVSPLIT_DIES = 9.36e-3  # there: eight of eight
+HARD = "alpha=1,beta=1,learn=none,mean=branch,trunk=centered,over=segment"  # of `split`: P X + F, App. J's hard centering
 CENTERED = "learn=none,mean=none"  # of `split`: X + beta P F, beta fixed
 
 
@@ -36,8 +37,8 @@ def _scale() -> list[Cell]:
 
 
 def _remedies() -> list[Cell]:
-    """Plain under each control, and with the hard centering of App. J (P X + F), where it dies and where it learns; MV-Split where it dies."""
-    centered = Cell("split", params="alpha=1,beta=1,learn=none,mean=branch,trunk=centered")
+    """Plain under each control, and with the hard centering of App. J (P X + F), where it dies and learns; MV-Split where it dies."""
+    centered = Cell("split", params=HARD)
     plain = [*(Cell("plain", control=control) for control in ("", *controls.CONTROLS)), centered]
     mvsplit = [Cell("mvsplit", control=control) for control in ("", *controls.CONTROLS)]
     at = ((plain, PLAIN_DIES, 8), (plain, PLAIN_LEARNS, 2), (mvsplit, MVSPLIT_DIES, 4))
@@ -101,8 +102,9 @@ def _presets() -> dict[str, Protocol]:
                 search=True, fid_samples=0, lrs=(), unscored=(), seeds=(), depths=(100,), cells=tuple(map(Cell, CONTROLS)),
             ),
             replace(
-                laptop, name="remedies", version=1, purpose="remedies that are no schemes: plain and MV-Split where they die, plain where it learns",
-                fid_samples=0, depths=(100,), lrs=(), unscored=(), seeds=tuple(range(8)),
+                laptop, name="remedies", version=1, fid_samples=0,
+                purpose="remedies that are no schemes: plain and MV-Split where they die, plain where it learns",
+                depths=(100,), lrs=(), unscored=(), seeds=(),
                 cells=tuple(_remedies()),
             ),
             anatomy,

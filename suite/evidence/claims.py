@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from suite.environment import ROOT
-from suite.evidence import claims_collapse, claims_gradients, claims_others, claims_schemes
+from suite.evidence import claims_collapse, claims_gradients, claims_others, claims_scale, claims_schemes
 from suite.evidence.claim import Claim, Part
 from suite.evidence.claims_tables import Tables
 from suite.evidence.markdown import table
@@ -19,7 +19,7 @@ from suite.evidence.words import render
 PAGE = "REPRODUCTION.md"
 CHAPTERS = {
     "The collapse": claims_collapse, "Inside the network": claims_gradients, "The schemes": claims_schemes,
-    "Start, mean mode, depth, and what was not run": claims_others,
+    "The split, or the scale of the branch": claims_scale, "Start, mean mode, depth, and what was not run": claims_others,
 }  # fmt: skip
 SHOWN = (  # in the README
     "The collapse is finite", "All tokens become equal", "It can strike a long-healthy run", "It begins in the shallow blocks",

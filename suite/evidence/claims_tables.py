@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from suite.evidence.cells import controlled, finished, runs_of
+from suite.evidence.cells import Cell, cells, controlled, finished, runs_of
+from suite.evidence.critical_rates import pool, pooled
 from suite.evidence.early_warning import SIGNALS, Warned, curves, line, warned
 from suite.evidence.edges import Ratio, hypotheses, ratios
 from suite.evidence.events import DEEP, events
 from suite.evidence.hazard import with_health
 from suite.evidence.measures import Measures, measures
+from suite.evidence.remedies import remedied
 from suite.presets import PROTOCOLS
 from suite.records.schema import TABLES
 from suite.records.store import RowsByRun, read
@@ -55,6 +57,21 @@ class Tables:
         """The finished runs of every protocol, a trajectory once."""
         folders = [self.results / name for name in PROTOCOLS if self._has(name)] or [self.results / "none"]
         return once(pd.concat([finished(runs_of(folder)) for folder in folders], ignore_index=True))
+
+    @cached_property
+    def remedied(self) -> pd.DataFrame:
+        """The runs of `remedies`, as `remedies.remedied` has them."""
+        return remedied(self.results)
+
+    @cached_property
+    def scale(self) -> list[Measures]:
+        """The numbers of the cells of `scale`, and of the frontier's beside them, that have a best loss."""
+        return [one for one in pooled(self.results, "scale") if one.fresh]
+
+    @cached_property
+    def scale_runs(self) -> dict[Cell, pd.DataFrame]:
+        """Their runs, by cell."""
+        return cells(pool(self.results, "scale"))
 
     @cached_property
     def frontier(self) -> pd.DataFrame:

@@ -67,6 +67,7 @@ def at_scale(results: Path, depth: int) -> AtScale:
     plain = next(mine for cell, mine in runs.items() if cell.scheme == REFERENCE and cell.depth == depth)
     small = split[start(best.cell)]
     over = [compared(cell.scheme, depth, runs[cell], plain) for cell in (best.cell, small)]
+    holds(found[small].best_loss.value <= found[split[1.0]].best_loss.value, "a small start of MV-Split does not raise its loss")
     return AtScale(start(best.cell), best, *over, *equal_deaths(runs[small]))
 
 

@@ -117,7 +117,8 @@ class Measures:
     """A cell's numbers. best_lr: where the best loss was measured; valley: the rate that the search's runs point at.
 
     fresh: the runs behind the best loss that chose no rate; where there are none, the search's own stand in, and the
-    loss is too low. best_values: theirs by seed, for comparisons in pairs. runs, seeds: of the search.
+    loss is too low. best_values: theirs by seed, for comparisons in pairs. runs, seeds: of the search. expected: the
+    log2 of its rates, ascending, and the mean values there.
     """
 
     edge: Edge
@@ -131,10 +132,17 @@ class Measures:
     sensitivity: float
     runs: int
     seeds: int
+    expected: tuple[np.ndarray, np.ndarray]
 
     @property
     def cell(self) -> Cell:
         return self.edge.cell
+
+    def loss_at(self, lr: float) -> float | None:
+        """The expected loss at a rate; None beyond the rates that were run."""
+        x, means = self.expected
+        at = np.log2(lr)
+        return float(np.interp(at, x, means)) if x[0] <= at <= x[-1] else None
 
 
 def measures(runs: pd.DataFrame) -> list[Measures]:
@@ -177,6 +185,7 @@ def _measured(edge: Edge, sample: Sample, runs: pd.DataFrame, numbers: np.ndarra
         Estimate(2.0**valley, *(2.0**end for end in ends[0])),
         Estimate(window, max(0.0, ends[1][0]), ends[1][1], octaves_below(*sample.expected[:2], level)[1]),
         _margin(edge.lr10, valley, ends[0]), sensitivity(sample), len(sample.search.x), len(np.unique(sample.search.seed)),
+        sample.search.expected[:2],
     )  # fmt: skip
 
 

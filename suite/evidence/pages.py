@@ -21,6 +21,7 @@ from suite.evidence.early_warning import early_warning
 from suite.evidence.findings import findings
 from suite.evidence.head_to_head import head_to_head, sentence
 from suite.evidence.headline import failure, headline
+from suite.evidence.remedies import remedies
 from suite.evidence.report import edge_tables, outcome_table
 from suite.evidence.zoo import zoo
 from suite.presets import PROTOCOLS
@@ -58,6 +59,7 @@ BLOCKS = (
     Block("docs/findings.md", "the paper's depths", ("deep",), deep, True),
     Block("docs/how_it_dies.md", "deaths", ("anatomy", "frontier"), anatomy, True),
     Block("docs/how_it_dies.md", "autopsy", ("autopsy",), left_of_the_dead),
+    Block("docs/how_it_dies.md", "remedies", ("remedies",), remedies),
     Block("docs/detect.md", "detect", ("detect",), lambda results: detecting(results / "detect"), True),
     Block("docs/detect.md", "posted logs", ("detect",), blind),
     Block("docs/detect.md", "head to head", ("detect",), lambda results: head_to_head(results / "detect")),

@@ -8,7 +8,7 @@ from itertools import combinations
 import pandas as pd
 from scipy.stats import ttest_rel
 
-from suite.evidence.edges import describe
+from suite.evidence.edges import REFERENCE, describe
 from suite.evidence.markdown import table
 from suite.evidence.measures import Measures
 from suite.evidence.stats import holm
@@ -45,19 +45,28 @@ def _p(one: pd.Series, other: pd.Series) -> float:
     return float(ttest_rel(one[seeds], other[seeds]).pvalue) if len(seeds) > 2 else 0.0
 
 
+def untuned(one: Measures, found: Sequence[Measures]) -> float | None:
+    """The expected loss of a cell at the rate at which plain learns best, at its depth and on its data: of a scheme that is put in, and
+    nothing else changed. None where either was not run."""
+    plain = next((p for p in found if p.cell.scheme == REFERENCE and (p.cell.depth, p.cell.data) == (one.cell.depth, one.cell.data)), None)
+    return plain and one.loss_at(plain.best_lr)
+
+
 def ranking(found: Sequence[Measures]) -> str:
     """Markdown: a table for each depth, deepest first."""
     parts = []
     for depth in sorted({one.cell.depth for one in found}, reverse=True):
-        rows = [_row(one, at) for one, at in placed([one for one in found if one.cell.depth == depth])]
-        heads = [f"{depth} blocks", "place", "best loss", "at rate", "window", "margin", "LR10", "LR50", "LR sensitivity"]
+        rows = [_row(one, at, untuned(one, found)) for one, at in placed([one for one in found if one.cell.depth == depth])]
+        heads = [f"{depth} blocks", "place", "best loss", "at rate", "at plain's rate", "window", "margin", "LR10", "LR50",
+                 "LR sensitivity"]  # fmt: skip
         parts.append(table(heads, rows))
     return "\n\n".join(parts)
 
 
-def _row(one: Measures, at: tuple[int, int]) -> list[object]:
+def _row(one: Measures, at: tuple[int, int], common: float | None) -> list[object]:
     loss = one.best_loss
     ends = "" if pd.isna(loss.low) else f" [{loss.low:.3f}, {loss.high:.3f}]"
     n = f"n = {one.fresh}" if one.fresh else f"n = {len(one.best_values)}, of the search"
-    return [called(one.cell.label), place(at), f"{loss.value:.3f}{ends} ({n})", f"{one.best_lr:.2e}", one.window, one.margin,
+    return [called(one.cell.label), place(at), f"{loss.value:.3f}{ends} ({n})", f"{one.best_lr:.2e}",
+            "-" if common is None else f"{common:.3f}", one.window, one.margin,
             describe(one.edge.lr10), describe(one.edge.lr50), f"{one.sensitivity:.2f}"]  # fmt: skip

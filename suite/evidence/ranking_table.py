@@ -12,7 +12,7 @@ from suite.evidence.critical_rates import measured, row, table_differs, write_ta
 from suite.evidence.edges import REFERENCE
 from suite.evidence.families import start
 from suite.evidence.hypotheses import equal_deaths
-from suite.evidence.ranking import placed
+from suite.evidence.ranking import placed, untuned
 from suite.records.store import TABLES, read
 
 TABLE = TABLES["ranking"]
@@ -29,7 +29,7 @@ def rows(results: Path) -> list[dict[str, object]]:
                     continue
                 equal, dead = equal_deaths(by_cell[one.cell])
                 own = {"place": first, "place_last": last, "tied_with_best": first == 1, "scale": start(one.cell),
-                       "lr50_runs": one.edge.lr50.n, "deaths": dead, "deaths_equal": equal,
+                       "untuned_loss": untuned(one, found), "lr50_runs": one.edge.lr50.n, "deaths": dead, "deaths_equal": equal,
                        "step_over_plain": cost(costs, one.cell)}  # fmt: skip
                 everything = shared | one.cell._asdict() | row(one) | own
                 out.append({column.name: everything.get(column.name) for column in TABLE.columns})

@@ -150,7 +150,7 @@ def long(plain, split):
     """Runs of both with so many healthy deaths after step 1,000 in 20,000 healthy steps each."""
     parts = [runs(scheme, ["collapsed"] * n + ["survived"] * (20 - n), crash_step=[1500.0] * n + [np.nan] * (20 - n),
                   died_healthy=[True] * n + [False] * (20 - n), healthy_steps=2000, healthy_early=1000, status="done", protocol_version=4,
-                  arm="controlled", writers="zero", gate_lr=1.0, data="digits", compiled=True)
+                  arm="controlled", writers="zero", gate_lr=1.0, control="", data="digits", compiled=True)
              for scheme, n in (("plain", plain), ("mvsplit", split))]  # fmt: skip
     return pd.concat(parts, ignore_index=True)
 

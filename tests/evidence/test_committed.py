@@ -55,7 +55,8 @@ def test_a_stranger_comes_to_the_same_numbers():
     """A program that never imports `suite`, and reads the tables alone."""
     found = subprocess.run([sys.executable, "tests/evidence/stranger.py"], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
-    assert "26 rows" in found.stdout
+    rows = sum(1 for _ in open(RESULTS / "critical_rates.csv", encoding="utf-8")) - 1
+    assert rows > 20 and f"{rows} rows" in found.stdout
     assert "import suite" not in (text := (ROOT / "tests/evidence/stranger.py").read_text()) and "from suite" not in text
 
 

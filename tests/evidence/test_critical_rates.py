@@ -17,7 +17,8 @@ EDGE = {scheme: {25: 20 + i, 50: 17 + i, 100: 14 + i} for i, scheme in enumerate
 
 def row(scheme, depth, k, seed, outcome, loss=0.7, **more):
     return {"run_id": f"r{scheme}{depth}-{k}-{seed}", "protocol": "frontier", "protocol_version": 3, "scheme": scheme,
-            "arm": "controlled", "params": "-", "writers": "zero", "gate_lr": 1.0, "depth": depth, "lr": rate(k), "seed": seed,
+            "arm": "controlled", "params": "-", "writers": "zero", "gate_lr": 1.0, "control": "",
+            "depth": depth, "lr": rate(k), "seed": seed,
             "data": "digits", "image_tokens": 16, "compiled": True,
             "horizon": 400, "status": "done", "outcome": outcome, "constant_loss": 2.0,
             "final_loss": loss, "heldout_loss": loss} | more  # fmt: skip

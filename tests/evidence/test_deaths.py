@@ -68,7 +68,8 @@ def died(folder, run_id, moves, held=0.7, **run):
                 audit.append(row)
     Store(folder).add({
         "run": {"run_id": run_id, "protocol": "anatomy", "protocol_version": PROTOCOLS["anatomy"].version, "scheme": "plain",
-                "arm": "controlled", "params": "-", "writers": "zero", "depth": DEPTH, "lr": 5e-3, "seed": 0, "data": "digits",
+                "arm": "controlled", "params": "-", "writers": "zero", "control": "",
+                "depth": DEPTH, "lr": 5e-3, "seed": 0, "data": "digits",
                 "status": "done", "outcome": "collapsed", "crash_step": CRASH, "constant_loss": 2.0, "best_loss": 0.6, "horizon": 300,
                 "window": 50, "state": "mean_dominated", "mms_signature": True, "last_step": CRASH + 30, "compiled": True} | run,
         "curve": [{"step": s, "loss": (0.7 if s < CRASH else 2.0) + 0.05 * draw.random(), "grad_norm": 1 + 0.1 * draw.random()}

@@ -33,7 +33,8 @@ def run(outcome="survived", crash=None, horizon=300, last=350, lr=1e-3, seed=0, 
     return pd.Series({
         "run_id": f"{scheme}{lr}{seed}", "outcome": outcome, "crash_step": crash, "horizon": horizon, "last_step": last,
         "constant_loss": 2.0, "lr": lr, "seed": seed, "status": "done", "protocol_version": 4, "scheme": scheme, "arm": "controlled",
-        "params": "-", "writers": "zero", "gate_lr": 1.0, "data": "digits", "compiled": True, "depth": depth, "final_loss": 1.0,
+        "params": "-", "writers": "zero", "gate_lr": 1.0, "control": "",
+        "data": "digits", "compiled": True, "depth": depth, "final_loss": 1.0,
         "heldout_loss": 1.0})  # fmt: skip
 
 

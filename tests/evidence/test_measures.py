@@ -21,7 +21,8 @@ def cell(scheme="plain", lowest=8.0, floor=0.74, edge=19.0, depth=100, seed=0, s
         dead = k > edge + random.logistic(scale=0.4)
         loss = floor + 0.0009 * (k - lowest) ** 2 + random.normal(scale=noise)
         out.append({"protocol_version": 3, "status": "done", "scheme": scheme, "arm": "controlled", "params": "-", "writers": "zero",
-                    "gate_lr": 1.0, "depth": depth, "lr": rate(k + shift), "seed": s, "data": "digits", "compiled": True, "horizon": 400,
+                    "gate_lr": 1.0, "control": "",
+                    "depth": depth, "lr": rate(k + shift), "seed": s, "data": "digits", "compiled": True, "horizon": 400,
                     "outcome": "collapsed" if dead else "survived", "constant_loss": C, "final_loss": 1.99 if dead else loss,
                     "heldout_loss": 1.99 if dead else loss})  # fmt: skip
     return pd.DataFrame(out)

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -56,6 +57,24 @@ def test_places(told):
         order = range(1, len(rows) + 1)
         assert all(first <= place <= last for first, place, last in zip(rows["place"], order, rows["place_last"]))
 
+
+def test_the_loss_of_who_tunes_nothing(told):
+    """At plain's best rate, from runs.csv alone: means by rate of the search's seeds, joined by straight lines over the log of the rate."""
+    known = 0
+    for row in told.itertuples():
+        runs = pd.read_csv(RESULTS / row.protocol / "runs.csv").query("status == 'done' and outcome != 'too_short' and seed < 1000")
+        mine = runs[(runs["scheme"] == row.scheme) & (runs["params"] == row.params) & (runs["depth"] == row.depth)]
+        mine = mine.assign(value=mine["heldout_loss"].where(mine["outcome"] == "survived", mine["constant_loss"]))
+        curve = mine.groupby("lr")["value"].mean()
+        plain = told[(told["scheme"] == "plain") & (told["depth"] == row.depth)
+                     & (told["protocol"] == BESIDE.get(row.protocol, row.protocol))]  # fmt: skip
+        at = plain["best_lr"].iloc[0]
+        if not curve.index[0] <= at <= curve.index[-1]:
+            assert pd.isna(row.untuned_loss)
+            continue
+        known += 1
+        assert row.untuned_loss == pytest.approx(np.interp(np.log(at), np.log(curve.index), curve), abs=2e-6)
+    assert known > 10
 
 
 def test_what_verify_says(tmp_path):

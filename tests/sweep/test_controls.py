@@ -1,4 +1,4 @@
-"""Remedies that are no residual schemes: their formulas by loops in float64, alike in every way of running, and their place in the tables."""
+"""Remedies that are no residual schemes: their formulas by loops in float64, compiled and not, and their place in the tables."""
 
 import math
 from dataclasses import fields, replace

@@ -14,15 +14,15 @@ CONTROLS: dict[str, dict[str, object]] = {
     "head_gates": {"gated": "head"},
     "feature_gates": {"gated": "feature"},
     # what practitioners turn first
-    "clip_off": {"clip": 1e9},  # a norm that no finite gradient has reached
+    "clip_off": {"clip": 1e9},  # beyond the gradient of any committed run that lived
     "clip_0.1": {"clip": 0.1},  # a tenth of Table 3's
     "beta2_0.95": {"beta2": 0.95},  # the usual value of large language models: GPT-3, arXiv:2005.14165, App. B
-    "warmup_200": {"warmup": 200},  # four times ours, half the horizon of the CPU protocols
+    "warmup_200": {"warmup": 200},  # four times ours; of 400 steps half are then at the full rate, so fewer deaths may be less time to die
 }
 
 
 def under(protocol: Protocol, control: str) -> Protocol:
-    """The protocol as a control changes it, "" = as it is. Raises ValueError for one that is not known."""
+    """The protocol as a control changes it, "" = as it is. Raises ValueError for one that is not known, with the names that are."""
     if control and control not in CONTROLS:
         raise ValueError(f"control {control!r} is not one of {', '.join(CONTROLS)}")
     return replace(protocol, **CONTROLS[control]) if control else protocol

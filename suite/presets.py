@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from suite import controls
+from suite.controls import CONTROLS
 from suite.protocol import Cell, Protocol
 
-CONTROLS = (  # most asked for first
+NEWCOMERS = (  # most asked for first
     "prenorm", "prenorm_scaled", "completep", "peri_ln", "keel", "lns", "ihc", "mhc", "siamese", "attn_residuals", "deepscalelm",
     "subln", "skipinit", "admin", "adaln", "lambdas",
 )  # fmt: skip
 PLAIN_DIES, PLAIN_LEARNS = 7.08e-3, 2.01e-3  # at 100 blocks, results/frontier: eight of eight, none
 MVSPLIT_DIES = 9.36e-3  # there: eight of eight
-HARD = "alpha=1,beta=1,learn=none,mean=branch,trunk=centered,over=segment"  # of `split`: P X + F, App. J's hard centering
+HARD = "alpha=1,beta=1,learn=none,mean=branch,trunk=centered,over=segment"  # of `split`: P X + F, the paper's hard centering (App. F)
 CENTERED = "learn=none,mean=none"  # of `split`: X + beta P F, beta fixed
 
 
@@ -37,10 +37,10 @@ def _scale() -> list[Cell]:
 
 
 def _remedies() -> list[Cell]:
-    """Plain under each control, and with the hard centering of App. J (P X + F), where it dies and learns; MV-Split where it dies."""
+    """Plain under each control, and with hard centering (P X + F), where it dies and learns; MV-Split where it dies."""
     centered = Cell("split", params=HARD)
-    plain = [*(Cell("plain", control=control) for control in ("", *controls.CONTROLS)), centered]
-    mvsplit = [Cell("mvsplit", control=control) for control in ("", *controls.CONTROLS)]
+    plain = [*(Cell("plain", control=control) for control in ("", *CONTROLS)), centered]
+    mvsplit = [Cell("mvsplit", control=control) for control in ("", *CONTROLS)]
     at = ((plain, PLAIN_DIES, 8), (plain, PLAIN_LEARNS, 2), (mvsplit, MVSPLIT_DIES, 4))
     return [replace(cell, lrs=(lr,), seeds=tuple(range(n))) for cells, lr, n in at for cell in cells]
 
@@ -99,7 +99,7 @@ def _presets() -> dict[str, Protocol]:
             ),
             replace(
                 laptop, name="controls", purpose="schemes that practitioners use today: where each learns best, and its edge",
-                search=True, fid_samples=0, lrs=(), unscored=(), seeds=(), depths=(100,), cells=tuple(map(Cell, CONTROLS)),
+                search=True, fid_samples=0, lrs=(), unscored=(), seeds=(), depths=(100,), cells=tuple(map(Cell, NEWCOMERS)),
             ),
             replace(
                 laptop, name="remedies", version=1, fid_samples=0,

@@ -39,7 +39,7 @@ def _selection_flags(parser: argparse.ArgumentParser, protocol: str = "laptop") 
                         help="digits, mnist, latents:DIR, imagefolder:DIR, parquet:FILE or a hub name; options as "
                              "SOURCE,size=32,colour=grey,label=COLUMN,image=COLUMN,split=NAME")
     parser.add_argument("--control", type=filled, metavar="NAME",
-                        help="a remedy that is no scheme, for every cell: a name of suite/controls.py; never ranked")
+                        help="a remedy that is no scheme, for every cell: a name of suite/controls.py, or none; never ranked")
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE",
                         help="a Python file that registers schemes; it is executed")
     parser.add_argument("--precision", type=share, metavar="X",

@@ -181,6 +181,8 @@ def autopsy(args) -> int:
     from suite.records.store import TABLES, put_rows, read_rows, write_package, write_rows
     from suite.sweep.plan import make_plan
 
+    if args.control:
+        raise ValueError("--control: an autopsy has no column for it; leave it out")
     catalogue, folder = read(args.plugin), args.results.resolve() / "autopsy"
     runs = make_plan(_selection(args), catalogue=catalogue)
     warn(catalogue)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+from scipy.stats import ttest_rel
 
 from suite.evidence.bench import on_cpu
 from suite.evidence.cells import cells, controlled, runs_of
 from suite.evidence.critical_rates import pool, pooled
 from suite.evidence.edges import PRIMARY, REFERENCE, Ratio, compared, hypotheses, ratios
 from suite.evidence.families import FIXED, start
-from suite.evidence.hazard import Risk, risks, with_health
+from suite.evidence.hazard import Risk, evals_of, risks, with_health
 from suite.evidence.hypotheses import EQUAL, equal_deaths
 from suite.evidence.markdown import table
 from suite.evidence.measures import Measures
-from suite.evidence.ranking import place, placed
+from suite.evidence.ranking import TOLD_APART, place, placed
 from suite.evidence.shares import share
 from suite.evidence.stats import Critical
 from suite.evidence.words import called, holds, render, thousandths
@@ -114,11 +115,13 @@ def headline(results: Path) -> str:
     holds(split.ratio > 1 and not equal[PRIMARY[0]].any(), "the split moves the edge up, and no death of it ends with equal tokens")
     holds(scale.equal > 0.9 * scale.deaths, "MV-Split from a small branch dies as plain does")
     hottest = max(found, key=lambda one: one.edge.lr50.middle)
+    early = in_the_time_of(first.edge.horizon / over[first.cell.scheme], first, runs, evals_of(results / "frontier"))
+    holds(ttest_rel(early, by[REFERENCE].best_values[early.index]).pvalue > TOLD_APART, "in equal time plain is level with the first")
     return render(
         "headline", table=table(heads, rows), depth=depths[-1], horizon=first.edge.horizon, first=first, last=found[-1], ahead=ahead,
         depths=depths, behind=found[-1].best_loss.value / first.best_loss.value - 1, split=split, equal=equal, gain=scale,
         lower=1 - first.best_loss.value / by[REFERENCE].best_loss.value, at_best=len(fresh),
-        unusable=int((fresh["outcome"] != "survived").sum()), hottest=hottest, plain=by[REFERENCE],
+        unusable=int((fresh["outcome"] != "survived").sum()), hottest=hottest, plain=by[REFERENCE], early=early,
     )  # fmt: skip
 
 
@@ -132,6 +135,14 @@ def _fresh(runs: pd.DataFrame, found: Sequence[Measures]) -> list[str]:
     """Ids of the runs behind the best losses."""
     cells = {(one.cell.scheme, one.cell.depth, one.best_lr): set(one.best_values.index) for one in found}
     return [run.run_id for run in runs.itertuples() if run.seed in cells.get((run.scheme, run.depth, run.lr), ())]
+
+
+def in_the_time_of(steps: float, one: Measures, runs: pd.DataFrame, evals: Callable[[str], pd.DataFrame]) -> pd.Series:
+    """Held-out losses by seed of the runs behind a best loss, at their last measurement within so many steps, which is the name."""
+    ids = runs[runs["run_id"].isin(_fresh(runs, [one]))].set_index("seed")["run_id"]
+    known = {seed: evals(run_id).set_index("step")["heldout_loss"] for seed, run_id in ids.items()}
+    step = max(step for step in next(iter(known.values())).index if step <= steps)
+    return pd.Series({seed: losses[step] for seed, losses in known.items()}, name=step)
 
 
 def _alone(first: Measures, found: Sequence[Measures]) -> bool:

@@ -8,11 +8,13 @@ from itertools import combinations
 import pandas as pd
 from scipy.stats import ttest_rel
 
+from suite.evidence.cells import Cell
 from suite.evidence.edges import REFERENCE, describe
 from suite.evidence.markdown import table
 from suite.evidence.measures import Measures
 from suite.evidence.stats import holm
 from suite.evidence.words import called
+from suite.protocol import NO_PARAMS
 
 TOLD_APART = 0.05  # largest p of a pair of schemes of which one is taken to be better
 
@@ -46,9 +48,10 @@ def _p(one: pd.Series, other: pd.Series) -> float:
 
 
 def untuned(one: Measures, found: Sequence[Measures]) -> float | None:
-    """The expected loss of a cell at the rate at which plain learns best, at its depth and on its data: of a scheme that is put in, and
-    nothing else changed. None where either was not run."""
-    plain = next((p for p in found if p.cell.scheme == REFERENCE and (p.cell.depth, p.cell.data) == (one.cell.depth, one.cell.data)), None)
+    """The expected loss of a cell at plain's best rate, at its depth and on its data: what one has who swaps the scheme and keeps the rate.
+    None where either was not run."""
+    place = Cell(REFERENCE, "controlled", NO_PARAMS, "zero", 1.0, one.cell.data, one.cell.compiled, one.cell.depth)
+    plain = next((other for other in found if other.cell == place), None)
     return plain and one.loss_at(plain.best_lr)
 
 

@@ -18,16 +18,19 @@ CENTERING = "centering"  # of the trunk: the one remedy that is written as a sch
 NONE = "none"
 ORDER = (NONE, CENTERING, *CONTROLS)
 CALLED = {
-    NONE: "none", CENTERING: "hard centering, P X + F *", "a_minus_i": "attention A - I *", "i_minus_a": "attention I - A *",
-    "half_a": "attention (I + A)/2 *", "head_gates": "attention's output gated by head *", "feature_gates": "the same by feature *",
+    NONE: "none", CENTERING: "hard centering, P X + F", "a_minus_i": "attention A - I", "i_minus_a": "attention I - A",
+    "half_a": "attention (I + A)/2", "head_gates": "attention's output gated by head",
+    "feature_gates": "attention's output gated by feature",
     "clip_off": "no clipping", "clip_0.1": "clipping at .1", "beta2_0.95": "beta2 .95", "warmup_200": "warm-up of 200 steps",
 }  # fmt: skip
 
 
 def remedied(results: Path) -> pd.DataFrame:
     """The runs of `remedies`, with `remedy`, of ORDER, and `on`: the scheme that it is put to."""
-    runs = ended(runs_of(results / NAME))
-    hard = (runs["scheme"] == "split") & (runs["params"] == HARD)
+    runs = ended(runs_of(results / NAME)).query("arm == 'controlled' and writers == 'zero' and depth == 100 and data == 'digits'")
+    hard = (runs["scheme"] == "split") & (runs["params"] == HARD) & (runs["control"] == "")
+    runs = runs[hard | runs["scheme"].isin(["plain", "mvsplit"])]
+    hard = hard[runs.index]
     remedy = runs["control"].where(runs["control"] != "", NONE).mask(hard, CENTERING)
     return runs.assign(remedy=remedy, on=runs["scheme"].mask(hard, "plain"))
 

@@ -47,7 +47,7 @@ def corpus(results: str | Path = ROOT / "results", protocols: Iterable[str] | No
     """The runs of a results folder that died or lived on, one at a time, each trajectory once, at its longest.
 
     Runs that never trained (stuck, untrained) are neither, and left out, and so are those whose loss rose only behind
-    the last step that counts. protocols: names of those whose runs are wanted; all by default. Labels are those of
+    the last step that counts, and runs with a control. protocols: names of those whose runs are wanted; all by default. Labels are those of
     runs.csv, by `suite.verdict.outcome.judge`, which knows the loss of the best constant output. Raises TableError
     where the folder holds none of them.
     """
@@ -59,7 +59,7 @@ def corpus(results: str | Path = ROOT / "results", protocols: Iterable[str] | No
         raise TableError(results, "no runs here", "run something first, or name a folder with runs of a protocol")
     parts = {folder.name: RowsByRun(folder) for folder in folders}
     runs = pd.concat([of_run(folder / TABLES["runs"].path, TABLES["runs"]) for folder in folders], ignore_index=True)
-    runs = once(runs[runs["status"] == "done"])
+    runs = once(runs[(runs["status"] == "done") & (runs["control"] == "")])
     for row in runs[runs["outcome"].isin(DEAD) | (runs["outcome"] == "survived") & runs["late_step"].isna()].to_dict("records"):
         curve = parts[row["protocol"]].frame("curves", row)
         steps, loss, norm = (curve[name].to_numpy() for name in ("step", "loss", "grad_norm"))

@@ -168,7 +168,7 @@ def describe(runs: Sequence[Run], gpus: Sequence[int], bench: Path) -> list[str]
     table = read_rows(bench, TABLES["bench"]) if bench.exists() else []
     alike: dict[tuple, list[Run]] = {}
     for run in runs:
-        alike.setdefault((run.scheme, run.arm, run.params, run.depth), []).append(run)
+        alike.setdefault((run.scheme, run.arm, run.params, run.control, run.depth), []).append(run)
     models = [(same, _replicas(same)) for same in alike.values()]
     gpus = gpus or (ONE if all(fits(memory(same[0], 1, n)) for same, n in models) else GPUS)
     lines = ["parameters, steps and tokens, exact:", *_table([_model_row(same) for same, _ in models])]
@@ -192,7 +192,8 @@ def _replicas(same: Sequence[Run]) -> int:
 def _model_row(same: Sequence[Run]) -> dict:
     run, of = same[0], size(same[0])
     steps = run.protocol.length
-    return {"scheme": run.scheme, "params": run.params, "blocks": run.depth, "runs": len(same), "parameters": f"{of.parameters:,}",
+    name = f"{run.scheme} {run.control}".rstrip()
+    return {"scheme": name, "params": run.params, "blocks": run.depth, "runs": len(same), "parameters": f"{of.parameters:,}",
             "steps": f"{steps:,}", "tokens a run": f"{steps * run.protocol.batch * of.tokens:,}"}  # fmt: skip
 
 

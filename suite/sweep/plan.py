@@ -29,6 +29,7 @@ def _factor(text: str) -> float:
     return value
 
 
+BARE = "none"  # of --control: runs with none, of a protocol whose cells have some
 FACTORS = {"writers": str, "gate_lr": _factor}  # what --params gives of a run beside its scheme's own parameters
 
 
@@ -110,7 +111,9 @@ def _cells(protocol: Protocol, selection: Selection, catalogue: Catalogue) -> li
         others = [] if "" in named else [c for c in cells if c.scheme not in named]
         cells = others + [c for text in selection.params for c in _with_params(cells, text)]
     if selection.control is not None:  # in place of the cells' own
-        cells = [replace(c, control=selection.control) for c in cells]
+        control = "" if selection.control == BARE else selection.control
+        _under(protocol, control)
+        cells = [replace(c, control=control) for c in cells]
     if not cells:
         raise SelectionError(f"--arms {','.join(selection.arms or ())}: no scheme of {protocol.name} has that arm")
     return list(dict.fromkeys(cells))
@@ -120,7 +123,7 @@ def _under(protocol: Protocol, control: str) -> Protocol:
     try:
         return under(protocol, control)
     except ValueError as error:
-        raise SelectionError(f"--{error}") from None
+        raise SelectionError(f"--{error}, {BARE}") from None
 
 
 def _with_params(cells: list[Cell], text: str) -> list[Cell]:

@@ -75,7 +75,8 @@ def next_runs(cells: Sequence[Run], rows: Iterable[Mapping[str, str]], precision
         found = frontier.wanted(mine, precision, min(ROUND, max(LEAST, size)))
         runs += [replace(cell, lr=rate(k), seed=seed) for k, seed in found.pairs]
         state = "goes on" if found.pairs else "done"
-        lines.append(f"{cell.scheme} at {cell.depth} blocks: edge {found.edge or 'looked for'}; {len(mine)} runs, {state}")
+        under = f" under {cell.control}" if cell.control else ""
+        lines.append(f"{cell.scheme}{under} at {cell.depth} blocks: edge {found.edge or 'looked for'}; {len(mine)} runs, {state}")
     return runs, lines
 
 

@@ -6,13 +6,18 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import pytest
+from test_measures import cell
 
+from suite.controls import CONTROLS
 from suite.environment import ROOT
-from suite.evidence import claims, claims_collapse, claims_gradients, claims_others, claims_schemes, verdicts
+from suite.evidence import claims, claims_collapse, claims_gradients, claims_others, claims_scale, claims_schemes, verdicts
+from suite.evidence.cells import cells
 from suite.evidence.claims_tables import BOTH, Tables
 from suite.evidence.events import events
 from suite.evidence.hazard import Piece
+from suite.evidence.measures import measures
 from suite.evidence.verdicts import IN_PART, INCONCLUSIVE, NOT, OPPOSITE, REPRODUCED, UNTESTED, Rule, Same, Seen
+from suite.presets import PLAIN_DIES, PLAIN_LEARNS
 from suite.records.store import RowsByRun
 
 PAGE = ROOT / "REPRODUCTION.md"
@@ -144,6 +149,47 @@ def test_what_mvsplit_prevents_follows_the_states(whole, small, wanted):
     made = [runs("mvsplit", ["degraded"] * 40, state=whole),
             runs("mvsplit", ["collapsed"] * 40, state=small, params="alpha=0,beta=0.1,sites=both")]  # fmt: skip
     assert verdict(claims_schemes, "MV-Split prevents that collapse", runs=pd.concat(made, ignore_index=True)) == wanted
+
+
+def remedied(dead):
+    """Eight runs of plain under each remedy at the rate at which plain dies, so many of them dead, and two where it learns."""
+    names = ("none", "centering", *CONTROLS)
+    hot = [runs("plain", ["collapsed"] * dead + ["survived"] * (8 - dead), remedy=name, on="plain", lr=PLAIN_DIES) for name in names]
+    cool = [runs("plain", ["survived"] * 2, remedy=name, on="plain", lr=PLAIN_LEARNS, heldout_loss=[0.8, 0.81]) for name in names]
+    return pd.concat(hot + cool, ignore_index=True)
+
+
+@pytest.mark.parametrize(("dead", "each", "wanted"), [
+    (8, REPRODUCED, IN_PART), (0, NOT, NOT), (4, INCONCLUSIVE, INCONCLUSIVE),
+])  # fmt: skip
+def test_remedies_follow_who_fails_under_them(dead, each, wanted):
+    (claim,) = [one for one in claims_others.claims(tables(remedied=remedied(dead))) if one.title.startswith("Other remedies")]
+    assert [part.verdict for part in claim.parts if " with attention" in part.says] == [each] * 5 and claim.verdict == wanted
+    assert [part.verdict for part in claim.parts if "Muon" in part.says] == [UNTESTED]
+
+
+@pytest.mark.parametrize(("floor", "edge", "verdicts"), [
+    (0.70, 21.0, (REPRODUCED, REPRODUCED)), (0.78, 16.0, (OPPOSITE, OPPOSITE)), (0.74, 18.5, (INCONCLUSIVE, INCONCLUSIVE)),
+])  # fmt: skip
+def test_the_split_follows_losses_and_edges_at_one_scale(floor, edge, verdicts):
+    """MV-Split beside LayerScale of a loss of .74 and an edge at 18.5 points of the lattice, both from .1."""
+    made = [cell("mvsplit", floor=floor, edge=edge, noise=0.004).assign(params="alpha=0,beta=0.1,sites=both"),
+            cell("layerscale", floor=0.74, edge=18.5, noise=0.004).assign(params="init=0.1")]  # fmt: skip
+    both = pd.concat(made, ignore_index=True)
+    found = claims_scale.claims(tables(scale=measures(both), scale_runs=cells(both)))
+    parts = {part.says: part.verdict for part in found[0].parts}
+    loss = next(verdict for says, verdict in parts.items() if says.startswith("best loss of LayerScale"))
+    assert (loss, parts["LR50 of MV-Split over LayerScale's, both from 0.1"]) == verdicts
+
+
+@pytest.mark.parametrize(("floor", "edge", "verdicts"), [
+    (0.80, 20.0, (REPRODUCED, REPRODUCED)), (0.70, 15.0, (OPPOSITE, OPPOSITE)),
+])  # fmt: skip
+def test_a_small_gain_follows_its_loss_and_edge(floor, edge, verdicts):
+    made = [cell("gain", floor=floor, edge=edge, noise=0.004).assign(params="g=0.1"), cell("plain", floor=0.74, edge=17.5, noise=0.004)]
+    both = pd.concat(made, ignore_index=True)
+    claim = claims_scale.claims(tables(scale=measures(both), scale_runs=cells(both)))[1]
+    assert tuple(part.verdict for part in claim.parts) == verdicts and "% from plain's" in claim.note
 
 
 def long(plain, split):

@@ -92,14 +92,15 @@ FRONTIER, LONG, PAPER = (PROTOCOLS[name] for name in ("frontier", "anatomy", "pa
 NUMBERS = {  # what prose may say beside the blocks: numbers of the protocols, and those that the test behind a comment holds
     "README.md": {"95", "100", "400", "1000", str(FRONTIER.horizon), str(LONG.horizon), str(FRONTIER.width), str(PAPER.width), "8",
                   "3.11", "3"},  # what run_all.sh asks for: tests/cli/test_run_all.py
-    "docs/branch_scale.md": {"15", "50"},  # the search's rule of stopping, as it was called; the plan
+    "docs/branch_scale.md": {"15", "50", "5"},  # the search's rule of stopping, as it was called; the plan; measures.WITHIN
     "docs/detect.md": {"50", "95", "1,000", "25", "5", "1", "0", "200",  # targets, and the settings of suite/evidence/early_warning.py
                        "1.5", "1.6", "12", "128", "16", "64", "80",  # tests/bench/monitor_cost.py, by hand
                        "201"},  # results/detect/rivals.py
     "docs/findings.md": {"0", "95", "400", "1000", str(FRONTIER.width),  # tests/evidence/test_deep.py
                          "2", "3", "0.64", "0.02", "100", "1.5", "66", "1.92"},  # versions 2 and 3, and a run of version 2
     "docs/glossary.md": {"LR50", "LR10", "0.45", "1", "2", "2.0", "4", "5", "6", "7"},  # the paper's equations; hazard.HEALTHY
-    "docs/how_it_dies.md": {"3,000", "400", "50", "100", "64", "1,000", "12", "32", "5", "7", "2", "3"},  # tests/evidence/test_hazard.py
+    "docs/how_it_dies.md": {"3,000", "400", "50", "100", "64", "1,000", "12", "32", "5", "7", "2", "3",
+                             "95", "999"},  # Adam's beta2: suite/controls.py, suite/protocol.py; tests/evidence/test_hazard.py
     "docs/paper_scale.md": {"3", "1024", "400", "1000", "100,000", "8", "16", "1", "0.03", "256", "20", "4", "2", "32", "50,000",
                             "5.45", "13.64", "4.58", "128", "236", "321", "589", "100",  # tests/sweep/test_cost.py
                             "28", "196", "64", "3.125", "9625"},  # tests/training/test_quarter.py, tests/quality/test_mnist_features.py

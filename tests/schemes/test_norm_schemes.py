@@ -7,7 +7,7 @@ import torch
 from cases import SEGMENTS, build, context, inputs, norm, normal, shake
 
 from suite import registry
-from suite.presets import CONTROLS
+from suite.presets import NEWCOMERS
 from suite.residual import Residual
 from suite.sweep.plan import Selection, SelectionError, make_plan
 
@@ -196,7 +196,7 @@ def test_schemes_that_zero_writers_would_spoil_refuse_them(name):
         make_plan(Selection(protocol="smoke", schemes=(name,), params=(f"{name}:writers=zero",), depths=(2,)))
 
 
-@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize("name", NEWCOMERS)
 def test_each_names_its_paper(name):
     entry = registry.get(name)
     assert entry.paper and issubclass(entry.cls, Residual)

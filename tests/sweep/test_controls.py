@@ -17,6 +17,7 @@ from suite.evidence.verify import verify
 from suite.model.backbone import GATED, MIXING, DiT
 from suite.presets import PROTOCOLS
 from suite.protocol import Protocol
+from suite.records.corpus import corpus
 from suite.residual import Context
 from suite.sweep.plan import Selection, SelectionError, make_plan
 from suite.training.optim import FlatParameters
@@ -117,8 +118,11 @@ def test_of_the_id_it_is_a_part_where_there_is_one():
     assert len({run.run_id for run in (plain, *rest)}) == len({run.trajectory for run in (plain, *rest)}) == 1 + len(CONTROLS)
     assert [run.control for run in rest] == [*CONTROLS]
     assert all(run.control in run.label() for run in rest)
-    with pytest.raises(SelectionError, match="control 'mix' is not one of a_minus_i, "):
-        make_plan(Selection("smoke", control="mix"))
+    for protocol in ("smoke", "frontier"):  # a search has no rates of its own, and refuses it too
+        with pytest.raises(SelectionError, match="control 'mix' is not one of a_minus_i, .*, none"):
+            make_plan(Selection(protocol, control="mix"))
+    bare = make_plan(Selection("remedies", schemes=("mvsplit",), control="none"))
+    assert len(bare) == 4 and {run.control for run in bare} == {""}
 
 
 def test_remedies_has_each_beside_none():
@@ -126,7 +130,7 @@ def test_remedies_has_each_beside_none():
     for scheme in ("plain", "mvsplit"):
         cells = {(run.control, run.lr, run.seed) for run in runs if run.scheme == scheme}
         bare = {(lr, seed) for control, lr, seed in cells if not control}
-        assert cells == {(control, *at) for control in ("", *CONTROLS) for at in bare} and len(bare) in (4, 10)
+        assert cells == {(control, *at) for control in ("", *CONTROLS) for at in bare} and len(bare) == {"plain": 10, "mvsplit": 4}[scheme]
 
 
 def test_a_run_under_one_verifies_and_is_never_compared(capsys):
@@ -143,8 +147,8 @@ def test_a_run_under_one_verifies_and_is_never_compared(capsys):
     assert any("run id" in problem for problem in verify(Path("r"))[1])
 
 
-def test_two_as_one_model_are_each_alone():
-    runs = [replace(run, protocol=replace(run.protocol, horizon=4)) for run in
+def test_two_as_one_compiled_model_are_each_alone():
+    runs = [replace(run, compiled=True, protocol=replace(run.protocol, horizon=4)) for run in
             make_plan(Selection("smoke", schemes=("plain",), depths=(2,), seeds=(0, 1), control="feature_gates"))]  # fmt: skip
     work(runs, "one", replicas=1)
     work(runs, "two", replicas=2)
@@ -155,5 +159,18 @@ def test_two_as_one_model_are_each_alone():
 def test_the_command_line_takes_one(capsys):
     assert cli.main(["plan", "--protocol", "smoke", "--schemes", "plain", "--depths", "2", "--control", "i_minus_a"]) == 0
     assert "plain zero-writers i_minus_a L2" in capsys.readouterr().out
-    assert cli.main(["plan", "--control", "none"]) != 0
-    assert "control 'none' is not one of" in capsys.readouterr().err
+    assert cli.main(["plan", "--control", "nought"]) != 0
+    assert "control 'nought' is not one of" in capsys.readouterr().err
+    assert cli.main(["autopsy", "--schemes", "plain", "--control", "half_a"]) != 0
+    assert "an autopsy has no column for it" in capsys.readouterr().err
+
+
+def test_a_detectors_runs_have_none():
+    runs = [run for control in ("", "half_a") for run in
+            make_plan(Selection("smoke", schemes=("plain",), depths=(2,), control=control))]  # fmt: skip
+    work(runs, "r")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("suite.records.corpus.once", lambda table: seen.append(table) or table[:0])
+        seen = []
+        assert list(corpus("r", ["smoke"])) == []
+    assert list(seen[0]["control"]) == [""]

@@ -12,8 +12,8 @@ from suite.protocol import MEASURED, Protocol, Run
 from suite.records.trajectories import once
 
 FOLDERS = sorted(path.parent for path in (ROOT / "results").glob("*/runs.csv"))
-SAME = ["scheme", "arm", "params", "writers", "gate_lr", "depth", "lr", "seed", "data", "data_digest", "width", "image_tokens",
-        "caption_tokens", "batch", "init", "compiled", "dtype", "code_digest"]  # fmt: skip
+SAME = ["scheme", "arm", "params", "writers", "gate_lr", "control", "depth", "lr", "seed", "data", "data_digest", "width",
+        "image_tokens", "caption_tokens", "batch", "init", "compiled", "dtype", "code_digest"]  # fmt: skip
 PLAN = ("purpose", "group_blocks", "cells", "depths", "lrs", "seeds", "data", "search", "unscored", "at_depth")
 
 
@@ -29,12 +29,12 @@ def test_rows_share_a_trajectory_where_all_their_columns_say_so(committed):
 
 
 def test_the_curves_of_a_trajectory_have_the_same_bytes_as_far_as_both_go(committed):
-    """True of all that are committed, which one kind of machine has made; of another's the column would still say what was asked for."""
+    """Of one kind of machine; between two the column still says that the same was asked for."""
     def lines(row):
         path = ROOT / "results" / row.protocol / "curves" / f"{row.scheme}-L{row.depth}" / f"{row.run_id}.csv.gz"
         return [line.partition(",")[2] for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
 
-    groups = [rows for _, rows in committed.groupby("trajectory") if len(rows) > 1]
+    groups = [rows for _, rows in committed.groupby(["trajectory", "cpu_model", "cpu_isa"]) if len(rows) > 1]
     assert len(groups) >= 93
     for rows in groups:
         first, *others = sorted((lines(row) for row in rows.itertuples()), key=len)
@@ -52,7 +52,7 @@ def test_length_and_measurement_leave_a_trajectory_alone_and_all_else_moves_it()
             changed = replace(run, protocol=replace(run.protocol, **{setting.name: other(getattr(run.protocol, setting.name))}))
             assert changed.run_id != run.run_id or setting.name == "compiled", setting.name  # that one is the run's own
             assert (changed.trajectory == run.trajectory) == (setting.name in (*MEASURED, "compiled")), setting.name
-    for name in ("scheme", "arm", "writers", "depth", "lr", "seed", "data_digest", "code_digest", "compiled", "gate_lr"):
+    for name in ("scheme", "arm", "writers", "depth", "lr", "seed", "data_digest", "code_digest", "compiled", "gate_lr", "control"):
         assert replace(run, **{name: other(getattr(run, name))}).trajectory != run.trajectory, name
 
 

@@ -89,7 +89,7 @@ def test_mixed_rows_sum_to_one_or_to_nothing():
         torch.testing.assert_close(dit.blocks[0].mixed(q, k).sum(-1), torch.full((2, 2, 6), total), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("mixing", "gated"), [("I-A", "head"), ("I/2+A/2", "feature")])
+@pytest.mark.parametrize(("mixing", "gated"), [("I-A", "head"), pytest.param("I/2+A/2", "feature", marks=pytest.mark.slow)])
 def test_compiled_it_is_the_same(mixing, gated):
     seen = []
     for compiled in (False, True):
@@ -147,6 +147,7 @@ def test_a_run_under_one_verifies_and_is_never_compared(capsys):
     assert any("run id" in problem for problem in verify(Path("r"))[1])
 
 
+@pytest.mark.slow
 def test_two_as_one_compiled_model_are_each_alone():
     runs = [replace(run, compiled=True, protocol=replace(run.protocol, horizon=4)) for run in
             make_plan(Selection("smoke", schemes=("plain",), depths=(2,), seeds=(0, 1), control="feature_gates"))]  # fmt: skip
@@ -168,9 +169,9 @@ def test_the_command_line_takes_one(capsys):
 def test_a_detectors_runs_have_none():
     runs = [run for control in ("", "half_a") for run in
             make_plan(Selection("smoke", schemes=("plain",), depths=(2,), control=control))]  # fmt: skip
-    work(runs, "r")
+    work(runs, "of detectors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("suite.records.corpus.once", lambda table: seen.append(table) or table[:0])
         seen = []
-        assert list(corpus("r", ["smoke"])) == []
+        assert list(corpus("of detectors", ["smoke"])) == []
     assert list(seen[0]["control"]) == [""]

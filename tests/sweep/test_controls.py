@@ -27,6 +27,11 @@ KINDS = [(mixing, gated) for mixing in MIXING for gated in GATED]
 SMOKE = PROTOCOLS["smoke"]
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
 def model(mixing="A", gated="", **sizes):
     dit = DiT(**SIZES | sizes, scheme=partial(registry.get("plain", "controlled").cls), mixing=mixing, gated=gated)
     dit.init_weights(0, init="fan_in", writers="std", final="std")
@@ -169,9 +174,9 @@ def test_the_command_line_takes_one(capsys):
 def test_a_detectors_runs_have_none():
     runs = [run for control in ("", "half_a") for run in
             make_plan(Selection("smoke", schemes=("plain",), depths=(2,), control=control))]  # fmt: skip
-    work(runs, "of detectors")
+    work(runs, "r")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("suite.records.corpus.once", lambda table: seen.append(table) or table[:0])
         seen = []
-        assert list(corpus("of detectors", ["smoke"])) == []
+        assert list(corpus("r", ["smoke"])) == []
     assert list(seen[0]["control"]) == [""]

@@ -37,7 +37,7 @@ def _watch(dit: DiT, layer: int, x: Tensor, t_B: Tensor) -> tuple[Tensor, list[S
     def attention(x_BTD: Tensor) -> Tensor:
         q, k, v = block.qkv(x_BTD, dit.rope)
         attn.a = block.mixed(q, k)
-        attn.y = block.residuals[0].inner(block.gated((attn.a @ v).transpose(1, 2).flatten(2), x_BTD), first)
+        attn.y = block.residuals[0].inner(block.through_gates((attn.a @ v).transpose(1, 2).flatten(2), x_BTD), first)
         attn.f = nn.functional.linear(attn.y, block.wo)
         return attn.f
 

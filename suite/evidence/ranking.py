@@ -50,8 +50,8 @@ def _p(one: pd.Series, other: pd.Series) -> float:
 def untuned(one: Measures, found: Sequence[Measures]) -> float | None:
     """The expected loss of a cell at plain's best rate, at its depth and on its data: what one has who swaps the scheme and keeps the rate.
     None where either was not run."""
-    place = Cell(REFERENCE, "controlled", NO_PARAMS, "zero", 1.0, one.cell.data, one.cell.compiled, one.cell.depth)
-    plain = next((other for other in found if other.cell == place), None)
+    reference = Cell(REFERENCE, "controlled", NO_PARAMS, "zero", 1.0, one.cell.data, one.cell.compiled, one.cell.depth)
+    plain = next((other for other in found if other.cell == reference), None)
     return plain and one.loss_at(plain.best_lr)
 
 

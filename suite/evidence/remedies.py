@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from suite.controls import CONTROLS
 from suite.evidence.cells import ended, runs_of
 from suite.evidence.hypotheses import EQUAL
 from suite.evidence.markdown import table
@@ -16,8 +15,7 @@ from suite.verdict.outcome import DEAD
 NAME = "remedies"
 CENTERING = "centering"  # of the trunk: the one remedy that is written as a scheme
 NONE = "none"
-ORDER = (NONE, CENTERING, *CONTROLS)
-CALLED = {
+CALLED = {  # in the table's order
     NONE: "none", CENTERING: "hard centering, P X + F", "a_minus_i": "attention A - I", "i_minus_a": "attention I - A",
     "half_a": "attention (I + A)/2", "head_gates": "attention's output gated by head",
     "feature_gates": "attention's output gated by feature",
@@ -26,7 +24,7 @@ CALLED = {
 
 
 def remedied(results: Path) -> pd.DataFrame:
-    """The runs of `remedies`, with `remedy`, of ORDER, and `on`: the scheme that it is put to."""
+    """The runs of `remedies`, with `remedy`, of CALLED, and `on`: the scheme that it is put to."""
     runs = ended(runs_of(results / NAME)).query("arm == 'controlled' and writers == 'zero' and depth == 100 and data == 'digits'")
     hard = (runs["scheme"] == "split") & (runs["params"] == HARD) & (runs["control"] == "")
     runs = runs[hard | runs["scheme"].isin(["plain", "mvsplit"])]
@@ -44,7 +42,7 @@ def remedies(results: Path) -> str:
     """Markdown: a row for each remedy that has runs."""
     runs = remedied(results)
     rows = []
-    for remedy in (one for one in ORDER if one in set(runs["remedy"])):
+    for remedy in (one for one in CALLED if one in set(runs["remedy"])):
         hot, cool, split = (at(runs, remedy, *cell) for cell in (("plain", PLAIN_DIES), ("plain", PLAIN_LEARNS), ("mvsplit", MVSPLIT_DIES)))
         rows.append([CALLED[remedy], _unusable(hot), _equal(hot), _when(hot), _loss(hot), _loss(cool), _unusable(split), _equal(split)])
     head = ["remedy", f"plain at {PLAIN_DIES:.2e}: unusable", "dead with equal tokens", "median step of death", "loss of the usable",

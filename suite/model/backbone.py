@@ -104,7 +104,7 @@ class Block(nn.Module):
 
     def attention(self, x_BTD: Tensor, rope: Tensor, ctx: Context) -> Tensor:
         """Branch f of the first merge: RoPE, then QK-Norm, then softmax attention with scale 1/sqrt(K)."""
-        h_BTD = self.gated(self.heads_out(*self.qkv(x_BTD, rope)), x_BTD)
+        h_BTD = self.through_gates(self.heads_out(*self.qkv(x_BTD, rope)), x_BTD)
         return F.linear(self.residuals[0].inner(h_BTD, ctx), self.wo)
 
     def qkv(self, x_BTD: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,7 +120,7 @@ class Block(nn.Module):
             return a_BNTT
         return MIXING[self.mixing](a_BNTT, torch.eye(a_BNTT.shape[-1], dtype=a_BNTT.dtype, device=a_BNTT.device))
 
-    def gated(self, h_BTD: Tensor, x_BTD: Tensor) -> Tensor:
+    def through_gates(self, h_BTD: Tensor, x_BTD: Tensor) -> Tensor:
         """The heads' outputs times their gates, where the block has some."""
         if self.wg is None:
             return h_BTD
@@ -128,7 +128,7 @@ class Block(nn.Module):
         return h_BTD * g_BTG.repeat_interleave(h_BTD.shape[-1] // g_BTG.shape[-1], dim=-1)
 
     def heads_out(self, q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor) -> Tensor:
-        """(B, T, D): what the writer W_O reads, but for `gated` and `Residual.inner`.
+        """(B, T, D): what the writer W_O reads, but for `through_gates` and `Residual.inner`.
 
         Written out on a CPU, where it compiles to less work than the fused operator.
         """

@@ -82,7 +82,7 @@ def make_plan(selection: Selection, for_costs: bool = False, catalogue: Catalogu
         _check_cells(f"scheme {scheme}", scheme=scheme, arm=arm, params=params, writers=writers)
         catalogue.call(catalogue.get(scheme, arm), _try_out, scheme, arm, params, max(depths_of(cell), default=1), gate_lr)
     runs = [
-        Run(_under(protocol, cell.control).at(depth, lr), scheme, arm, params, writers, depth, lr, seed, source, digest, code, compiled,
+        Run(under(protocol, cell.control).at(depth, lr), scheme, arm, params, writers, depth, lr, seed, source, digest, code, compiled,
             gate_lr, cell.control)
         for cell, (scheme, arm, params, writers, gate_lr, code) in cells
         for depth in depths_of(cell)
@@ -112,18 +112,14 @@ def _cells(protocol: Protocol, selection: Selection, catalogue: Catalogue) -> li
         cells = others + [c for text in selection.params for c in _with_params(cells, text)]
     if selection.control is not None:  # in place of the cells' own
         control = "" if selection.control == BARE else selection.control
-        _under(protocol, control)
+        try:
+            under(protocol, control)
+        except ValueError as error:
+            raise SelectionError(f"--{error}, {BARE}") from None
         cells = [replace(c, control=control) for c in cells]
     if not cells:
         raise SelectionError(f"--arms {','.join(selection.arms or ())}: no scheme of {protocol.name} has that arm")
     return list(dict.fromkeys(cells))
-
-
-def _under(protocol: Protocol, control: str) -> Protocol:
-    try:
-        return under(protocol, control)
-    except ValueError as error:
-        raise SelectionError(f"--{error}, {BARE}") from None
 
 
 def _with_params(cells: list[Cell], text: str) -> list[Cell]:
